@@ -1,0 +1,1 @@
+"""Measurements. Imported as `gpuconv.bench`."""

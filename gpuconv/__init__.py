@@ -1,0 +1,26 @@
+"""gpuconv: convolutions for PyTorch whose kernels are written by hand.
+
+    y = gpuconv.conv2d(input, weight, bias, stride=2, padding=1)        # torch.nn.functional.conv2d
+    with gpuconv.use_backend("numpy"):                                  # any of gpuconv.backends.names()
+        ...
+
+`gpuconv.functional` has the functions, `gpuconv.nn` the modules, `gpuconv.ops` the three ops beneath them.
+"""
+
+from gpuconv import backends, functional, nn, ops
+from gpuconv.backends import BackendUnavailable, use_backend
+from gpuconv.functional import conv1d, conv2d
+from gpuconv.problem import ConvProblem
+
+__version__ = "0.1.0"
+__all__ = [
+    "BackendUnavailable",
+    "ConvProblem",
+    "backends",
+    "conv1d",
+    "conv2d",
+    "functional",
+    "nn",
+    "ops",
+    "use_backend",
+]

@@ -1,0 +1,96 @@
+"""The backends by name, and which of them a call uses.
+
+A call names its backend by argument, else by the innermost `use_backend`, else by the environment variable
+GPUCONV_BACKEND (read when gpuconv is imported), else it is `auto`.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib import import_module
+
+from gpuconv.backends.base import Backend, BackendUnavailable
+
+__all__ = ["Backend", "BackendUnavailable", "auto_order", "get", "names", "register", "selected", "use_backend"]
+
+# Where each backend of ours lives; imported when first asked for, so that importing gpuconv stays cheap.
+_MODULES = {
+    "numpy": ("gpuconv.backends.numpy", "NumpyBackend"),
+    "aten": ("gpuconv.backends.aten", "AtenBackend"),
+}
+_loaded: dict[str, Backend] = {}
+_on_register: list[Callable[[], None]] = []
+
+# What `auto` tries, in this order, for tensors on each type of device; for any other type PyTorch's own.
+_AUTO: dict[str, tuple[str, ...]] = {}
+_ATEN_ONLY = ("aten",)
+
+_default = os.environ.get("GPUCONV_BACKEND") or "auto"
+_selected: ContextVar[str | None] = ContextVar("gpuconv_backend", default=None)
+
+
+def names() -> tuple[str, ...]:
+    """All backends that can be asked for by name, `auto` aside."""
+    return tuple(dict.fromkeys((*_MODULES, *_loaded)))
+
+
+def get(name: str) -> Backend:
+    """The backend called `name`. Raises ValueError for a name that is not known."""
+    backend = _loaded.get(name)
+    if backend is None:
+        if name not in _MODULES:
+            raise ValueError(f"backend must be one of auto, {', '.join(names())}, but got {name!r}")
+        module, cls = _MODULES[name]
+        backend = _loaded[name] = getattr(import_module(module), cls)()
+    return backend
+
+
+def register(backend: Backend) -> None:
+    """Make `backend` known by its name, for `use_backend` and as an argument. A name can be registered again."""
+    if not isinstance(backend, Backend):
+        raise TypeError(f"backend must be a gpuconv.backends.Backend, but got {type(backend).__name__}")
+    if not getattr(backend, "name", "") or backend.name == "auto":
+        raise ValueError("a backend needs a name, other than 'auto'")
+    _loaded[backend.name] = backend
+    for forget in _on_register:
+        forget()
+
+
+def on_register(forget: Callable[[], None]) -> None:
+    """Call `forget` whenever a backend is registered: what was planned before may no longer hold."""
+    _on_register.append(forget)
+
+
+def auto_order(device_type: str) -> tuple[str, ...]:
+    """The backends that `auto` tries, in order, for tensors on a device of this type."""
+    return _AUTO.get(device_type, _ATEN_ONLY)
+
+
+def require(name: str) -> None:
+    """Raise unless `name` is `auto` or a backend that can run on this machine: ValueError for an unknown name,
+    BackendUnavailable, with the reason, for one that cannot run."""
+    if name == "auto":
+        return
+    reason = get(name).unavailable()
+    if reason is not None:
+        raise BackendUnavailable(f"backend {name!r} cannot run here: {reason}; use 'auto' or 'aten' instead")
+
+
+def selected() -> str:
+    """The name of the backend for a call that does not name one."""
+    return _selected.get() or _default
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within this context, convolutions use the backend called `name` (gradients of them too, whenever they run).
+
+    Raises ValueError for an unknown name, BackendUnavailable if the backend cannot run on this machine.
+    """
+    require(name)
+    token = _selected.set(name)
+    try:
+        yield
+    finally:
+        _selected.reset(token)

@@ -1,0 +1,177 @@
+"""Who computes a problem: from an op's arguments to the function that a backend has bound to them.
+
+The first call of a problem validates it and asks the backends; every later call is one dictionary look-up.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from gpuconv import backends, problem as sizes
+from gpuconv.backends import Backend, BackendUnavailable
+from gpuconv.problem import ConvProblem, Direction, Pads
+from gpuconv.reference import Activation
+
+
+class Settings(NamedTuple):
+    """Everything about a call that is not a tensor or a size. Its text form is the one string that the ops take."""
+
+    stride: tuple[int, ...]
+    padding: Pads
+    dilation: tuple[int, ...]
+    groups: int
+    activation: str = "none"
+    backend: str = "auto"
+
+    def encode(self) -> str:
+        """'stride=2,1 padding=1:1,0:0 dilation=1,1 groups=1 activation=none backend=auto'"""
+        return (
+            f"stride={','.join([str(s) for s in self.stride])} "
+            f"padding={','.join([f'{low}:{high}' for low, high in self.padding])} "
+            f"dilation={','.join([str(d) for d in self.dilation])} "
+            f"groups={self.groups} activation={self.activation} backend={self.backend}"
+        )
+
+    @staticmethod
+    @functools.lru_cache(maxsize=4096)
+    def decode(key: str) -> "Settings":
+        """The inverse of `encode`. Raises ValueError, showing the form, for a string that is not of it."""
+        try:
+            fields = dict(field.split("=", 1) for field in key.split(" "))
+            return Settings(
+                stride=tuple(int(s) for s in fields.pop("stride").split(",")),
+                padding=tuple((int(p.split(":")[0]), int(p.split(":")[1])) for p in fields.pop("padding").split(",")),
+                dilation=tuple(int(d) for d in fields.pop("dilation").split(",")),
+                groups=int(fields.pop("groups")),
+                **fields,
+            )
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            example = Settings((1, 1), ((0, 0), (0, 0)), (1, 1), 1).encode()
+            raise ValueError(f"key must be of the form {example!r}, but got {key!r}") from error
+
+
+class Plan(NamedTuple):
+    """A problem, who computes it, and who was passed over for what reason. `run` takes the tensors and gives the result."""
+
+    problem: ConvProblem
+    direction: Direction
+    backend: Backend
+    passed_over: tuple[tuple[str, str], ...]
+    run: Callable[..., Any]
+
+
+_MOST_PLANS = 16_384  # a program with ever-changing shapes starts afresh beyond this
+_plans: dict[tuple[object, ...], Callable[..., Any]] = {}
+backends.on_register(_plans.clear)
+
+
+def choose(problem: ConvProblem, direction: Direction, device: torch.device, settings: Settings) -> Plan:
+    """The backend for `direction` of `problem`: the one that the settings name, or the first that `auto` finds willing.
+
+    Raises ValueError for an unknown backend, BackendUnavailable, with the reason, where the one named cannot do it.
+    """
+    activation = Activation.parse(settings.activation)
+    automatic = settings.backend == "auto"
+    passed_over = []
+    for name in backends.auto_order(device.type) if automatic else (settings.backend,):
+        backend = backends.get(name)
+        reason = backend.unavailable() or backend.refuses(problem, direction, device)
+        if reason is None:
+            run = backend.bind(problem, direction, device, activation)
+            return Plan(problem, direction, backend, tuple(passed_over), run)
+        passed_over.append((name, reason))
+    because = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
+    raise BackendUnavailable(
+        f"no backend can do {direction} of {problem} on {device} ({because}); "
+        + ("" if automatic else "use backend='auto' or 'aten' instead")
+    )
+
+
+def check_tensors(**tensors: torch.Tensor | None) -> None:
+    """Raise unless all are tensors of one dtype on one device; TypeError or RuntimeError, naming the odd one."""
+    (first_name, first), *others = tensors.items()
+    for name, t in tensors.items():
+        if t is not None and not isinstance(t, torch.Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, but got {type(t).__name__}")
+    assert first is not None
+    for name, t in others:
+        if t is None:
+            continue
+        if t.dtype != first.dtype:
+            raise RuntimeError(
+                f"{first_name.capitalize()} type ({first.dtype}) and {name} type ({t.dtype}) should be the same"
+            )
+        if t.device != first.device:
+            raise RuntimeError(f"expected {name} on the device of {first_name} ({first.device}), but got {t.device}")
+
+
+def _problem(settings: Settings, x: Any, w: Any, a: torch.Tensor, b: torch.Tensor) -> ConvProblem:
+    """The problem of an input of shape x and a weight of shape w, computed from tensors a and b."""
+    return ConvProblem.of(
+        tuple(x), tuple(w), *settings[:4], dtype=a.dtype, memory_format=sizes.memory_format_of(a, b)
+    )  # fmt: skip
+
+
+def _remember(signature: tuple[object, ...], plan: Plan) -> Callable[..., Any]:
+    if len(_plans) >= _MOST_PLANS:
+        _plans.clear()
+    _plans[signature] = plan.run
+    return plan.run
+
+
+def forward(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None, key: str
+) -> Callable[..., Any]:
+    """What computes this call of conv_forward."""
+    signature = (
+        key, input.shape, input.stride(), input.dtype, input.device, weight.shape, weight.stride(), weight.dtype, weight.device,
+        None if bias is None else (bias.shape, bias.dtype, bias.device),
+        None if residual is None else (residual.shape, residual.stride(), residual.dtype, residual.device),
+    )  # fmt: skip
+    run = _plans.get(signature)
+    if run is None:
+        check_tensors(input=input, weight=weight, bias=bias, residual=residual)
+        settings = Settings.decode(key)
+        problem = _problem(settings, input.shape, weight.shape, input, weight)
+        if bias is not None:
+            sizes.check_bias(weight.shape, bias.shape)
+        if residual is not None:
+            sizes.check_same("residual", residual.shape, problem.output_shape)
+        run = _remember(signature, choose(problem, "forward", input.device, settings))
+    return run
+
+
+def grad_input(grad_output: torch.Tensor, weight: torch.Tensor, input_shape: Any, key: str) -> Callable[..., Any]:
+    """What computes this call of conv_grad_input."""
+    signature = (
+        "grad_input", key, tuple(input_shape),
+        grad_output.shape, grad_output.stride(), grad_output.dtype, grad_output.device,
+        weight.shape, weight.stride(), weight.dtype, weight.device,
+    )  # fmt: skip
+    run = _plans.get(signature)
+    if run is None:
+        check_tensors(grad_output=grad_output, weight=weight)
+        settings = Settings.decode(key)
+        problem = _problem(settings, input_shape, weight.shape, grad_output, weight)
+        sizes.check_same("grad_output", grad_output.shape, problem.output_shape)
+        run = _remember(signature, choose(problem, "grad_input", grad_output.device, settings))
+    return run
+
+
+def grad_weight(grad_output: torch.Tensor, input: torch.Tensor, weight_shape: Any, key: str) -> Callable[..., Any]:
+    """What computes this call of conv_grad_weight."""
+    signature = (
+        "grad_weight", key, tuple(weight_shape),
+        grad_output.shape, grad_output.stride(), grad_output.dtype, grad_output.device,
+        input.shape, input.stride(), input.dtype, input.device,
+    )  # fmt: skip
+    run = _plans.get(signature)
+    if run is None:
+        check_tensors(grad_output=grad_output, input=input)
+        settings = Settings.decode(key)
+        problem = _problem(settings, input.shape, weight_shape, grad_output, input)
+        sizes.check_same("grad_output", grad_output.shape, problem.output_shape)
+        run = _remember(signature, choose(problem, "grad_weight", grad_output.device, settings))
+    return run
