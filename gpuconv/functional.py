@@ -4,7 +4,7 @@ Each takes one argument more, `backend`: a name from `gpuconv.backends.names()` 
 `gpuconv.use_backend`, of the environment variable GPUCONV_BACKEND, or 'auto'.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -63,36 +63,53 @@ def _conv(
     groups: int,
     backend: str | None,
 ) -> Tensor:
+    if torch.compiler.is_compiling():
+        return _dispatch(ndim, input, weight, bias, stride, padding, dilation, groups, backend, _key)
+    try:
+        return _dispatch(ndim, input, weight, bias, stride, padding, dilation, groups, backend, _remembered_key)
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        failure = error
+    # Only now is there time to find out what exactly was wrong, whichever backend stumbled over it.
+    _validate(ndim, input, weight, bias, stride, padding, dilation, groups)
+    raise failure
+
+
+def _dispatch(
+    ndim: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    backend: str | None,
+    key_of: Callable[..., str],
+) -> Tensor:
     name = backend or backends.selected()
-    compiling = torch.compiler.is_compiling()
     if name == "aten" or (name == "auto" and backends.auto_order(input.device.type)[0] == "aten"):
-        if compiling:
-            return _ATEN[ndim](input, weight, bias, stride, padding, dilation, groups)
-        try:
-            return _ATEN[ndim](input, weight, bias, stride, padding, dilation, groups)
-        except RuntimeError:
-            _validate(ndim, input, weight, bias, stride, padding, dilation, groups)
-            raise
-    if compiling:
-        key = _key(ndim, weight, stride, padding, dilation, groups, name)
-    else:
-        # A filter's size matters to the key where padding is 'same'.
-        call = (ndim, stride, padding, dilation, groups, name, weight.shape[2:] if padding == "same" else None)
-        try:
-            key = _keys[call]
-        except (KeyError, TypeError):  # TypeError: a list among the arguments
-            _validate(ndim, input, weight, bias, stride, padding, dilation, groups)
-            key = _key(ndim, weight, stride, padding, dilation, groups, name)
-            if all(isinstance(argument, (int, str, tuple, torch.Size, type(None))) for argument in call):
-                _keys[call] = key
+        return _ATEN[ndim](input, weight, bias, stride, padding, dilation, groups)
+    key = key_of(ndim, weight, stride, padding, dilation, groups, name)
     device_type = input.device.type
-    if torch.is_autocast_enabled(device_type):
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
         input, weight = _autocast(input, dtype), _autocast(weight, dtype)
         bias = None if bias is None else _autocast(bias, dtype)
     if input.dim() == ndim + 1:
         return ops.forward(input.unsqueeze(0), weight, bias, None, key).squeeze(0)
     return ops.forward(input, weight, bias, None, key)
+
+
+def _remembered_key(ndim: int, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, name: str) -> str:
+    # A filter's size matters to the key where padding is 'same' only.
+    call = (ndim, stride, padding, dilation, groups, name, weight.shape[2:] if padding == "same" else None)
+    try:
+        return _keys[call]
+    except TypeError:  # a list among the arguments
+        return _key(ndim, weight, stride, padding, dilation, groups, name)
+    except KeyError:
+        key = _keys[call] = _key(ndim, weight, stride, padding, dilation, groups, name)
+        return key
 
 
 def _key(ndim: int, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, backend: str) -> str:
@@ -105,7 +122,7 @@ def _key(ndim: int, weight: Tensor, stride: Any, padding: Any, dilation: Any, gr
 def _validate(
     ndim: int, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> None:
-    """Raise the error that the first call of a problem would: it names the argument, what was expected and what came."""
+    """Raise an error that names the argument, what was expected and what came, if these do not fit together."""
     for name, t in (("input", input), ("weight", weight)):
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, but got {type(t).__name__}")
@@ -126,7 +143,7 @@ def _validate(
         if not isinstance(bias, Tensor):
             raise TypeError(f"bias must be a torch.Tensor or None, but got {type(bias).__name__}")
         sizes.check_bias(weight.shape, bias.shape)
-    if not torch.is_autocast_enabled(input.device.type):
+    if input.device.type == "meta" or not torch.is_autocast_enabled(input.device.type):
         check_tensors(input=input, weight=weight, bias=bias)
 
 

@@ -1,7 +1,7 @@
 """The three ops, `gpuconv::conv_forward`, `conv_grad_input` and `conv_grad_weight`, and their derivatives.
 
-Each op's derivative with respect to each of its tensors is one of the other two, so three formulas give derivatives of any
-order. They are attached three times, because no single way serves everything PyTorch offers:
+Each op's derivative with respect to each of its tensors is one of the other two, so three formulas give derivatives
+of any order. They are attached three times, because no single way serves everything PyTorch offers:
 
     register_autograd                 what torch.compile and torch.export see; slow in eager mode, not under torch.func
     _Forward, _GradInput, _GradWeight ordinary eager mode, and quick there
@@ -27,12 +27,13 @@ from gpuconv.reference import Activation
 _library = torch.library.Library("gpuconv", "DEF")
 _library.define("conv_forward(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, str key) -> Tensor")
 _library.define("conv_grad_input(Tensor grad_output, Tensor weight, SymInt[] input_size, str key) -> Tensor")
-_library.define(
-    "conv_grad_weight(Tensor grad_output, Tensor input, SymInt[] weight_size, bool with_bias, str key) -> (Tensor, Tensor)"
-)  # the second result is the gradient of the bias, empty unless asked for
+_library.define(  # the second result is the gradient of the bias, empty unless asked for
+    "conv_grad_weight(Tensor grad_output, Tensor input, SymInt[] weight_size, bool with_bias, str key)"
+    " -> (Tensor, Tensor)"
+)
 
 
-# ---- the implementations ----------------------------------------------------------------------------------------------
+# ---- the implementations --------------------------------------------------------------------------------------------
 
 
 def _forward_impl(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, key: str) -> Tensor:
@@ -55,7 +56,7 @@ _library.impl("conv_grad_input", _grad_input_impl, "CompositeExplicitAutograd")
 _library.impl("conv_grad_weight", _grad_weight_impl, "CompositeExplicitAutograd")
 
 
-# ---- the fakes: sizes may be symbolic, so no problem is built ----------------------------------------------------------
+# ---- the fakes: sizes may be symbolic, so no problem is built -------------------------------------------------------
 
 
 def _check(input_size: Sequence[int], weight_size: Sequence[int], key: str) -> Settings:
@@ -98,7 +99,7 @@ def _grad_weight_fake(
     return gw, grad_output.new_empty(weight_size[0] if with_bias else 0)
 
 
-# ---- the derivatives, once ---------------------------------------------------------------------------------------------
+# ---- the derivatives, once ------------------------------------------------------------------------------------------
 #
 # `save` keeps what `backward` needs and no more. The formulas call the ops through `calls`, which is the bare ops where
 # register_autograd applies and the functions of this module in eager mode; both have the same signatures.
@@ -127,7 +128,8 @@ def _activation_backward(activation: Activation, grad: Tensor, z: Tensor) -> Ten
     if name == "leaky_relu":
         return aten.leaky_relu_backward(grad, z, slope, False)
     if name == "silu":
-        return aten.silu_backward(grad, z)
+        s = torch.sigmoid(z)  # in full: aten.silu_backward has no derivative
+        return grad * (s * (1 + z * (1 - s)))
     if name == "hardswish":
         return aten.hardswish_backward(grad, z)
     return aten.gelu_backward(grad, z, approximate="tanh" if name == "gelu_tanh" else "none")
@@ -205,7 +207,7 @@ def _grad_weight_backward(calls: _Calls, ctx: Any, grad: Tensor, grad_of_bias: T
     )
 
 
-# ---- first attachment: register_autograd, for compile and export --------------------------------------------------------
+# ---- first attachment: register_autograd, for compile and export ----------------------------------------------------
 
 _ops = _Calls(
     torch.ops.gpuconv.conv_forward.default,
@@ -225,21 +227,23 @@ for _name, _save, _formula in (
     )
 
 
-# ---- second attachment: eager mode --------------------------------------------------------------------------------------
+# ---- second attachment: eager mode ----------------------------------------------------------------------------------
 
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 
 class _Forward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, key: str) -> Tensor:
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, key: str
+    ) -> Tensor:
         with _BelowAutograd():
             output = _ops.forward(input, weight, bias, residual, key)
         _save_forward(ctx, (input, weight, bias, residual, key), output)
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]  # PyTorch declares *args
+    def backward(ctx: Any, grad: Tensor) -> Any:
         return _forward_backward(_eager, ctx, grad)
 
 
@@ -252,7 +256,7 @@ class _GradInput(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]  # PyTorch declares *args
+    def backward(ctx: Any, grad: Tensor) -> Any:
         return _grad_input_backward(_eager, ctx, grad)
 
 
@@ -269,11 +273,11 @@ class _GradWeight(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, grad_of_bias: Tensor) -> Any:  # type: ignore[override]  # PyTorch: *args
+    def backward(ctx: Any, grad: Tensor, grad_of_bias: Tensor) -> Any:
         return _grad_weight_backward(_eager, ctx, grad, grad_of_bias)
 
 
-# ---- third attachment: torch.func and forward-mode AD --------------------------------------------------------------------
+# ---- third attachment: torch.func and forward-mode AD ---------------------------------------------------------------
 
 
 class _Bilinear(torch.autograd.Function):
@@ -298,7 +302,7 @@ class _Bilinear(torch.autograd.Function):
         ctx.save_for_forward(a, b)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]  # PyTorch declares *args
+    def backward(ctx: Any, grad: Tensor) -> Any:
         a, b = ctx.saved_tensors
         (of_a, *from_a), (of_b, *from_b) = {
             "y": (("x", grad, b, a.shape), ("w", grad, a, b.shape)),
@@ -315,14 +319,16 @@ class _Bilinear(torch.autograd.Function):
         )
 
     @staticmethod
-    def jvp(ctx: Any, _which: None, da: Tensor | None, db: Tensor | None, *_rest: None) -> Tensor:  # type: ignore[override]  # PyTorch: *args
+    def jvp(ctx: Any, _which: None, da: Tensor | None, db: Tensor | None, *_rest: None) -> Tensor:
         a, b = ctx.saved_tensors
         parts = [_Bilinear.apply(ctx.which, da, b, ctx.size, ctx.key)] if da is not None else []
         parts += [_Bilinear.apply(ctx.which, a, db, ctx.size, ctx.key)] if db is not None else []
         return sum(parts[1:], parts[0])
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], which: str, a: Tensor, b: Tensor, size: Sequence[int], key: str) -> Any:  # type: ignore[override]  # PyTorch: *args
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], which: str, a: Tensor, b: Tensor, size: Sequence[int], key: str
+    ) -> Any:
         """A batch of images folds into N; a batch of filters, in or out, folds into the groups."""
         batch, (_, a_dim, b_dim, *_) = info.batch_size, in_dims
         if which != "w" and b_dim is None:
@@ -362,7 +368,7 @@ def _transformed_forward(
     return y if activation.name == "none" else getattr(functions, activation.name)(y)
 
 
-# ---- the way in ------------------------------------------------------------------------------------------------------------
+# ---- the way in -----------------------------------------------------------------------------------------------------
 
 
 def _transforming() -> bool:

@@ -1,9 +1,11 @@
 """Who computes a problem: from an op's arguments to the function that a backend has bound to them.
 
-The first call of a problem validates it and asks the backends; every later call is one dictionary look-up.
+The first call of a problem validates it, asks the backends and picks a tile by a closed formula (`best_tile`); every
+later call is one dictionary look-up. Nothing is tried out.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +13,8 @@ import torch
 
 from gpuconv import backends, problem as sizes
 from gpuconv.backends import Backend, BackendUnavailable
+from gpuconv.backends.base import Operands, Tile
+from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction, Pads
 from gpuconv.reference import Activation
 
@@ -53,12 +57,13 @@ class Settings(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A problem, who computes it, and who was passed over for what reason. `run` takes the tensors and gives the result."""
+    """A problem, who computes it, and who was passed over for what reason. `run` takes tensors and gives the result."""
 
     problem: ConvProblem
     direction: Direction
     backend: Backend
     passed_over: tuple[tuple[str, str], ...]
+    tile: Tile | None
     run: Callable[..., Any]
 
 
@@ -67,26 +72,123 @@ _plans: dict[tuple[object, ...], Callable[..., Any]] = {}
 backends.on_register(_plans.clear)
 
 
-def choose(problem: ConvProblem, direction: Direction, device: torch.device, settings: Settings) -> Plan:
+def choose(
+    problem: ConvProblem,
+    direction: Direction,
+    device: torch.device,
+    settings: Settings,
+    operands: Operands | None = None,
+) -> Plan:
     """The backend for `direction` of `problem`: the one that the settings name, or the first that `auto` finds willing.
+
+    `operands`: how the tensors lie in memory; contiguous where it is not said.
 
     Raises ValueError for an unknown backend, BackendUnavailable, with the reason, where the one named cannot do it.
     """
     activation = Activation.parse(settings.activation)
+    operands = operands or contiguous_operands(problem, direction)
     automatic = settings.backend == "auto"
-    passed_over = []
+    passed_over: list[tuple[str, str]] = []
     for name in backends.auto_order(device.type) if automatic else (settings.backend,):
         backend = backends.get(name)
         reason = backend.unavailable() or backend.refuses(problem, direction, device)
         if reason is None:
-            run = backend.bind(problem, direction, device, activation)
-            return Plan(problem, direction, backend, tuple(passed_over), run)
+            gpu = Gpu.of(device)
+            candidates = backend.tiles(problem, direction, gpu, operands)
+            tile = best_tile(candidates, problem, direction, gpu, operands.tf32)
+            chosen = () if tile is None else (operands, tile)
+            run = backend.bind(problem, direction, device, activation, *chosen)
+            return Plan(problem, direction, backend, tuple(passed_over), tile, run)
         passed_over.append((name, reason))
     because = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
     raise BackendUnavailable(
         f"no backend can do {direction} of {problem} on {device} ({because}); "
         + ("" if automatic else "use backend='auto' or 'aten' instead")
     )
+
+
+def contiguous_operands(
+    problem: ConvProblem, direction: Direction, memory_format: torch.memory_format = torch.contiguous_format
+) -> Operands:
+    """The operands of a call whose tensors all lie in `memory_format` (and are not TF32): to plan without tensors."""
+    shapes = {
+        "forward": (problem.input_shape, problem.weight_shape),
+        "grad_input": (problem.output_shape, problem.weight_shape),
+        "grad_weight": (problem.output_shape, problem.input_shape),
+    }[direction]
+    first, second = (torch.empty(s, device="meta", memory_format=memory_format).stride() for s in shapes)
+    return Operands((first, second))
+
+
+# ---- which tile ------------------------------------------------------------------------------------------------------
+
+
+def programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[int, float]:
+    """How many programs a gather kernel runs with this tile, and the steps that the loop of each takes on average."""
+    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    pixels = problem.batch * math.prod(problem.output_size)
+    if direction == "forward":
+        programs = math.ceil(pixels / tile.rows) * math.ceil(k / tile.columns) * problem.groups
+        return programs, problem.taps * math.ceil(c / tile.depth)
+    if direction == "grad_input":
+        phases = math.prod(problem.stride)
+        largest = problem.batch * math.prod(
+            math.ceil(h / s) for h, s in zip(problem.input_size, problem.stride, strict=True)
+        )
+        programs = phases * math.ceil(largest / tile.rows) * math.ceil(c / tile.columns) * problem.groups
+        return programs, problem.taps / phases * math.ceil(k / tile.depth)
+    programs = math.ceil(k / tile.rows) * math.ceil(c / tile.columns) * problem.taps * problem.groups * tile.splits
+    return programs, math.ceil(math.ceil(pixels / tile.depth) / tile.splits)
+
+
+def expected_seconds(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> float:
+    """A model of the time that `direction` takes with this tile: good for comparing tiles, not for telling the time.
+
+    Programs run in waves of as many as fit on the multiprocessors at once. A step of a program takes as long as the
+    slowest of: multiplying its tiles, fetching them from the L2 cache, and the latency of a fetch divided by the fetches
+    under way. No less than the bytes that must cross the memory bus; a split sum writes and reads its partials besides.
+    """
+    programs, steps = programs_and_steps(problem, direction, tile)
+    size = problem.dtype.itemsize
+    fetched = (tile.rows + tile.columns) * tile.depth * size
+    registers = 32 * tile.warps * 64 + tile.rows * tile.columns * (2 if size == 8 else 1)
+    together = min(
+        gpu.shared_memory // max(1, fetched * max(1, tile.stages - 1)),
+        gpu.threads // (32 * tile.warps),
+        65536 // registers,
+    )
+    together = min(max(1, together), max(1, math.ceil(programs / gpu.multiprocessors)))
+    waves = math.ceil(programs / (gpu.multiprocessors * together))
+    multiply = 2 * tile.rows * tile.columns * tile.depth / (gpu.rate(problem.dtype, tf32) / gpu.multiprocessors)
+    fetch = fetched / (_L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors)
+    step = max(multiply * together, fetch * together, gpu.step_latency / max(1, tile.stages - 1))
+    seconds = max(waves * (steps + 2) * step, problem.least_bytes(direction) / gpu.bandwidth)
+    if tile.splits > 1:
+        seconds += 2 * 4 * tile.splits * math.prod(problem.weight_shape) / gpu.bandwidth + _ONE_MORE_LAUNCH
+    return seconds
+
+
+_L2_SPEEDUP = 3.0  # over device memory
+_ONE_MORE_LAUNCH = 3e-6  # seconds
+
+
+def best_tile(tiles: tuple[Tile, ...], problem: ConvProblem, direction: Direction, gpu: Gpu, tf32: bool) -> Tile | None:
+    """The tile that `expected_seconds` finds quickest; among equals the smallest, None if there is none to choose."""
+    return min(
+        tiles,
+        key=lambda tile: (
+            expected_seconds(problem, direction, tile, gpu, tf32), tile.splits, tile.rows * tile.columns, tile.depth
+        ),
+        default=None,
+    )  # fmt: skip
+
+
+# ---- the way in ------------------------------------------------------------------------------------------------------
+
+
+def uses_tf32(t: torch.Tensor) -> bool:
+    """Whether PyTorch's own convolution would multiply this tensor as TF32. Not to be asked while tracing."""
+    return t.dtype is torch.float32 and t.is_cuda and torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 
 def check_tensors(**tensors: torch.Tensor | None) -> None:
@@ -126,9 +228,12 @@ def forward(
 ) -> Callable[..., Any]:
     """What computes this call of conv_forward."""
     signature = (
-        key, input.shape, input.stride(), input.dtype, input.device, weight.shape, weight.stride(), weight.dtype, weight.device,
+        key,
+        input.shape, input.stride(), input.dtype, input.device,
+        weight.shape, weight.stride(), weight.dtype, weight.device,
         None if bias is None else (bias.shape, bias.dtype, bias.device),
         None if residual is None else (residual.shape, residual.stride(), residual.dtype, residual.device),
+        uses_tf32(input),
     )  # fmt: skip
     run = _plans.get(signature)
     if run is None:
@@ -139,7 +244,9 @@ def forward(
             sizes.check_bias(weight.shape, bias.shape)
         if residual is not None:
             sizes.check_same("residual", residual.shape, problem.output_shape)
-        run = _remember(signature, choose(problem, "forward", input.device, settings))
+        strides = (input.stride(), weight.stride())
+        operands = Operands(strides, None if residual is None else residual.stride(), bias is not None, signature[-1])
+        run = _remember(signature, choose(problem, "forward", input.device, settings, operands))
     return run
 
 
@@ -149,6 +256,7 @@ def grad_input(grad_output: torch.Tensor, weight: torch.Tensor, input_shape: Any
         "grad_input", key, tuple(input_shape),
         grad_output.shape, grad_output.stride(), grad_output.dtype, grad_output.device,
         weight.shape, weight.stride(), weight.dtype, weight.device,
+        uses_tf32(grad_output),
     )  # fmt: skip
     run = _plans.get(signature)
     if run is None:
@@ -156,7 +264,8 @@ def grad_input(grad_output: torch.Tensor, weight: torch.Tensor, input_shape: Any
         settings = Settings.decode(key)
         problem = _problem(settings, input_shape, weight.shape, grad_output, weight)
         sizes.check_same("grad_output", grad_output.shape, problem.output_shape)
-        run = _remember(signature, choose(problem, "grad_input", grad_output.device, settings))
+        operands = Operands((grad_output.stride(), weight.stride()), tf32=signature[-1])
+        run = _remember(signature, choose(problem, "grad_input", grad_output.device, settings, operands))
     return run
 
 
@@ -166,6 +275,7 @@ def grad_weight(grad_output: torch.Tensor, input: torch.Tensor, weight_shape: An
         "grad_weight", key, tuple(weight_shape),
         grad_output.shape, grad_output.stride(), grad_output.dtype, grad_output.device,
         input.shape, input.stride(), input.dtype, input.device,
+        uses_tf32(grad_output),
     )  # fmt: skip
     run = _plans.get(signature)
     if run is None:
@@ -173,5 +283,6 @@ def grad_weight(grad_output: torch.Tensor, input: torch.Tensor, weight_shape: An
         settings = Settings.decode(key)
         problem = _problem(settings, input.shape, weight_shape, grad_output, input)
         sizes.check_same("grad_output", grad_output.shape, problem.output_shape)
-        run = _remember(signature, choose(problem, "grad_weight", grad_output.device, settings))
+        operands = Operands((grad_output.stride(), input.stride()), tf32=signature[-1])
+        run = _remember(signature, choose(problem, "grad_weight", grad_output.device, settings, operands))
     return run

@@ -1,9 +1,9 @@
 """`ConvProblem`: one convolution as a frozen value, and the arithmetic of its sizes.
 
-    y[n, k, p] = Σ_{c, r}  x[n, c, p·stride + r·dilation − low] · w[k, c, r]        (one axis shown; groups split c and k)
+    y[n, k, p] = Σ_{c, r}  x[n, c, p·stride + r·dilation − low] · w[k, c, r]     (one axis shown; groups split c and k)
 
 Everything in gpuconv that needs an output size, a count of operations or a matrix view asks here. The functions at
-module level are pure arithmetic and comparisons, so they work on symbolic sizes too; `ConvProblem` holds plain integers.
+module level are pure arithmetic and comparisons, so they work on symbolic sizes too; `ConvProblem` holds integers.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class Gemm(NamedTuple):
-    """A direction as `count` matrix products of rows × depth with depth × columns."""
+    """A direction as `batch` matrix products of rows × depth with depth × columns."""
 
     rows: int
     columns: int
     depth: int
-    count: int
+    batch: int
 
 
 def per_axis(name: str, value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
@@ -63,7 +63,9 @@ def normalize_padding(
         if padding != "same":
             raise RuntimeError(f"Invalid padding string: {padding!r}; expected 'same' or 'valid'")
         if any(s != 1 for s in stride):
-            raise RuntimeError(f"padding='same' is not supported for strided convolutions, but got stride={tuple(stride)}")
+            raise RuntimeError(
+                f"padding='same' is not supported for strided convolutions, but got stride={tuple(stride)}"
+            )
         totals = [d * (r - 1) for d, r in zip(dilation, filter_size, strict=True)]
         return tuple((total // 2, total - total // 2) for total in totals)
     return tuple((p, p) for p in per_axis("padding", padding, len(filter_size)))

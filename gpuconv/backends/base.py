@@ -1,22 +1,48 @@
 """What a backend is: an implementation of the three functions that says which problems it can do.
 
-To bring your own, subclass `Backend`, implement the three functions (or refuse a direction in `refuses`), and pass it to
-`gpuconv.backends.register`. Tensors arrive validated, of one dtype and on one device, possibly non-contiguous; results
-are fresh tensors of the problem's shape and memory format, made with `gpuconv.problem.allocate`.
+To bring your own, subclass `Backend`, implement the three functions (or refuse a direction in `refuses`), and pass it
+to `gpuconv.backends.register`. Tensors arrive validated, of one dtype and on one device, possibly non-contiguous;
+results are fresh tensors of the problem's shape and memory format, made with `gpuconv.problem.allocate`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.reference import Activation
 
 
 class BackendUnavailable(RuntimeError):
-    """The backend asked for cannot run here, or cannot do this problem; the message says why and what to use instead."""
+    """The backend asked for cannot run here or cannot do this problem. Says why, and what to use instead."""
+
+
+class Operands(NamedTuple):
+    """What a plan depends on beside the problem: how the tensors of the call lie in memory, and the float32 setting."""
+
+    strides: tuple[tuple[int, ...], tuple[int, ...]]  # of the two tensors that the op multiplies, in its order
+    residual: tuple[int, ...] | None = None  # its strides
+    bias: bool = False  # forward adds one
+    tf32: bool = False  # float32 may be multiplied as TF32
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """What one program of a kernel computes: rows × columns of the result, `depth` terms of the sum in each step.
+
+    Rows, columns and depth are those of `ConvProblem.gemm`, for one filter tap. `splits` programs share one sum.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+    splits: int = 1
 
 
 class Backend:
@@ -57,12 +83,23 @@ class Backend:
         """Derivative with respect to the weight, [K, C/groups, *filter], and, if `with_bias`, to the bias, [K]."""
         raise NotImplementedError(f"backend {self.name!r} has no grad_weight")
 
+    def tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
+        """The tiles that this backend could use on `gpu`, for the planner to choose from. Empty: nothing to choose."""
+        return ()
+
     def bind(
-        self, problem: ConvProblem, direction: Direction, device: torch.device, activation: Activation
+        self,
+        problem: ConvProblem,
+        direction: Direction,
+        device: torch.device,
+        activation: Activation,
+        operands: Operands | None = None,
+        tile: Tile | None = None,
     ) -> Callable[..., Any]:
         """What the planner keeps and calls for every call of this problem: the function with all but tensors fixed.
 
-        A backend with work to do once for a problem (choosing a tile, preparing a launch) does it here.
+        A backend with work to do once for a problem (preparing a launch) does it here. `operands` holds for every call,
+        and `tile` is one of `tiles`; a backend without `tiles` is given neither and need not take them.
         """
         if direction == "forward":
             return partial(self.forward, problem, activation=activation)

@@ -1,9 +1,13 @@
 """Backend `numpy`: im2col and BLAS, a few images at a time so that the columns stay in cache.
 
-    cols[(c, r), p] = x[n, c, p·u + r·d − low]        forward y = w·cols, grad_weight += gy·colsᵀ, grad_input = fold(wᵀ·gy)
+    cols[(c, r), p] = x[n, c, p·u + r·d − low]
 
-The same structure as the oracle in `gpuconv.reference` (windows of the padded input, one for each tap), in the precision
-that a user expects: float64 for float64, else float32, rounded once to the output's type.
+    forward      y = w · cols
+    grad_input   gx[windows] += wᵀ · gy, tap by tap
+    grad_weight  gw = Σ_n gy · colsᵀ
+
+The same structure as the oracle in `gpuconv.reference` (windows of the padded input, one for each tap), in the
+precision that a user expects: float64 for float64, else float32, rounded once to the output's type.
 """
 
 import math
@@ -14,9 +18,10 @@ import torch
 
 from gpuconv.backends.base import Backend
 from gpuconv.problem import ConvProblem, Direction, allocate
-from gpuconv.reference import Activation, Array, activate, as_numpy, crop, grouped, pad, tap_windows
+from gpuconv.reference import Activation, Array, activate, as_numpy, crop, grouped, last_axes, pad, tap_windows
 
 _COLUMN_BYTES = 2 << 20  # columns of one step: about an L2 cache
+_quiet = np.errstate(invalid="ignore", over="ignore")  # NaN and infinity pass through without a warning, as in PyTorch
 
 
 class NumpyBackend(Backend):
@@ -28,9 +33,12 @@ class NumpyBackend(Backend):
         if device.type != "cpu":
             return f"it computes on the CPU, and the tensors are on {device}"
         if problem.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-            return f"it computes float16, bfloat16, float32 and float64, not {str(problem.dtype).removeprefix('torch.')}"
+            return (
+                f"it computes float16, bfloat16, float32 and float64, not {str(problem.dtype).removeprefix('torch.')}"
+            )
         return None
 
+    @_quiet
     def forward(
         self,
         problem: ConvProblem,
@@ -42,33 +50,35 @@ class NumpyBackend(Backend):
     ) -> torch.Tensor:
         w = _filters(problem, _wide(weight))
         padded = pad(_wide(input), problem)
-        y = np.empty((problem.batch, problem.groups, w.shape[1], math.prod(problem.output_size)), w.dtype)
+        out = np.empty((problem.batch, problem.groups, w.shape[1], math.prod(problem.output_size)), w.dtype)
         for images, cols in _columns(problem, padded):
-            np.matmul(w, cols, out=y[images])
-        y = y.reshape(problem.output_shape)
+            np.matmul(w, cols, out=out[images])
+        y = out.reshape(problem.output_shape)
         if bias is not None:
             y += _wide(bias).reshape(-1, *(1,) * problem.ndim)
         if residual is not None:
             y += _wide(residual)
         return _round(activate(activation, y), input, problem)
 
+    @_quiet
     def grad_input(self, problem: ConvProblem, grad_output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         w = _filters(problem, _wide(weight)).swapaxes(1, 2)  # [G, C/G·taps, K/G]
         gy = grouped(_wide(grad_output), problem.groups)
         size = [h + low + high for h, (low, high) in zip(problem.input_size, problem.padding, strict=True)]
         padded = np.zeros((problem.batch, problem.in_channels, *size), w.dtype)
         for images in _steps(problem, w.dtype):
+            part = padded[images]
             cols = np.matmul(w, gy[images])
-            cols = cols.reshape(-1, problem.in_channels, *problem.filter_size, *problem.output_size)
-            for tap, window in tap_windows(problem):
-                padded[(images, slice(None), *window)] += cols[(slice(None), slice(None), *tap)]
+            cols = cols.reshape(len(part), problem.in_channels, problem.taps, *problem.output_size)
+            for i, (_, window) in enumerate(tap_windows(problem)):
+                part[last_axes(window)] += cols[:, :, i]
         return _round(crop(padded, problem), grad_output, problem)
 
+    @_quiet
     def grad_weight(
         self, problem: ConvProblem, grad_output: torch.Tensor, input: torch.Tensor, with_bias: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        wide_gy = _wide(grad_output)
-        gy = grouped(wide_gy, problem.groups)
+        gy = grouped(_wide(grad_output), problem.groups)
         padded = pad(_wide(input), problem)
         gw = np.zeros((problem.groups, gy.shape[2], math.prod(problem.weight_shape[1:])), gy.dtype)
         for images, cols in _columns(problem, padded):
@@ -76,7 +86,7 @@ class NumpyBackend(Backend):
         grad_weight = _round(gw.reshape(problem.weight_shape), grad_output, problem)
         if not with_bias:
             return grad_weight, None
-        gb = wide_gy.reshape(*wide_gy.shape[:2], -1).sum(2).sum(0)  # pixels first: pairwise, so nearly exact
+        gb = gy.sum(3).sum(0).reshape(-1)  # pixels first: NumPy adds contiguous numbers pairwise, so nearly exactly
         return grad_weight, torch.from_numpy(gb).to(grad_output.dtype)
 
 

@@ -1,0 +1,96 @@
+"""What the planner knows of a GPU: `Gpu.of(device)` asks the driver, `KNOWN` has a few to plan for without one.
+
+Rates are peak dense rates from the vendors' data sheets, in operations a second; only their proportions matter here.
+"""
+
+import dataclasses
+import functools
+
+import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """A device as the planner's formula sees it."""
+
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+    shared_memory: int  # bytes that one block may have
+    threads: int  # resident on one multiprocessor
+    l2: int  # bytes
+    bandwidth: float  # bytes a second
+    rate_16: float  # float16 and bfloat16 on tensor cores
+    rate_tf32: float
+    rate_32: float  # float32 without tensor cores
+    rate_64: float
+    step_latency: float = 0.6e-6  # seconds until a tile that is asked for has come: the least time of one loop step
+
+    def rate(self, dtype: torch.dtype, tf32: bool) -> float:
+        """Peak operations a second on operands of `dtype`."""
+        if dtype.itemsize == 2:
+            return self.rate_16
+        if dtype is torch.float64:
+            return self.rate_64
+        return self.rate_tf32 if tf32 else self.rate_32
+
+    @staticmethod
+    def of(device: torch.device) -> "Gpu":
+        """The GPU that `device` is; for the CPU, where Triton interprets its kernels, `INTERPRETER`."""
+        if device.type != "cuda":
+            return INTERPRETER
+        return _properties(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def _gpu(name: str, capability: tuple[int, int], sms: int, l2_mb: float, gbs: float, tflops: tuple[float, ...]) -> Gpu:
+    """A Gpu with the limits of its capability; tflops: 16-bit, TF32, float32, float64."""
+    shared, threads = _LIMITS[capability]
+    return Gpu(name, capability, sms, shared, threads, int(l2_mb * 2**20), gbs * 1e9, *(t * 1e12 for t in tflops))
+
+
+# Shared memory of a block and threads of a multiprocessor (CUDA C++ Programming Guide, 'Compute Capabilities').
+_LIMITS = {
+    (8, 0): (163 << 10, 2048),
+    (8, 6): (99 << 10, 1536),
+    (8, 9): (99 << 10, 1536),
+    (9, 0): (227 << 10, 2048),
+    (10, 0): (227 << 10, 2048),
+    (12, 0): (99 << 10, 1536),
+}
+KNOWN = {
+    gpu.name: gpu
+    for gpu in (
+        _gpu("A100", (8, 0), 108, 40, 1555, (312, 156, 19.5, 19.5)),
+        _gpu("RTX 3090", (8, 6), 82, 6, 936, (71, 35.6, 35.6, 0.56)),
+        _gpu("L4", (8, 9), 58, 48, 300, (121, 60, 30.3, 0.47)),
+        _gpu("RTX 4090", (8, 9), 128, 72, 1008, (165, 82.6, 82.6, 1.29)),
+        _gpu("H100", (9, 0), 132, 50, 3350, (989, 495, 67, 67)),
+        _gpu("B200", (10, 0), 148, 126, 8000, (2250, 1100, 80, 40)),
+        _gpu("RTX 5090", (12, 0), 170, 96, 1792, (210, 105, 105, 1.64)),
+    )
+}
+# The interpreter runs one program after the other and takes as long for a small step as for a large one.
+INTERPRETER = Gpu("Triton's interpreter", (0, 0), 1, 1 << 40, 128, 1 << 40, 1e15, 1e15, 1e15, 1e15, 1e15, 4.5e-3)
+
+
+@functools.cache
+def _properties(index: int) -> Gpu:
+    p = torch.cuda.get_device_properties(index)
+    capability = (p.major, p.minor)
+    like = max(
+        (gpu for gpu in KNOWN.values() if gpu.capability <= capability),
+        key=lambda gpu: (gpu.capability, gpu.name in p.name),
+        default=KNOWN["A100"],
+    )
+    scale = p.multi_processor_count / like.multiprocessors  # rates of a like GPU, by the number of its processors
+    return dataclasses.replace(
+        like,
+        name=p.name,
+        capability=capability,
+        multiprocessors=p.multi_processor_count,
+        shared_memory=getattr(p, "shared_memory_per_block_optin", like.shared_memory),
+        threads=p.max_threads_per_multi_processor,
+        l2=p.L2_cache_size,
+        bandwidth=like.bandwidth if like.name in p.name else like.bandwidth * scale,
+        **{name: getattr(like, name) * scale for name in ("rate_16", "rate_tf32", "rate_32", "rate_64")},
+    )

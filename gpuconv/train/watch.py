@@ -1,0 +1,86 @@
+"""Showing a run while it goes on: `Bar` on a terminal, `Lines` elsewhere."""
+
+import time
+from typing import Any, TextIO
+
+from gpuconv.train.loop import Progress
+
+_REFRESH = 0.3  # seconds between looks at the loss: each waits for the device
+
+
+class Lines:
+    """A title when training begins, then one line for each record of metrics.jsonl."""
+
+    def __init__(self, stream: TextIO, title: str) -> None:
+        self.stream, self.title = stream, title
+
+    def __enter__(self) -> "Lines":
+        self._print(self.title)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def step(self, at: Progress) -> None:
+        """A step was done."""
+
+    def record(self, at: Progress, line: dict[str, Any]) -> None:
+        """`line` was written to metrics.jsonl."""
+        self._print(_step_text(line) if line["kind"] == "step" else _epoch_text(at, line))
+
+    def _print(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+
+
+class Bar(Lines):
+    """A bar over all steps, with loss, accuracy, images a second and the remaining time; steps' records above it."""
+
+    def __init__(self, stream: TextIO, title: str) -> None:
+        from rich import console, progress
+
+        super().__init__(stream, title)
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=None),
+            progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=console.Console(file=stream, highlight=False),
+            expand=True,
+        )
+        self._task = self._bar.add_task("", total=None)
+        self._test, self._next_look = "", 0.0
+
+    def __enter__(self) -> "Bar":
+        self._print(self.title)
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def step(self, at: Progress) -> None:
+        if time.perf_counter() >= self._next_look or at.ended:
+            self._next_look = time.perf_counter() + _REFRESH
+            loss, accuracy, rate = at.running()
+            text = (
+                f"epoch {at.epoch}/{at.epochs} loss {loss:.4f} accuracy {accuracy:.1%}{self._test} {rate:,.0f} images/s"
+            )
+            self._bar.update(self._task, total=at.steps, completed=at.step, description=text)
+
+    def record(self, at: Progress, line: dict[str, Any]) -> None:
+        if line["kind"] == "step":
+            self._bar.console.print(_step_text(line))
+        else:
+            self._test = f" test {line['test_accuracy']:.1%}"
+
+
+def _step_text(line: dict[str, Any]) -> str:
+    loss = "not finite" if line["loss"] is None else f"{line['loss']:#.6g}"  # six digits, to compare backends by
+    return f"step {line['step']}  loss {loss}  lr {line['lr']:.4g}"
+
+
+def _epoch_text(at: Progress, line: dict[str, Any]) -> str:
+    return (
+        f"epoch {line['epoch']:{len(str(at.epochs))}}/{at.epochs}  loss {line['loss']:.4f}  "
+        f"accuracy {line['accuracy']:6.2%}  test {line['test_accuracy']:6.2%}  "
+        f"{line['images_per_second']:,.0f} images/s  {line['seconds']:.1f} s"
+    )

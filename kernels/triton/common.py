@@ -1,0 +1,230 @@
+"""What the gather kernels share: which tile a program owns, where its pixels are, and the loop over filter taps.
+
+In Triton a kernel is written for one *program*, which computes one block of the result; many run at once. A block tensor
+such as `tl.arange(0, 64)` is one value for the program, spread by the compiler over the registers of its threads.
+Loading through a block of pointers is the *gather*: every element has an address of its own, and a mask says which of
+them to read at all.
+
+A convolution is a sum over filter taps, and for a fixed tap it is a matrix product:
+
+    y[m, k] = Σ_tap Σ_c  x[pixel(m, tap), c] · w[tap, c, k]        m counts output pixels
+
+The matrix x[pixel(m, tap), c] (im2col) is never stored: each step of the loop gathers a tile of it, `rows` pixels by `depth`
+channels, and multiplies it with a tile of w on the tensor cores. `gather_product` is that loop; forward and grad_input
+differ only in which pixel a tap means.
+
+    p_ pointer   b_ block of values   o_ offset, counted in elements   m_ mask   CAPITALS compile-time constants and sizes
+
+Masks. A pixel beyond the last or a column beyond the last is computed and not stored; to have something to read it stands
+for one of the first. So loads are masked only where a zero is meant: a tap outside the image, channels beyond the last.
+
+Vectors. A thread can load 16 bytes at once if the compiler can prove that they lie together and start at a multiple of
+16. Strides and sizes are run-time values and prove nothing, so where VECTOR is more than 1 the launcher hands them over
+divided by it and the kernel multiplies: now the compiler sees it. VECTOR is the number of elements in 16 bytes where
+channels lie one after the other in all tensors that are read, and all other strides and the numbers of channels are
+multiples of it, as in channels-last tensors; else it is 1.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tile_of_program(program, row_blocks, column_blocks, BAND: tl.constexpr):
+    """(row block, column block) of a program; BAND rows of blocks are walked column by column.
+
+    Programs that run at the same time then share rows of x as well as columns of w, which so stay in the L2 cache.
+    """
+    in_band = BAND * column_blocks
+    first = program // in_band * BAND
+    height = tl.minimum(row_blocks - first, BAND)
+    within = program % in_band
+    return first + within % height, within // height
+
+
+@triton.jit
+def block_indices(block, SIZE: tl.constexpr, count, WIDE: tl.constexpr):
+    """The SIZE indices of a block, and the same with those beyond the last starting again at 0. 64-bit if WIDE."""
+    if WIDE:
+        block = block.to(tl.int64)
+    index = block * SIZE + tl.arange(0, SIZE)  # [SIZE]
+    return index, index % count
+
+
+@triton.jit
+def split_pixel(pixel, P, Q):
+    """(z, p, q) of flat pixel numbers, q fastest."""
+    row = pixel // Q
+    return row // P, row % P, pixel % Q
+
+
+@triton.jit
+def axis_taps(b_start, step, size, taps, FIRST_BIT: tl.constexpr):
+    """For each pixel, bit FIRST_BIT + r says whether coordinate start + r·step is inside 0 … size − 1. [BM] → [BM]"""
+    b_bits = tl.zeros_like(b_start).to(tl.int32)
+    for r in range(0, taps):
+        b_at = b_start + r * step
+        b_bits |= ((b_at >= 0) & (b_at < size)).to(tl.int32) << (FIRST_BIT + r)
+    return b_bits
+
+
+@triton.jit
+def valid_taps(b_d, b_h, b_w, step_d, step_h, step_w, D, H, W, T, R, S):
+    """For each pixel, which taps of each axis fall inside the image: bits 20 + t, 10 + r and s. [BM] → [BM]
+
+    b_d, b_h, b_w: where tap 0 falls; step: from there to the next. At most ten taps an axis.
+    """
+    b_bits = axis_taps(b_d, step_d, D, T, 20) | axis_taps(b_h, step_h, H, R, 10) | axis_taps(b_w, step_w, W, S, 0)
+    return b_bits
+
+
+@triton.jit
+def load_tile(
+    p_base,
+    o_rows,
+    o_columns,
+    m_rows,
+    m_columns,
+    MASK_ROWS: tl.constexpr,
+    MASK_COLUMNS: tl.constexpr,
+    ROWS_FAST: tl.constexpr,
+):
+    """The tile [rows, columns] whose element (i, j) is at base + o_rows[i] + o_columns[j], zero where masked.
+
+    Neighbouring threads should read neighbouring addresses, and Triton hands the last axis of a block to neighbouring
+    threads. So where rows are the closer ones in memory (ROWS_FAST) the tile is loaded lying on its side.
+    """
+    if ROWS_FAST:
+        p = p_base + (o_columns[:, None] + o_rows[None, :])  # [columns, rows]
+        if MASK_ROWS and MASK_COLUMNS:
+            b = tl.load(p, mask=m_columns[:, None] & m_rows[None, :], other=0.0)
+        elif MASK_ROWS:
+            b = tl.load(p, mask=m_rows[None, :], other=0.0)
+        elif MASK_COLUMNS:
+            b = tl.load(p, mask=m_columns[:, None], other=0.0)
+        else:
+            b = tl.load(p)
+        b = tl.trans(b)
+    else:
+        p = p_base + (o_rows[:, None] + o_columns[None, :])  # [rows, columns]
+        if MASK_ROWS and MASK_COLUMNS:
+            b = tl.load(p, mask=m_rows[:, None] & m_columns[None, :], other=0.0)
+        elif MASK_ROWS:
+            b = tl.load(p, mask=m_rows[:, None], other=0.0)
+        elif MASK_COLUMNS:
+            b = tl.load(p, mask=m_columns[None, :], other=0.0)
+        else:
+            b = tl.load(p)
+    return b
+
+
+@triton.jit
+def rounded(b, DTYPE: tl.constexpr, EMULATE_BF16: tl.constexpr):
+    """b rounded to the nearest value of DTYPE, ties to even; the interpreter would cut a bfloat16 off instead."""
+    if EMULATE_BF16:
+        b_bits = b.to(tl.float32).to(tl.int32, bitcast=True)
+        b_bits = tl.where(b == b, b_bits + 0x7FFF + ((b_bits >> 16) & 1), 0x7FC00000)
+        b_out = (b_bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    else:
+        b_out = b.to(DTYPE)
+    return b_out
+
+
+@triton.jit
+def store_tile(
+    p_base, o_rows, o_columns, m_rows, m_columns, b_tile, ROWS_FAST: tl.constexpr, EMULATE_BF16: tl.constexpr
+):  # fmt: skip
+    """Round the tile [rows, columns] to the type of the destination, once, and store it where both masks hold."""
+    b_out = rounded(b_tile, p_base.dtype.element_ty, EMULATE_BF16)
+    if ROWS_FAST:
+        p = p_base + (o_columns[:, None] + o_rows[None, :])  # [columns, rows]
+        tl.store(p, tl.trans(b_out), mask=m_columns[:, None] & m_rows[None, :])
+    else:
+        p = p_base + (o_rows[:, None] + o_columns[None, :])  # [rows, columns]
+        tl.store(p, b_out, mask=m_rows[:, None] & m_columns[None, :])
+
+
+@triton.jit
+def widened(b, DTYPE: tl.constexpr, EMULATE_BF16: tl.constexpr):
+    """b in the wider type DTYPE. Triton's interpreter gets some of bfloat16 wrong, so there it is done on its bits."""
+    if EMULATE_BF16:
+        b_wide = (b.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        b_wide = b.to(DTYPE)
+    return b_wide
+
+
+@triton.jit
+def multiply(b_a, b_b, b_acc, PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr):
+    """acc + a·b on the tensor cores, summed in acc's type. EMULATE_BF16: Triton's interpreter cannot multiply bfloat16."""
+    if EMULATE_BF16:
+        b_a = widened(b_a, tl.float32, True)
+        b_b = widened(b_b, tl.float32, True)
+    return tl.dot(b_a, b_b, b_acc, input_precision=PRECISION, out_dtype=b_acc.dtype)
+
+
+@triton.jit
+def gather_product(
+    p_x,  # the image that is gathered from, at the program's group
+    o_x,  # [BM] offset of each pixel's tap 0 (may lie outside; then it is masked)
+    b_valid,  # [BM] from valid_taps, if INSIDE is "bits"
+    b_d, b_h, b_w,  # [BM] coordinates of tap 0
+    step_d, step_h, step_w,  # coordinates from one tap to the next
+    D, H, W,  # size of the image
+    x_channel, x_d, x_h, x_w,  # strides of x
+    p_w,  # the filters, at the program's group and at tap 0
+    o_w,  # [BN] offset of each column
+    w_channel, w_t, w_r, w_s,  # strides of w, from one tap to the next
+    T, R, S, C,  # taps on each axis, channels to sum over
+    b_acc,  # [BM, BN] what to add to
+    BC: tl.constexpr,
+    INSIDE: tl.constexpr,  # how to tell whether a tap is inside: "always" it is, look at "bits", or "compare" coordinates
+    EVEN_C: tl.constexpr,  # BC divides C
+    X_ROWS_FAST: tl.constexpr,  # pixels lie closer than channels
+    W_ROWS_FAST: tl.constexpr,  # the channels that are summed over lie closer than the columns
+    WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EMULATE_BF16: tl.constexpr,
+):  # fmt: skip
+    """acc[m, n] + Σ_{t,r,s} Σ_c x[pixel m moved by (t,r,s), c] · w[t,r,s,c,n], taps outside, channels inside, one loop.
+
+    One loop and not four, so that the compiler can fetch the tiles of later steps while it multiplies this one's. The
+    counters (t, r, s, c) are scalars carried from step to step, without a division.
+    """
+    b_c = tl.arange(0, BC)  # [BC]
+    c0 = tl.full((), 0, tl.int32)
+    s, r, t = c0, c0, c0
+    for _ in range(0, T * R * S * tl.cdiv(C, BC)):
+        # ---- where this step's tiles are
+        if WIDE:
+            o_x_tap = t.to(tl.int64) * step_d * x_d + r.to(tl.int64) * step_h * x_h + s.to(tl.int64) * step_w * x_w
+            o_w_tap = t.to(tl.int64) * w_t + r.to(tl.int64) * w_r + s.to(tl.int64) * w_s
+            b_channel = (c0 + b_c).to(tl.int64)
+        else:
+            o_x_tap = t * step_d * x_d + r * step_h * x_h + s * step_w * x_w
+            o_w_tap = t * w_t + r * w_r + s * w_s
+            b_channel = c0 + b_c  # [BC]
+        m_c = b_channel < C
+        # ---- which pixels this tap finds inside the image
+        if INSIDE == "bits":
+            m_pixel = (b_valid >> (20 + t)) & (b_valid >> (10 + r)) & (b_valid >> s) & 1 != 0  # [BM]
+        elif INSIDE == "compare":
+            b_di, b_hi, b_wi = b_d + t * step_d, b_h + r * step_h, b_w + s * step_w
+            m_pixel = (b_di >= 0) & (b_di < D) & (b_hi >= 0) & (b_hi < H) & (b_wi >= 0) & (b_wi < W)
+        else:
+            m_pixel = o_x == o_x  # not used
+        # ---- the product
+        b_x = load_tile(p_x + o_x_tap, o_x, b_channel * x_channel, m_pixel, m_c, INSIDE != "always", not EVEN_C, X_ROWS_FAST)  # [BM, BC]
+        b_wt = load_tile(p_w + o_w_tap, b_channel * w_channel, o_w, m_c, m_c, not EVEN_C, False, W_ROWS_FAST)
+        b_acc = multiply(b_x, b_wt, b_acc, PRECISION, EMULATE_BF16)  # [BM, BC] · [BC, BN]
+        # ---- count on: c, then s, then r, then t
+        next_tap = c0 + BC >= C
+        c0 = tl.where(next_tap, 0, c0 + BC)
+        s = tl.where(next_tap, s + 1, s)
+        next_row = s == S
+        s = tl.where(next_row, 0, s)
+        r = tl.where(next_row, r + 1, r)
+        next_plane = r == R
+        r = tl.where(next_plane, 0, r)
+        t = tl.where(next_plane, t + 1, t)
+    return b_acc

@@ -1,0 +1,101 @@
+"""Convolution by gather, any layout, stride, padding, dilation, groups; one, two or three axes:
+
+    y[n, k, z, p, q] = Σ_{t,r,s} Σ_c x[n, c, z·u − pad + t·d, p·u − pad + r·d, q·u − pad + s·d] · w[k, c, t, r, s]
+
+(u stride, d dilation, each with a value for each axis). As a matrix product, for each group: rows are the output pixels
+m = ((n·Z + z)·P + p)·Q + q, columns the filters k, and the sum runs over taps and channels; see `common`.
+
+    program  →  group, then a tile of BM pixels × BN filters; tiles in bands, for the L2 cache
+    masks    →  taps that fall outside the image (padding), channels ≥ C, and at the store pixels and filters beyond the last
+
+An axis that the problem lacks has size 1, filter 1, stride 1. Sizes and strides are run-time values, so that a kernel is
+compiled once for a kind of layer and not for every layer.
+"""
+
+import triton
+import triton.language as tl
+
+from .common import block_indices, gather_product, split_pixel, store_tile, tile_of_program, valid_taps
+from .epilogue import epilogue
+
+_SIZES = """pixels filters C D H W Z P Q T R S stride_d stride_h stride_w pad_d pad_h pad_w dilation_d dilation_h dilation_w
+x_n x_c x_d x_h x_w w_k w_c w_t w_r w_s y_n y_k y_pixel residual_n residual_k residual_z residual_p residual_q""".split()
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def gather_forward(
+    p_x, p_w, p_bias, p_residual, p_y,  # bias and residual may be None
+    pixels,  # N·Z·P·Q
+    filters, C,  # in one group
+    D, H, W,
+    Z, P, Q,
+    T, R, S,
+    stride_d, stride_h, stride_w,
+    pad_d, pad_h, pad_w,  # on the low side
+    dilation_d, dilation_h, dilation_w,
+    x_n, x_c, x_d, x_h, x_w,  # strides, in elements
+    w_k, w_c, w_t, w_r, w_s,
+    y_n, y_k, y_pixel,  # the pixels of an image of y are evenly spaced
+    residual_n, residual_k, residual_z, residual_p, residual_q,
+    BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BAND: tl.constexpr,
+    INSIDE: tl.constexpr, EVEN_C: tl.constexpr,  # see gather_product
+    X_ROWS_FAST: tl.constexpr,  # pixels lie closer than channels, in x, y and residual
+    Y_ROWS_FAST: tl.constexpr, RESIDUAL_ROWS_FAST: tl.constexpr,
+    VECTOR: tl.constexpr,  # see common: C and the strides of x and w are divided by it
+    Y_VECTOR: tl.constexpr,  # filters and the strides of y are divided by it
+    WIDE: tl.constexpr,  # offsets need 64 bits
+    ACCUMULATE: tl.constexpr,  # the type to sum in
+    PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
+    ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
+):  # fmt: skip
+    C, filters = C * VECTOR, filters * Y_VECTOR
+    x_n, x_d, x_h, x_w = x_n * VECTOR, x_d * VECTOR, x_h * VECTOR, x_w * VECTOR
+    w_k, w_t, w_r, w_s = w_k * VECTOR, w_t * VECTOR, w_r * VECTOR, w_s * VECTOR
+    y_n, y_pixel = y_n * Y_VECTOR, y_pixel * Y_VECTOR
+    if VECTOR > 1:
+        x_c, w_c = 1, 1
+    if Y_VECTOR > 1:
+        y_k = 1
+
+    # ---- which tile
+    row_blocks, column_blocks = tl.cdiv(pixels, BM), tl.cdiv(filters, BN)
+    tiles = row_blocks * column_blocks
+    group = tl.program_id(0) // tiles
+    row_block, column_block = tile_of_program(tl.program_id(0) % tiles, row_blocks, column_blocks, BAND)
+    if WIDE:
+        group = group.to(tl.int64)
+    o_pixel, o_pixel_safe = block_indices(row_block, BM, pixels, WIDE)  # [BM]
+    o_filter, o_filter_safe = block_indices(column_block, BN, filters, WIDE)  # [BN]
+
+    # ---- where tap (0, 0, 0) of each pixel falls
+    image = Z * P * Q
+    b_n = o_pixel_safe // image
+    b_z, b_p, b_q = split_pixel(o_pixel_safe % image, P, Q)
+    b_d, b_h, b_w = b_z * stride_d - pad_d, b_p * stride_h - pad_h, b_q * stride_w - pad_w
+    o_x = b_n * x_n + b_d * x_d + b_h * x_h + b_w * x_w
+    b_valid = o_x
+    if INSIDE == "bits":
+        b_valid = valid_taps(b_d, b_h, b_w, dilation_d, dilation_h, dilation_w, D, H, W, T, R, S)
+
+    # ---- the sum
+    b_acc = gather_product(
+        p_x + group * C * x_c, o_x, b_valid, b_d, b_h, b_w, dilation_d, dilation_h, dilation_w, D, H, W, x_c, x_d, x_h, x_w,
+        p_w + group * filters * w_k, o_filter_safe * w_k, w_c, w_t, w_r, w_s, T, R, S, C,
+        tl.zeros((BM, BN), ACCUMULATE),
+        BC, INSIDE, EVEN_C, X_ROWS_FAST, True, WIDE, PRECISION, EMULATE_BF16,
+    )  # fmt: skip
+
+    # ---- bias, residual, activation; one rounding; store
+    o_channel = group * filters
+    p_group_bias, p_group_residual = p_bias, p_residual
+    if p_bias is not None:
+        p_group_bias += o_channel
+    if p_residual is not None:
+        p_group_residual += o_channel * residual_k
+    b_y = epilogue(
+        b_acc, p_group_bias, p_group_residual, o_filter_safe,
+        b_n * residual_n + b_z * residual_z + b_p * residual_p + b_q * residual_q, o_filter_safe * residual_k,
+        RESIDUAL_ROWS_FAST, ACTIVATION, SLOPE, EMULATE_BF16,
+    )  # fmt: skip
+    o_y_pixel = (o_pixel // image) * y_n + (o_pixel % image) * y_pixel
+    store_tile(p_y + o_channel * y_k, o_y_pixel, o_filter * y_k, o_pixel < pixels, o_filter < filters, b_y, Y_ROWS_FAST, EMULATE_BF16)

@@ -1,0 +1,45 @@
+"""Options and fixtures of the whole suite."""
+
+import os
+import sys
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="hundreds of random problems instead of twenty")
+    parser.addoption("--shard", default="0/1", metavar="I/N", help="every N-th test only, from the I-th on")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # one worker of several: do not fight for the cores
+        torch.set_num_threads(1)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "random_seed" in metafunc.fixturenames:
+        full = metafunc.config.getoption("--full")
+        metafunc.parametrize("random_seed", range(300 if full else 20), ids="seed{}".format)
+
+
+@pytest.hookimpl(trylast=True)  # after -k
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    shard, shards = map(int, config.getoption("--shard").split("/"))
+    items[:] = items[shard::shards]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_outputs() -> object:
+    """PyTorch fills every new tensor with NaN, so that an element that is not written cannot pass."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def clean_environment() -> dict[str, str]:
+    """The environment for a child process: ours, without what would change how gpuconv behaves."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("GPUCONV_", "TRITON_", "PYTEST_", "COV_"))}
+    return environment | {"PATH": os.path.dirname(sys.executable) + os.pathsep + environment.get("PATH", "")}

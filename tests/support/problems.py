@@ -1,0 +1,109 @@
+"""The problems that every backend is held to: a curated list, and random ones from a seed."""
+
+import random
+import zlib
+
+import torch
+
+from gpuconv.problem import ConvProblem
+
+# Odd on purpose: nothing is a multiple of anything unless that is the point. input, weight, settings.
+_CURATED = {
+    "1x1": ((2, 5, 7, 6), (3, 5, 1, 1), {}),
+    "1x1-stride2": ((2, 5, 7, 6), (3, 5, 1, 1), {"stride": 2}),
+    "3x3": ((2, 3, 9, 7), (5, 3, 3, 3), {}),
+    "3x3-same": ((2, 3, 9, 7), (5, 3, 3, 3), {"padding": "same"}),
+    "3x3-one-image": ((1, 17, 5, 6), (19, 17, 3, 3), {"padding": 1}),
+    "3x3-empty-batch": ((0, 3, 9, 7), (5, 3, 3, 3), {"padding": 1}),
+    "3x3-output-is-one-pixel": ((3, 4, 3, 3), (5, 4, 3, 3), {}),
+    "3x3-stride2": ((2, 3, 9, 8), (5, 3, 3, 3), {"stride": 2, "padding": 1}),
+    "3x3-stride3-leftover": ((2, 3, 11, 10), (5, 3, 3, 3), {"stride": 3, "padding": 1}),
+    "3x3-stride3x1": ((2, 3, 10, 7), (5, 3, 3, 3), {"stride": (3, 1), "padding": (0, 2)}),
+    "3x3-dilation2": ((2, 3, 9, 8), (5, 3, 3, 3), {"dilation": 2, "padding": 2}),
+    "3x3-dilation3x1": ((1, 3, 11, 5), (5, 3, 3, 3), {"dilation": (3, 1), "padding": (3, 0)}),
+    "3x3-stride2-dilation2": ((2, 3, 11, 12), (5, 3, 3, 3), {"stride": 2, "dilation": 2, "padding": 1}),
+    "3x3-stride2-dilation3": ((2, 3, 12, 11), (4, 3, 3, 3), {"stride": 2, "dilation": 3, "padding": 3}),
+    "3x3-stride3-dilation2": ((2, 3, 13, 11), (4, 3, 3, 3), {"stride": 3, "dilation": 2, "padding": 2}),
+    "3x3-padding-of-filter-size": ((2, 3, 5, 4), (5, 3, 3, 3), {"padding": 3}),
+    "3x3-asymmetric-padding": ((2, 3, 6, 7), (5, 3, 3, 3), {"padding": ((0, 2), (3, 1))}),
+    "3x3-asymmetric-stride2": ((2, 3, 8, 7), (5, 3, 3, 3), {"padding": ((0, 1), (1, 0)), "stride": 2}),
+    "3x3-groups2": ((2, 6, 7, 8), (10, 3, 3, 3), {"groups": 2, "padding": 1}),
+    "3x3-groups2-stride2": ((2, 6, 7, 8), (4, 3, 3, 3), {"groups": 2, "stride": 2, "padding": 1}),
+    "3x3-depthwise": ((2, 7, 6, 9), (7, 1, 3, 3), {"groups": 7, "padding": 1}),
+    "3x3-depthwise-multiplier": ((2, 5, 6, 9), (10, 1, 3, 3), {"groups": 5, "padding": 1, "stride": 2}),
+    "2x2-same-even": ((2, 3, 5, 6), (4, 3, 2, 2), {"padding": "same"}),
+    "2x2-stride2": ((2, 3, 8, 6), (4, 3, 2, 2), {"stride": 2}),
+    "1x2-stride3-untouched-pixels": ((2, 3, 9, 8), (4, 3, 1, 2), {"stride": 3}),
+    "5x3": ((2, 3, 9, 7), (5, 3, 5, 3), {"padding": (2, 1)}),
+    "3x5-stride2x1": ((1, 5, 9, 8), (3, 5, 3, 5), {"stride": (2, 1), "padding": (1, 2)}),
+    "7x7-stride2-stem": ((1, 3, 17, 15), (6, 3, 7, 7), {"stride": 2, "padding": 3}),
+    "7x7-depthwise": ((2, 3, 9, 11), (3, 1, 7, 7), {"groups": 3, "padding": 3}),
+    "1x7": ((2, 3, 3, 11), (5, 3, 1, 7), {"padding": (0, 3)}),
+    "wide-channels": ((1, 70, 4, 5), (67, 70, 3, 3), {"padding": 1}),
+    "one-channel-each": ((3, 1, 6, 5), (1, 1, 3, 3), {"padding": 1}),
+    "1d": ((2, 3, 19), (5, 3, 4), {"stride": 2, "padding": 1}),
+    "1d-causal": ((2, 6, 13), (6, 1, 4), {"groups": 6, "padding": ((3, 0),)}),
+    "1d-dilation3": ((2, 4, 23), (6, 2, 3), {"dilation": 3, "groups": 2, "padding": 3}),
+    "3d": ((2, 3, 5, 6, 4), (4, 3, 3, 2, 3), {"padding": 1}),
+    "3d-strided": ((1, 4, 7, 6, 9), (6, 2, 2, 3, 3), {"stride": (2, 1, 2), "dilation": (1, 2, 1), "groups": 2}),
+}  # fmt: skip
+CURATED = {name: ConvProblem.of(x, w, **settings) for name, (x, w, settings) in _CURATED.items()}
+
+
+def seed_of(name: str) -> int:
+    """The seed of the random data of the problem called `name`."""
+    return zlib.crc32(name.encode())
+
+
+def random_problem(seed: int) -> ConvProblem:
+    """A small problem with everything drawn at random; the same for the same seed on every machine."""
+    draw = random.Random(seed)
+    ndim = draw.choice((1, 2, 2, 2, 3))
+    most = {1: 24, 2: 12, 3: 7}[ndim]
+    filter_size = tuple(draw.randint(1, {1: 9, 2: 5, 3: 3}[ndim]) for _ in range(ndim))
+    dilation = tuple(draw.choice((1, 1, 1, 2, 3)) for _ in range(ndim))
+    stride = tuple(draw.choice((1, 1, 2, 3)) for _ in range(ndim))
+    padding = tuple((draw.randint(0, r), draw.randint(0, r)) for r in filter_size)
+    size = tuple(
+        max(1, d * (r - 1) + 1 - low - high) + draw.randint(0, most)
+        for r, d, (low, high) in zip(filter_size, dilation, padding, strict=True)
+    )
+    groups = draw.choice((1, 1, 1, 2, 3, 5))
+    c, k = draw.randint(1, 9), draw.randint(1, 9)
+    return ConvProblem.of(
+        (draw.randint(1, 4), groups * c, *size), (groups * k, c, *filter_size), stride, padding, dilation, groups
+    )
+
+
+LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded")
+
+
+def laid_out(t: torch.Tensor, layout: str) -> torch.Tensor:
+    """The values of t under another layout; 'expanded' repeats the first image (stride 0), so its values change."""
+    if layout == "channels_last" and t.dim() > 3:
+        return t.contiguous(memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[t.dim()])
+    if layout == "sliced":
+        wide = torch.full([n + 3 for n in t.shape], float("nan"), dtype=t.dtype, device=t.device)
+        inner = wide[tuple(slice(1, 1 + n) for n in t.shape)]
+        return inner.copy_(t)
+    if layout == "expanded" and t.shape[0] > 0:
+        return t[:1].expand(t.shape)
+    return t
+
+
+def tensors(
+    problem: ConvProblem, name: str, dtype: torch.dtype, device: str = "cpu", layout: str = "contiguous"
+) -> dict[str, torch.Tensor]:
+    """Zero-mean random input, weight, bias, residual and grad_output of a problem, laid out as asked."""
+    generator = torch.Generator().manual_seed(seed_of(name))
+
+    def draw(shape: tuple[int, ...], layout: str = layout) -> torch.Tensor:
+        return laid_out(torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype), layout)
+
+    return {
+        "input": draw(problem.input_shape),
+        "weight": draw(problem.weight_shape),
+        "bias": draw((problem.out_channels,), "contiguous"),
+        "residual": draw(problem.output_shape),
+        "grad_output": draw(problem.output_shape),
+    }

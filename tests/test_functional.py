@@ -1,0 +1,166 @@
+"""conv1d and conv2d behave as PyTorch's: arguments, layouts, autocast, and errors raised before any work."""
+
+import inspect
+
+import pytest
+import torch
+from lanes import Lane, each_lane
+
+import gpuconv
+from gpuconv import ops
+from gpuconv.functional import conv1d, conv2d
+
+CALLS = {
+    "plain": {},
+    "ints": dict(stride=2, padding=1, dilation=1),
+    "tuples": dict(stride=(2, 1), padding=(1, 0), dilation=(1, 2)),
+    "lists": dict(stride=[2, 1], padding=[1, 0], dilation=[1, 2]),
+    "ones": dict(stride=(2,), padding=[1]),
+    "same": dict(padding="same", dilation=2),
+    "valid": dict(padding="valid"),
+    "groups": dict(groups=2),
+}
+
+
+@each_lane
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("with_bias", [False, True], ids=["no-bias", "bias"])
+@pytest.mark.parametrize("unbatched", [False, True], ids=["batched", "unbatched"])
+def test_conv2d_is_pytorchs(lane: Lane, call: str, with_bias: bool, unbatched: bool) -> None:
+    arguments = CALLS[call]
+    torch.manual_seed(0)
+    x = torch.randn(4, 9, 8, dtype=torch.float64, device=lane.device)
+    x = x if unbatched else torch.stack([x, x + 1])
+    w = torch.randn(6, 4 // arguments.get("groups", 1), 3, 2, dtype=torch.float64, device=lane.device)
+    b = torch.randn(6, dtype=torch.float64, device=lane.device) if with_bias else None
+    for _ in range(2):  # planned, then repeated
+        got = conv2d(x, w, b, **arguments, backend=lane.backend)
+        torch.testing.assert_close(got, torch.nn.functional.conv2d(x, w, b, **arguments), rtol=0, atol=1e-12)
+
+
+@each_lane
+@pytest.mark.parametrize("unbatched", [False, True], ids=["batched", "unbatched"])
+def test_conv1d_is_pytorchs(lane: Lane, unbatched: bool) -> None:
+    x = torch.randn(4, 19, dtype=torch.float64, device=lane.device)
+    x = x if unbatched else torch.stack([x, x + 1])
+    w = torch.randn(6, 2, 3, dtype=torch.float64, device=lane.device)
+    b = torch.randn(6, dtype=torch.float64, device=lane.device)
+    for arguments in (dict(stride=2, padding=1), dict(padding="same", dilation=3), dict(stride=(3,), padding=[2])):
+        got = conv1d(x, w, b, groups=2, **arguments, backend=lane.backend)
+        expected = torch.nn.functional.conv1d(x, w, b, groups=2, **arguments)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("ours", [conv1d, conv2d])
+def test_signature_is_pytorchs_and_backend(ours) -> None:
+    names = list(inspect.signature(ours).parameters)
+    assert names == ["input", "weight", "bias", "stride", "padding", "dilation", "groups", "backend"]
+    assert gpuconv.conv2d is conv2d
+
+
+@each_lane
+@pytest.mark.parametrize("empty", ["batch", "channels"])
+def test_nothing_in_is_zeros_or_nothing_out(lane: Lane, empty: str) -> None:
+    shapes = ((0, 4, 8, 8), (3, 4, 3, 3)) if empty == "batch" else ((2, 0, 8, 8), (3, 0, 3, 3))
+    x, w = (torch.randn(shape, device=lane.device, requires_grad=True) for shape in shapes)
+    y = conv2d(x, w, padding=1, backend=lane.backend)
+    if lane.backend != "aten":  # which gives no channels out where none came in
+        assert y.shape == (shapes[0][0], 3, 8, 8)
+    assert not y.any()
+    gx, gw = torch.autograd.grad(y.sum(), (x, w))
+    assert gx.shape == x.shape and gw.shape == w.shape and not gw.any()
+
+
+@each_lane
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_casts_as_pytorch_does(lane: Lane, dtype: torch.dtype) -> None:
+    x = torch.randn(2, 4, 6, 6, device=lane.device)
+    w, b = torch.randn(3, 4, 3, 3, device=lane.device), torch.randn(3, device=lane.device)
+    w.requires_grad_()
+    with torch.autocast(lane.device, dtype):
+        y = conv2d(x, w, b, backend=lane.backend)
+        wide = conv2d(x.double(), w.double(), b.double(), backend=lane.backend)
+    assert y.dtype is dtype and wide.dtype is torch.float64
+    y.float().sum().backward()
+    assert w.grad.dtype is torch.float32
+    torch.testing.assert_close(y.double(), wide, rtol=0.02, atol=0.05)
+
+
+X, W, B = torch.randn(2, 4, 8, 8), torch.randn(6, 4, 3, 3), torch.randn(6)
+BAD = {
+    "input of rank 2": (dict(input=X[0, 0]), RuntimeError, r"3D .unbatched. or 4D .* input .* size: \[8, 8\]"),
+    "weight of rank 3": (dict(weight=W[0]), RuntimeError, r"4D weight for conv2d, but got weight of size: \[4, 3, 3\]"),
+    "channels": (dict(input=X[:, :3]), RuntimeError, r"weight of size \[6, 4, 3, 3\].*to have 4 channels, but got 3"),
+    "groups": (dict(groups=5), RuntimeError, "groups=5, expected weight to be divisible by 5"),
+    "groups 0": (dict(groups=0), RuntimeError, "non-positive groups.*groups=0"),
+    "padding": (dict(padding=(0, -1)), RuntimeError, "negative padding.*-1"),
+    "padding word": (dict(padding="full"), RuntimeError, "Invalid padding string: 'full'"),
+    "same with stride": (dict(padding="same", stride=2), RuntimeError, "padding='same' is not supported for strided"),
+    "stride 0": (dict(stride=0), RuntimeError, "non-positive stride.*0"),
+    "three strides": (dict(stride=(1, 2, 3)), RuntimeError, r"expected stride.*2 values.*\[1, 2, 3\]"),
+    "float stride": (dict(stride=1.5), TypeError, "stride"),
+    "dilation": (dict(dilation=0), RuntimeError, "dilation should be greater than zero.*0"),
+    "filter too large": (dict(weight=torch.randn(6, 4, 9, 3)), RuntimeError, r"\(8 x 8\). Kernel size: \(9 x 3\)"),
+    "bias too long": (dict(bias=torch.randn(7)), RuntimeError, r"bias to be 1-dimensional with 6 .* size \[7\]"),
+    "bias of rank 2": (dict(bias=B[None]), RuntimeError, r"bias to be 1-dimensional with 6 .* size \[1, 6\]"),
+    "weight dtype": (dict(weight=W.double()), RuntimeError, r"Input type .*float32\) and weight type .*float64"),
+    "bias dtype": (dict(bias=B.double()), RuntimeError, r"Input type .*float32\) and bias type .*float64"),
+    "weight device": (dict(weight=W.to("meta")), RuntimeError, "weight on the device of input .cpu., but got meta"),
+    "groups None": (dict(groups=None), TypeError, "groups must be int, but got None|groups"),
+    "padding None": (dict(padding=None), TypeError, "padding"),
+    "input a list": (dict(input=[1.0]), TypeError, "input"),
+    "weight None": (dict(weight=None), TypeError, "weight"),
+    "bias a number": (dict(bias=1.0), TypeError, "bias"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["auto", "aten", "numpy"])
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_naming_what_is_wrong(name: str, backend: str) -> None:
+    changes, error, message = BAD[name]
+    if name == "weight device" and backend != "numpy":
+        pytest.skip("PyTorch accepts an input on the CPU with a weight on the meta device")
+    arguments = dict(input=X, weight=W, bias=B) | changes
+    with pytest.raises(error, match=message):
+        conv2d(**arguments, backend=backend)
+
+
+def test_bad_input_raises_before_the_backend_runs(monkeypatch) -> None:
+    monkeypatch.setattr(gpuconv.backends.get("numpy"), "forward", lambda *a, **k: pytest.fail("it ran"))
+    for changes, error, _ in BAD.values():
+        with pytest.raises(error):
+            conv2d(**dict(input=X, weight=W, bias=B) | changes, backend="numpy")
+
+
+def test_ops_called_by_hand_check_their_tensors_too() -> None:
+    key = gpuconv.plan.Settings((1, 1), ((0, 0), (0, 0)), (1, 1), 1, "none", "numpy").encode()
+    gy = torch.randn(2, 6, 6, 6)
+    with pytest.raises(RuntimeError, match=r"expected grad_output of size \[2, 6, 6, 6\], but got .*\[2, 6, 6, 5\]"):
+        ops.grad_input(gy[..., :5], W, X.shape, key)
+    with pytest.raises(RuntimeError, match=r"expected grad_output of size"):
+        ops.grad_weight(gy[:1], X, W.shape, False, key)
+    with pytest.raises(RuntimeError, match=r"expected residual of size \[2, 6, 6, 6\]"):
+        ops.forward(X, W, None, gy[:1], key)
+    with pytest.raises(RuntimeError, match=r"Grad_output type .* and weight type"):
+        ops.grad_input(gy, W.double(), X.shape, key)
+    with pytest.raises(ValueError, match="activation must be one of"):
+        ops.forward(X, W, None, None, key.replace("none", "softmax"))
+
+
+def test_inputs_are_left_alone() -> None:
+    x, w, b = X.clone(), W.clone(), B.clone()
+    conv2d(x, w, b, padding=1, backend="numpy")
+    assert torch.equal(x, X) and torch.equal(w, W) and torch.equal(b, B)
+
+
+def test_output_is_a_fresh_tensor() -> None:
+    x, w = torch.randn(1, 1, 3, 3), torch.ones(1, 1, 1, 1)
+    y = conv2d(x, w, backend="numpy")
+    y.zero_()
+    assert x.all()
+
+
+def test_meta_and_fake_tensors_have_the_shape_of_the_result() -> None:
+    assert conv2d(X.to("meta"), W.to("meta"), stride=2, backend="numpy").shape == (2, 6, 3, 3)
+    with torch._subclasses.FakeTensorMode():
+        assert conv2d(torch.empty(2, 4, 8, 8), torch.empty(6, 4, 3, 3), stride=2, backend="numpy").shape == (2, 6, 3, 3)

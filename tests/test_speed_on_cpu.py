@@ -1,0 +1,37 @@
+"""Speed on a CPU, always side by side with PyTorch in one process and one thread, so that a busy machine slows both."""
+
+import json
+import subprocess
+import sys
+
+
+def test_call_overhead_is_small(clean_environment) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "gpuconv.bench.call_overhead", "--json"],
+        env=clean_environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    microseconds = json.loads(run.stdout)
+    assert microseconds["aten"] - microseconds["torch"] <= 3, microseconds
+    assert microseconds["auto"] - microseconds["torch"] <= 3, microseconds
+    assert microseconds["trivial"] - microseconds["torch"] <= 15, microseconds
+
+
+def test_numpy_is_within_three_times_pytorch(clean_environment) -> None:
+    code = """
+import time, torch, gpuconv
+torch.set_num_threads(1)
+x = torch.randn(32, 64, 28, 28, requires_grad=True)
+w = torch.randn(64, 64, 3, 3, requires_grad=True)
+g = torch.randn(32, 64, 28, 28)
+def seconds(backend):
+    start = time.perf_counter()
+    torch.autograd.grad(gpuconv.conv2d(x, w, padding=1, backend=backend), (x, w), g)
+    return time.perf_counter() - start
+rounds = [(seconds("numpy"), seconds("aten")) for _ in range(6)][1:]
+print(min(n for n, _ in rounds) / min(a for _, a in rounds))
+"""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=clean_environment | threads, capture_output=True, text=True, check=True
+    )
+    assert float(run.stdout) <= 3, run.stdout
