@@ -12,9 +12,13 @@ def main() -> None:
     if missing:
         print(f"error: the command line needs: pip install 'gpuconv[train]' (no {', '.join(missing)})", file=sys.stderr)
         sys.exit(1)
-    from gpuconv import cli
+    try:
+        from gpuconv import cli
 
-    sys.exit(cli.run(sys.argv[1:]))
+        sys.exit(cli.run(sys.argv[1:]))
+    except KeyboardInterrupt:  # before or between what cli.run handles itself
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

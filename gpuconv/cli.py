@@ -82,35 +82,47 @@ def train(
     loss: Annotated[str, typer.Option(help=f"Loss: {', '.join(DEFAULT_LR)} (on one-hot targets).")] = "cross-entropy",
     backend: Annotated[
         str | None,
-        typer.Option(help=f"Who computes convolutions: {_BACKENDS}. Default: GPUCONV_BACKEND, else auto."),
+        typer.Option(
+            show_default=False, help=f"Who computes convolutions: {_BACKENDS}. Default: GPUCONV_BACKEND, else auto."
+        ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:N. Default: cuda where there is a GPU, else cpu.")
+        str | None,
+        typer.Option(show_default=False, help="cpu, cuda or cuda:N. Default: cuda where there is a GPU, else cpu."),
     ] = None,
     dtype: Annotated[
         str, typer.Option(help=f"{', '.join(DTYPES)}; the 16-bit ones by autocast, with float32 weights.")
     ] = "float32",
     epochs: Annotated[
         int | None,
-        typer.Option(help=f"Passes over the training set. Default: {DEFAULT_EPOCHS}, or what --steps needs."),
+        typer.Option(
+            show_default=False, help=f"Passes over the training set. Default: {DEFAULT_EPOCHS}, or what --steps needs."
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Stop after this many optimiser steps in all.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(show_default=False, help="Stop after this many optimiser steps in all.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 64,
     lr: Annotated[
         float | None,
         typer.Option(
+            show_default=False,
             help="Highest learning rate of the one-cycle schedule. Default: "
             + ", ".join(f"{rate} for {loss}" for loss, rate in DEFAULT_LR.items())
-            + "."
+            + ".",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights, bit for bit.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the run; made if need be. Default: runs/<data>-<time>.")
+        Path | None,
+        typer.Option(show_default=False, help="Folder for the run; made if need be. Default: runs/<data>-<time>."),
     ] = None,
     log_every: Annotated[
         int | None,
-        typer.Option(help="Report the loss of every so many steps. Default: of each, where --steps is at most 10."),
+        typer.Option(
+            show_default=False,
+            help="Report the loss of every so many steps. Default: of each, where --steps is at most 10.",
+        ),
     ] = None,
     json: Json = False,
 ) -> int:
@@ -158,10 +170,15 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run that `gpuconv train` made.", show_default=False)],
     backend: Annotated[
-        str | None, typer.Option(help=f"Who computes convolutions: {_BACKENDS}. Default: as in training.")
+        str | None,
+        typer.Option(show_default=False, help=f"Who computes convolutions: {_BACKENDS}. Default: as in training."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: as in training.")] = None,
-    dtype: Annotated[str | None, typer.Option(help=f"{', '.join(DTYPES)}. Default: as in training.")] = None,
+    device: Annotated[
+        str | None, typer.Option(show_default=False, help="cpu, cuda or cuda:N. Default: as in training.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(show_default=False, help=f"{', '.join(DTYPES)}. Default: as in training.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure a trained network on the held-out images of its data: accuracy, and the loss it was trained with."""
