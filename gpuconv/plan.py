@@ -145,8 +145,8 @@ def expected_seconds(problem: ConvProblem, direction: Direction, tile: Tile, gpu
     """A model of the time that `direction` takes with this tile: good for comparing tiles, not for telling the time.
 
     Programs run in waves of as many as fit on the multiprocessors at once. A step of a program takes as long as the
-    slowest of: multiplying its tiles, fetching them from the L2 cache, and the latency of a fetch divided by the fetches
-    under way. No less than the bytes that must cross the memory bus; a split sum writes and reads its partials besides.
+    slowest of: multiplying its tiles, fetching them from the L2 cache, and the latency of a fetch divided by the
+    fetches under way. No less than the bytes that must cross the memory bus; a split sum also moves its partials.
     """
     programs, steps = programs_and_steps(problem, direction, tile)
     size = problem.dtype.itemsize
@@ -159,7 +159,9 @@ def expected_seconds(problem: ConvProblem, direction: Direction, tile: Tile, gpu
     )
     together = min(max(1, together), max(1, math.ceil(programs / gpu.multiprocessors)))
     waves = math.ceil(programs / (gpu.multiprocessors * together))
-    multiply = 2 * tile.rows * tile.columns * tile.depth / (gpu.rate(problem.dtype, tf32) / gpu.multiprocessors)
+    reuse = tile.rows * tile.columns / (tile.rows + tile.columns)  # products for each element read from shared memory
+    rate = gpu.rate(problem.dtype, tf32) / gpu.multiprocessors * reuse / (reuse + _REUSE_FOR_HALF_THE_RATE)
+    multiply = 2 * tile.rows * tile.columns * tile.depth / rate
     fetch = fetched / (_L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors)
     step = max(multiply * together, fetch * together, gpu.step_latency / max(1, tile.stages - 1))
     seconds = max(waves * (steps + 2) * step, problem.least_bytes(direction) / gpu.bandwidth)
@@ -168,6 +170,7 @@ def expected_seconds(problem: ConvProblem, direction: Direction, tile: Tile, gpu
     return seconds
 
 
+_REUSE_FOR_HALF_THE_RATE = 16.0
 _L2_SPEEDUP = 3.0  # over device memory
 _ONE_MORE_LAUNCH = 3e-6  # seconds
 
@@ -188,7 +191,9 @@ def best_tile(tiles: tuple[Tile, ...], problem: ConvProblem, direction: Directio
 
 def uses_tf32(t: torch.Tensor) -> bool:
     """Whether PyTorch's own convolution would multiply this tensor as TF32. Not to be asked while tracing."""
-    return t.dtype is torch.float32 and t.is_cuda and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    if t.dtype is not torch.float32 or not t.is_cuda:
+        return False
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]  # made at run time
 
 
 def check_tensors(**tensors: torch.Tensor | None) -> None:

@@ -1,8 +1,8 @@
 """Backend `triton`: implicit GEMM by pointer gather, in Triton (`gpuconv.kernels.triton`).
 
 This module knows everything about a launch and nothing about a kernel's inside: which kernel, how many programs, which
-compile-time constants follow from the problem, from the strides of its tensors and from the tile; and how to call it again
-quickly. `launches` says all that without a GPU, so that what would be launched can be compiled and looked at anywhere.
+compile-time constants follow from the problem, from the strides of its tensors and from the tile; and how to call it
+again quickly. `launches` says all that without a GPU, so that what would be launched can be looked at anywhere.
 """
 
 import dataclasses
@@ -34,6 +34,7 @@ else:
 # Read when the kernels were decorated: from then on this process interprets, or it compiles.
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 WORKSPACE = 256 << 20  # bytes of partial sums at most
+_LINEAR = Activation("none")
 _BAND = 8  # rows of tiles that are walked column by column
 _SUM_BLOCK = 1024
 _MOST_OFFSET = 2**31 - 2**20  # beyond it offsets are 64-bit; the slack is for blocks that reach beyond the last index
@@ -42,9 +43,9 @@ _MOST_OFFSET = 2**31 - 2**20  # beyond it offsets are 64-bit; the slack is for b
 class Launch:
     """One kernel with everything fixed but its tensors: call it with them.
 
-    The first call goes through Triton, which compiles. Later ones hand the compiled kernel its arguments directly, which
-    takes a fraction of the time, where that is safe: all pointers are multiples of 16 bytes, as they were then, and no
-    profiler hooks into launches.
+    The first call goes through Triton, which compiles. Later ones hand the compiled kernel its arguments directly, in a
+    fraction of the time, where that is safe: all pointers are multiples of 16 bytes, as they were then, and no profiler
+    hooks into launches.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Launch:
         self._run: Callable[..., None] | None = None
         self._function: Any = None
         self._metadata: Any = None
+        self._compiled: Any = None  # unloads its module when it goes
 
     def __call__(self, stream: int | None, *tensors: torch.Tensor | None) -> None:
         """Launch on `stream` of the current device; None for tensors on the CPU, whose kernels are interpreted."""
@@ -82,8 +84,13 @@ class Launch:
 
     def use(self, compiled: Any) -> None:
         """Call `compiled` from now on: a kernel compiled for these arguments with all pointers aligned."""
-        self._run = compiled.run  # loads the module, if it is not loaded
+        self._compiled, self._run = compiled, compiled.run  # which loads the module, if it is not loaded
         self._function, self._metadata = compiled.function, compiled.packed_metadata
+
+
+def _release(module: Any) -> tuple[int, ...]:
+    """(major, minor) of a module's version."""
+    return tuple(int(part) for part in module.__version__.split(".")[:2])
 
 
 def _all_aligned(pointers: list[int]) -> bool:
@@ -105,17 +112,21 @@ class TritonBackend(Backend):
 
     def unavailable(self) -> str | None:
         if _missing is not None:
-            return f"{_missing}; use the aten or numpy backend"
-        if not INTERPRETING and not torch.cuda.is_available():
+            return _missing
+        if INTERPRETING and _release(triton) < (3, 8) and _release(np) >= (2, 4):
             return (
-                "there is no NVIDIA GPU; use the aten or numpy backend, or start Python with TRITON_INTERPRET=1 to "
-                "interpret the kernels on the CPU (slowly)"
+                f"the interpreter of Triton {triton.__version__} does not work with NumPy {np.__version__}, only with "
+                "versions before 2.4"
             )
+        if not INTERPRETING and not torch.cuda.is_available():
+            return "there is no NVIDIA GPU (with TRITON_INTERPRET=1 its kernels are interpreted on the CPU, slowly)"
         return None
 
     def refuses(self, problem: ConvProblem, direction: Direction, device: torch.device) -> str | None:
         if problem.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-            return f"it computes float16, bfloat16, float32 and float64, not {str(problem.dtype).removeprefix('torch.')}"
+            return (
+                f"it computes float16, bfloat16, float32 and float64, not {str(problem.dtype).removeprefix('torch.')}"
+            )
         if INTERPRETING:
             return None if device.type == "cpu" else f"TRITON_INTERPRET=1 is set, and the tensors are on {device}"
         if device.type != "cuda":
@@ -155,7 +166,7 @@ def launches(
     direction: Direction,
     operands: Operands,
     tile: Tile,
-    activation: Activation = Activation("none"),
+    activation: Activation = _LINEAR,
     with_bias: bool = False,
 ) -> tuple[Launch, ...]:
     """What one call of `direction` launches, in order. `with_bias`: grad_weight gives grad-bias too. Needs no GPU."""
@@ -367,7 +378,7 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
         sum_partials,
         math.ceil(size / _SUM_BLOCK) + (math.ceil(problem.out_channels / _SUM_BLOCK) if with_bias else 0),
         (accumulate, dtype, dtype if with_bias else None),
-        (splits, size, problem.out_channels, c, fresh_k, fresh_c, fresh_tap),
+        (splits, size, _bias_at(splits, size), problem.out_channels, c, fresh_k, fresh_c, fresh_tap),
         {
             "BLOCK": _SUM_BLOCK,
             "WIDE": splits * (size + problem.out_channels) > _MOST_OFFSET,
@@ -380,6 +391,11 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def _bias_at(splits: int, size: int) -> int:
+    """Where the bias's partial sums begin in the workspace: after the weight's, at a multiple of 16 bytes."""
+    return math.ceil(splits * size / 4) * 4
 
 
 def splits_of(problem: ConvProblem, tile: Tile) -> int:
@@ -424,6 +440,8 @@ def _bind_forward(
         input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
     ) -> torch.Tensor:
         y = allocate(shape, input, memory_format)
+        if bias is not None and bias.stride(0) != 1:  # one gradient that is expanded, in a second derivative
+            bias = bias.contiguous()
         call(launch, input, weight, bias, residual, y)
         return y
 
@@ -450,7 +468,7 @@ def _bind_grad_weight(
     without, with_ = (_grad_weight(problem, operands, tile, with_bias) for with_bias in (False, True))
     shape, memory_format = problem.weight_shape, problem.memory_format
     filters, accumulate, splits = problem.out_channels, _accumulator(problem.dtype), splits_of(problem, tile)
-    size = math.prod(shape)
+    bias_at = _bias_at(splits, math.prod(shape))
 
     def grad_weight(
         grad_output: torch.Tensor, input: torch.Tensor, with_bias: bool
@@ -461,8 +479,8 @@ def _bind_grad_weight(
         if not add:
             call(gather, grad_output, input, gw, gb)
             return gw, gb
-        partials = grad_output.new_empty(splits * (size + filters), dtype=accumulate)
-        call(gather, grad_output, input, partials, partials[splits * size :] if with_bias else None)
+        partials = grad_output.new_empty(bias_at + splits * filters, dtype=accumulate)
+        call(gather, grad_output, input, partials, partials[bias_at:] if with_bias else None)
         call(add[0], partials, gw, gb)
         return gw, gb
 
@@ -478,7 +496,7 @@ _BY_ELEMENT = ((128, 64, 8), _NARROW)  # each element loaded by itself
 _BY_ELEMENT_CHANNELS_LAST = ((64, 64, 8), _NARROW)  # a thread then has more pixels to keep account of
 _FMA = ((64, 64, 8), _NARROW)
 _DOUBLE = ((64, 32, 4), _NARROW)
-_INTERPRETED = ((128, 64, 4), (64, 64, 4), (128, 16, 4), (16, 16, 4))
+_INTERPRETED = ((1024, 64, 4), (128, 64, 4), (64, 64, 4), (128, 16, 4), (16, 16, 4))
 _FEWEST_STEPS = 8  # of a split
 
 
@@ -494,7 +512,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
     terms = {"forward": c, "grad_input": k, "grad_weight": problem.batch * math.prod(problem.output_size)}[direction]
     shapes: tuple[tuple[int, int, int], ...]
     if gpu.capability == (0, 0):
-        shapes, depth = _INTERPRETED, 64
+        shapes, depth = _INTERPRETED, 64 if direction != "grad_weight" else 128 if terms <= 4096 else 1024
     elif size == 8:
         shapes, depth = _DOUBLE, 16
     elif size == 4 and not operands.tf32:
@@ -513,8 +531,11 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
         if width > 16 and width >= 2 * columns:
             continue  # more than half of it idle
         if shape is _NARROW:
-            depth = min(depth, 32)
-        tile = Tile(rows, width, depth, warps, min(4, gpu.shared_memory // ((rows + width) * depth * size)))
+            depth = min(depth, 16 if direction == "grad_weight" else 32)
+        # Where the loop has many addresses to keep, or multiplies without tensor cores, more stages would spill.
+        few = size == 8 or (size == 4 and not operands.tf32) or (shape is _NARROW and direction == "grad_weight")
+        stages = min(2 if few else 4, gpu.shared_memory // ((rows + width) * depth * size))
+        tile = Tile(rows, width, depth, warps, stages)
         if direction == "grad_weight":
             chosen += [dataclasses.replace(tile, splits=splits) for splits in _splits(problem, tile, gpu)]
         else:

@@ -1,1 +1,1 @@
-"""Convolutions in Triton. To learn from them read `common`, `gather_forward`, `gather_grad_input`, `gather_grad_weight`."""
+"""Convolutions in Triton. Read `common` first, then `gather_forward`, `gather_grad_input`, `gather_grad_weight`."""

@@ -1,22 +1,23 @@
 """What the gather kernels share: which tile a program owns, where its pixels are, and the loop over filter taps.
 
-In Triton a kernel is written for one *program*, which computes one block of the result; many run at once. A block tensor
-such as `tl.arange(0, 64)` is one value for the program, spread by the compiler over the registers of its threads.
-Loading through a block of pointers is the *gather*: every element has an address of its own, and a mask says which of
-them to read at all.
+In Triton a kernel is written for one *program*, which computes one block of the result; many run at once. A block
+tensor such as `tl.arange(0, 64)` is one value for the program, spread by the compiler over the registers of its
+threads. Loading through a block of pointers is the *gather*: every element has an address of its own, and a mask says
+which of them to read at all.
 
 A convolution is a sum over filter taps, and for a fixed tap it is a matrix product:
 
     y[m, k] = Σ_tap Σ_c  x[pixel(m, tap), c] · w[tap, c, k]        m counts output pixels
 
-The matrix x[pixel(m, tap), c] (im2col) is never stored: each step of the loop gathers a tile of it, `rows` pixels by `depth`
+The matrix x[pixel(m, tap), c] (im2col) is never stored: each step of the loop gathers a tile of it, BM pixels by BC
 channels, and multiplies it with a tile of w on the tensor cores. `gather_product` is that loop; forward and grad_input
 differ only in which pixel a tap means.
 
-    p_ pointer   b_ block of values   o_ offset, counted in elements   m_ mask   CAPITALS compile-time constants and sizes
+    p_ pointer   b_ block of values   o_ offset, counted in elements   m_ mask
+    CAPITALS     compile-time constants, and the sizes N C K G, D H W (input), T R S (filter), Z P Q (output)
 
-Masks. A pixel beyond the last or a column beyond the last is computed and not stored; to have something to read it stands
-for one of the first. So loads are masked only where a zero is meant: a tap outside the image, channels beyond the last.
+Masks. A pixel or a column beyond the last is computed and not stored; to have something to read it stands for one of
+the first. So loads are masked only where a zero is meant: a tap outside the image, channels beyond the last.
 
 Vectors. A thread can load 16 bytes at once if the compiler can prove that they lie together and start at a multiple of
 16. Strides and sizes are run-time values and prove nothing, so where VECTOR is more than 1 the launcher hands them over
@@ -25,8 +26,30 @@ channels lie one after the other in all tensors that are read, and all other str
 multiples of it, as in channels-last tensors; else it is 1.
 """
 
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 import triton
 import triton.language as tl
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """`triton.jit` for a kernel that is launched: compiled once for all values of its run-time integers.
+
+    Triton would otherwise compile it anew for every size and stride that is 1 or a multiple of 16.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    integers = [p.name for p in parameters if p.annotation is p.empty and not p.name.startswith("p_")]
+    return triton.jit(function, do_not_specialize=integers)
+
+
+@triton.jit
+def wide(i, WIDE: tl.constexpr):
+    """i, as a 64-bit integer if WIDE."""
+    if WIDE:
+        i = i.to(tl.int64)
+    return i
 
 
 @triton.jit
@@ -45,9 +68,7 @@ def tile_of_program(program, row_blocks, column_blocks, BAND: tl.constexpr):
 @triton.jit
 def block_indices(block, SIZE: tl.constexpr, count, WIDE: tl.constexpr):
     """The SIZE indices of a block, and the same with those beyond the last starting again at 0. 64-bit if WIDE."""
-    if WIDE:
-        block = block.to(tl.int64)
-    index = block * SIZE + tl.arange(0, SIZE)  # [SIZE]
+    index = wide(block, WIDE) * SIZE + tl.arange(0, SIZE)  # [SIZE]
     return index, index % count
 
 
@@ -156,7 +177,7 @@ def widened(b, DTYPE: tl.constexpr, EMULATE_BF16: tl.constexpr):
 
 @triton.jit
 def multiply(b_a, b_b, b_acc, PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr):
-    """acc + a·b on the tensor cores, summed in acc's type. EMULATE_BF16: Triton's interpreter cannot multiply bfloat16."""
+    """acc + a·b on the tensor cores, summed in acc's type. EMULATE_BF16: the interpreter cannot multiply bfloat16."""
     if EMULATE_BF16:
         b_a = widened(b_a, tl.float32, True)
         b_b = widened(b_b, tl.float32, True)
@@ -178,7 +199,7 @@ def gather_product(
     T, R, S, C,  # taps on each axis, channels to sum over
     b_acc,  # [BM, BN] what to add to
     BC: tl.constexpr,
-    INSIDE: tl.constexpr,  # how to tell whether a tap is inside: "always" it is, look at "bits", or "compare" coordinates
+    INSIDE: tl.constexpr,  # whether a tap is inside: "always" it is, see its "bits", or "compare" its coordinates
     EVEN_C: tl.constexpr,  # BC divides C
     X_ROWS_FAST: tl.constexpr,  # pixels lie closer than channels
     W_ROWS_FAST: tl.constexpr,  # the channels that are summed over lie closer than the columns
@@ -186,24 +207,20 @@ def gather_product(
     PRECISION: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
-    """acc[m, n] + Σ_{t,r,s} Σ_c x[pixel m moved by (t,r,s), c] · w[t,r,s,c,n], taps outside, channels inside, one loop.
+    """acc[m, n] + Σ_{t,r,s} Σ_c x[pixel m moved by (t,r,s), c] · w[t,r,s,c,n]
 
-    One loop and not four, so that the compiler can fetch the tiles of later steps while it multiplies this one's. The
-    counters (t, r, s, c) are scalars carried from step to step, without a division.
+    Taps outside, channels inside, but one loop and not four, so that the compiler can fetch the tiles of later steps
+    while it multiplies this one's. The counters (t, r, s, c) are scalars carried from step to step without a division.
     """
     b_c = tl.arange(0, BC)  # [BC]
     c0 = tl.full((), 0, tl.int32)
     s, r, t = c0, c0, c0
     for _ in range(0, T * R * S * tl.cdiv(C, BC)):
         # ---- where this step's tiles are
-        if WIDE:
-            o_x_tap = t.to(tl.int64) * step_d * x_d + r.to(tl.int64) * step_h * x_h + s.to(tl.int64) * step_w * x_w
-            o_w_tap = t.to(tl.int64) * w_t + r.to(tl.int64) * w_r + s.to(tl.int64) * w_s
-            b_channel = (c0 + b_c).to(tl.int64)
-        else:
-            o_x_tap = t * step_d * x_d + r * step_h * x_h + s * step_w * x_w
-            o_w_tap = t * w_t + r * w_r + s * w_s
-            b_channel = c0 + b_c  # [BC]
+        tw, rw, sw = wide(t, WIDE), wide(r, WIDE), wide(s, WIDE)
+        o_x_tap = tw * step_d * x_d + rw * step_h * x_h + sw * step_w * x_w
+        o_w_tap = tw * w_t + rw * w_r + sw * w_s
+        b_channel = wide(c0, WIDE) + b_c  # [BC]
         m_c = b_channel < C
         # ---- which pixels this tap finds inside the image
         if INSIDE == "bits":
@@ -214,7 +231,9 @@ def gather_product(
         else:
             m_pixel = o_x == o_x  # not used
         # ---- the product
-        b_x = load_tile(p_x + o_x_tap, o_x, b_channel * x_channel, m_pixel, m_c, INSIDE != "always", not EVEN_C, X_ROWS_FAST)  # [BM, BC]
+        b_x = load_tile(
+            p_x + o_x_tap, o_x, b_channel * x_channel, m_pixel, m_c, INSIDE != "always", not EVEN_C, X_ROWS_FAST
+        )  # [BM, BC]
         b_wt = load_tile(p_w + o_w_tap, b_channel * w_channel, o_w, m_c, m_c, not EVEN_C, False, W_ROWS_FAST)
         b_acc = multiply(b_x, b_wt, b_acc, PRECISION, EMULATE_BF16)  # [BM, BC] · [BC, BN]
         # ---- count on: c, then s, then r, then t

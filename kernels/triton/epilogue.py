@@ -4,8 +4,8 @@
     leaky_relu  z, or slope · z where z < 0        gelu        z · Φ(z)
     hardswish   z · clip(z + 3, 0, 6) / 6          gelu_tanh   z · σ(2u),  u = √(2/π) (z + 0.044715 z³)
 
-σ(2u) is (1 + tanh u) / 2 written without tanh. Comparisons are written so that NaN stays NaN. No masks: elements that will
-not be stored are computed along with the rest.
+σ(2u) is (1 + tanh u) / 2 written without tanh. Comparisons are written so that NaN stays NaN. No masks: elements that
+will not be stored are computed along with the rest.
 """
 
 import triton

@@ -6,23 +6,19 @@
 m = ((n·Z + z)·P + p)·Q + q, columns the filters k, and the sum runs over taps and channels; see `common`.
 
     program  →  group, then a tile of BM pixels × BN filters; tiles in bands, for the L2 cache
-    masks    →  taps that fall outside the image (padding), channels ≥ C, and at the store pixels and filters beyond the last
+    masks    →  taps outside the image (padding), channels ≥ C; at the store pixels and filters beyond the last
 
-An axis that the problem lacks has size 1, filter 1, stride 1. Sizes and strides are run-time values, so that a kernel is
-compiled once for a kind of layer and not for every layer.
+An axis that the problem lacks has size 1, filter 1, stride 1. Sizes and strides are run-time values, so that a kernel
+is compiled once for a kind of layer and not for every layer.
 """
 
-import triton
 import triton.language as tl
 
-from .common import block_indices, gather_product, split_pixel, store_tile, tile_of_program, valid_taps
+from .common import block_indices, gather_product, kernel, split_pixel, store_tile, tile_of_program, valid_taps, wide
 from .epilogue import epilogue
 
-_SIZES = """pixels filters C D H W Z P Q T R S stride_d stride_h stride_w pad_d pad_h pad_w dilation_d dilation_h dilation_w
-x_n x_c x_d x_h x_w w_k w_c w_t w_r w_s y_n y_k y_pixel residual_n residual_k residual_z residual_p residual_q""".split()
 
-
-@triton.jit(do_not_specialize=_SIZES)
+@kernel
 def gather_forward(
     p_x, p_w, p_bias, p_residual, p_y,  # bias and residual may be None
     pixels,  # N·Z·P·Q
@@ -60,15 +56,13 @@ def gather_forward(
     # ---- which tile
     row_blocks, column_blocks = tl.cdiv(pixels, BM), tl.cdiv(filters, BN)
     tiles = row_blocks * column_blocks
-    group = tl.program_id(0) // tiles
+    group = wide(tl.program_id(0) // tiles, WIDE)
     row_block, column_block = tile_of_program(tl.program_id(0) % tiles, row_blocks, column_blocks, BAND)
-    if WIDE:
-        group = group.to(tl.int64)
     o_pixel, o_pixel_safe = block_indices(row_block, BM, pixels, WIDE)  # [BM]
     o_filter, o_filter_safe = block_indices(column_block, BN, filters, WIDE)  # [BN]
 
     # ---- where tap (0, 0, 0) of each pixel falls
-    image = Z * P * Q
+    image = wide(Z, WIDE) * P * Q
     b_n = o_pixel_safe // image
     b_z, b_p, b_q = split_pixel(o_pixel_safe % image, P, Q)
     b_d, b_h, b_w = b_z * stride_d - pad_d, b_p * stride_h - pad_h, b_q * stride_w - pad_w
@@ -79,7 +73,8 @@ def gather_forward(
 
     # ---- the sum
     b_acc = gather_product(
-        p_x + group * C * x_c, o_x, b_valid, b_d, b_h, b_w, dilation_d, dilation_h, dilation_w, D, H, W, x_c, x_d, x_h, x_w,
+        p_x + group * C * x_c, o_x, b_valid, b_d, b_h, b_w, dilation_d, dilation_h, dilation_w, D, H, W,
+        x_c, x_d, x_h, x_w,
         p_w + group * filters * w_k, o_filter_safe * w_k, w_c, w_t, w_r, w_s, T, R, S, C,
         tl.zeros((BM, BN), ACCUMULATE),
         BC, INSIDE, EVEN_C, X_ROWS_FAST, True, WIDE, PRECISION, EMULATE_BF16,
@@ -98,4 +93,5 @@ def gather_forward(
         RESIDUAL_ROWS_FAST, ACTIVATION, SLOPE, EMULATE_BF16,
     )  # fmt: skip
     o_y_pixel = (o_pixel // image) * y_n + (o_pixel % image) * y_pixel
-    store_tile(p_y + o_channel * y_k, o_y_pixel, o_filter * y_k, o_pixel < pixels, o_filter < filters, b_y, Y_ROWS_FAST, EMULATE_BF16)
+    m_pixel, m_filter = o_pixel < pixels, o_filter < filters
+    store_tile(p_y + o_channel * y_k, o_y_pixel, o_filter * y_k, m_pixel, m_filter, b_y, Y_ROWS_FAST, EMULATE_BF16)

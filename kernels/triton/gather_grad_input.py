@@ -1,31 +1,28 @@
 """Gradient of the input by gather: each pixel of gx collects the outputs it took part in. On one axis (all are alike):
 
-    gx[n, c, i] = Σ_r Σ_k gy[n, k, p] · w[k, c, r]        over the taps r with  p = (i + pad − r·d) / u  whole and inside
+    gx[n, c, i] = Σ_r Σ_k gy[n, k, p] · w[k, c, r]     over taps r for which p = (i + pad − r·d) / u is whole and inside
 
-At stride u only some taps divide evenly, and which depends on i mod u alone, the pixel's *phase*. Let φ = (i + pad) mod u
-and g = gcd(u, d). If g does not divide φ the phase has no tap and its gradient is zero. Else its taps are
+At stride u only some taps divide evenly, and which depends on i mod u alone, the pixel's *phase*. Let
+φ = (i + pad) mod u and g = gcd(u, d). If g does not divide φ the phase has no tap and its gradient is zero. Else its
+taps are
 
     r(m) = r0 + m·u/g,   r0 = (φ/g)·(d/g)⁻¹ mod u/g,     p(m) = (i + pad − r0·d)/u − m·d/g
 
-so within a phase, where i = a + u·j, this is a convolution of gy at stride 1: tap m of pixel j is at j + base − m·d/g. gy
-is never spread out with zeros. The columns are the channels c, the sum runs over the phase's taps and the filters k.
+so within a phase, where i = a + u·j, this is a convolution of gy at stride 1: tap m of pixel j is at j + base − m·d/g.
+gy is never spread out with zeros. The columns are the channels c, the sum runs over the phase's taps and filters k.
 
     program  →  group, then phase (a_d, a_h, a_w), then a tile of BM pixels of the phase × BN channels
-    masks    →  taps that fall outside gy, filters ≥ K, and at the store pixels and channels beyond the last
+    masks    →  taps that fall outside gy, filters ≥ K; at the store pixels and channels beyond the last
 
 Phases differ in size by at most one pixel an axis; a program beyond the last pixel of its phase ends at once. A phase
-without taps takes no step of the loop and stores its zeros. A pixel's tap outside gy is multiplied as a zero, so a weight
-that is not finite makes NaN of the pixels at the border whose tap it is, even where that tap does not count.
+without taps takes no step of the loop and stores its zeros. A tap outside gy is multiplied as a zero, so a weight that
+is not finite makes NaN of the pixels at the border for which it is such a tap.
 """
 
 import triton
 import triton.language as tl
 
-from .common import block_indices, gather_product, split_pixel, store_tile, tile_of_program, valid_taps
-
-_SIZES = """N channels K D H W Z P Q T R S stride_d stride_h stride_w pad_d pad_h pad_w dilation_d dilation_h dilation_w
-common_d common_h common_w inverse_d inverse_h inverse_w gy_n gy_k gy_z gy_p gy_q w_k w_c w_t w_r w_s gx_n gx_c gx_pixel
-phase_blocks""".split()
+from .common import block_indices, gather_product, kernel, split_pixel, store_tile, tile_of_program, valid_taps, wide
 
 
 @triton.jit
@@ -39,7 +36,7 @@ def phase_of_axis(a, stride, pad, dilation, common, inverse, taps):
     return count, first, (a + pad - first * dilation) // stride  # exact where count > 0
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@kernel
 def gather_grad_input(
     p_gy, p_w, p_gx,
     N, channels, K,  # channels and filters in one group
@@ -74,18 +71,14 @@ def gather_grad_input(
     program = tl.program_id(0)
     row_block, column_block = tile_of_program(program % tiles, phase_blocks, column_blocks, BAND)
     phase = program // tiles % (stride_d * stride_h * stride_w)
-    group = program // tiles // (stride_d * stride_h * stride_w)
-    if WIDE:
-        group = group.to(tl.int64)
+    group = wide(program // tiles // (stride_d * stride_h * stride_w), WIDE)
     a_d, a_h, a_w = split_pixel(phase, stride_h, stride_w)
     size_d = tl.maximum(D - a_d + stride_d - 1, 0) // stride_d  # pixels of the phase on each axis
     size_h = tl.maximum(H - a_h + stride_h - 1, 0) // stride_h
     size_w = tl.maximum(W - a_w + stride_w - 1, 0) // stride_w
-    image = size_d * size_h * size_w
+    image = wide(size_d, WIDE) * size_h * size_w
     pixels = N * image
-    if WIDE:
-        pixels = N.to(tl.int64) * image
-    if row_block * BM < pixels:
+    if wide(row_block, WIDE) * BM < pixels:
         o_pixel, o_pixel_safe = block_indices(row_block, BM, pixels, WIDE)  # [BM]
         o_channel, o_channel_safe = block_indices(column_block, BN, channels, WIDE)  # [BN]
         t_count, t_first, base_d = phase_of_axis(a_d, stride_d, pad_d, dilation_d, common_d, inverse_d, T)
@@ -103,11 +96,14 @@ def gather_grad_input(
             b_valid = valid_taps(b_z, b_p, b_q, step_z, step_p, step_q, Z, P, Q, t_count, r_count, s_count)
 
         # ---- the sum
-        o_first = t_first * w_t + r_first * w_r + s_first * w_s
+        o_first = wide(t_first, WIDE) * w_t + wide(r_first, WIDE) * w_r + wide(s_first, WIDE) * w_s
         b_gx = gather_product(
-            p_gy + group * K * gy_k, o_gy, b_valid, b_z, b_p, b_q, step_z, step_p, step_q, Z, P, Q, gy_k, gy_z, gy_p, gy_q,
-            p_w + group * K * w_k + o_first, o_channel_safe * w_c,
-            w_k, stride_d // common_d * w_t, stride_h // common_h * w_r, stride_w // common_w * w_s,
+            p_gy + group * K * gy_k, o_gy, b_valid, b_z, b_p, b_q, step_z, step_p, step_q, Z, P, Q,
+            gy_k, gy_z, gy_p, gy_q,
+            p_w + group * K * w_k + o_first, o_channel_safe * w_c, w_k,
+            wide(stride_d // common_d, WIDE) * w_t,
+            wide(stride_h // common_h, WIDE) * w_r,
+            wide(stride_w // common_w, WIDE) * w_s,
             t_count, r_count, s_count, K,
             tl.zeros((BM, BN), ACCUMULATE),
             BC, INSIDE, EVEN_K, GY_ROWS_FAST, False, WIDE, PRECISION, EMULATE_BF16,
@@ -116,6 +112,6 @@ def gather_grad_input(
         # ---- one rounding; store
         b_d, b_h, b_w = a_d + b_jd * stride_d, a_h + b_jh * stride_h, a_w + b_jw * stride_w
         o_gx_pixel = b_n * gx_n + ((b_d * H + b_h) * W + b_w) * gx_pixel
-        o_group = group * channels * gx_c
-        m_channel = o_channel < channels
-        store_tile(p_gx + o_group, o_gx_pixel, o_channel * gx_c, o_pixel < pixels, m_channel, b_gx, GX_ROWS_FAST, EMULATE_BF16)
+        p_tile = p_gx + group * channels * gx_c
+        m_pixel, m_channel = o_pixel < pixels, o_channel < channels
+        store_tile(p_tile, o_gx_pixel, o_channel * gx_c, m_pixel, m_channel, b_gx, GX_ROWS_FAST, EMULATE_BF16)

@@ -1,13 +1,13 @@
 """Gradient of the weight by gather, and of the bias in the same pass; then the ordered sum of partial results.
 
-    gw[k, c, t, r, s] = Σ_m gy[m, k] · x[pixel(m, t, r, s), c]        gb[k] = Σ_m gy[m, k]        m counts output pixels
+    gw[k, c, t, r, s] = Σ_m gy[m, k] · x[pixel(m, t, r, s), c]      gb[k] = Σ_m gy[m, k]      m counts output pixels
 
-For one tap this is the matrix product gyᵀ · x, with a reduction as long as the batch has pixels and a result as small as a
-filter. To keep a GPU busy the pixels are divided over `splits` programs, each of which writes its partial sum to a
-workspace; `sum_partials` then adds them in order. No atomics, so the same inputs give the same bits.
+For one tap this is the matrix product gyᵀ · x, with a reduction as long as the batch has pixels and a result as small
+as a filter. To keep a GPU busy the pixels are divided over `splits` programs, each of which writes its partial sum to
+a workspace; `sum_partials` then adds them in order. No atomics, so the same inputs give the same bits.
 
-    program  →  split, then group, tap, a tile of BM filters × BN channels; loops over the pixels of its split, BC at a time
-    masks    →  pixels beyond the split's last, taps outside the image; at the store filters and channels beyond the last
+    program  →  split, then group, tap, a tile of BM filters × BN channels; loops over the split's pixels, BC at a time
+    masks    →  pixels beyond the split's last, taps outside the image; at the store filters, channels beyond the last
 
 The pixels of a step are BC further than those of the step before: their (n, z, p, q) are carried on like the hands of a
 clock, by adding BC's own digits and passing at most one carry from each to the next. Nothing is divided in the loop.
@@ -16,10 +16,7 @@ clock, by adding BC's own digits and passing at most one carry from each to the 
 import triton
 import triton.language as tl
 
-from .common import block_indices, load_tile, multiply, rounded, split_pixel, store_tile, widened
-
-_SIZES = """pixels filters channels groups D H W Z P Q T R S stride_d stride_h stride_w pad_d pad_h pad_w dilation_d
-dilation_h dilation_w gy_n gy_k gy_z gy_p gy_q x_n x_c x_d x_h x_w gw_split gw_k gw_c gw_tap gb_split per_split""".split()
+from .common import block_indices, kernel, load_tile, multiply, rounded, split_pixel, store_tile, wide, widened
 
 
 @triton.jit
@@ -29,7 +26,7 @@ def carry(b_digit, b_next, base):
     return tl.where(m_over, b_digit - base, b_digit), tl.where(m_over, b_next + 1, b_next)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@kernel
 def gather_grad_weight(
     p_gy, p_x, p_gw, p_gb,  # gw and gb, or the workspace; gb may be None
     pixels,  # N·Z·P·Q
@@ -65,18 +62,16 @@ def gather_grad_weight(
     program = tl.program_id(0)
     tile = program % tiles
     tap = program // tiles % (T * R * S)
-    group = program // tiles // (T * R * S) % groups
-    split = program // tiles // (T * R * S) // groups
+    group = wide(program // tiles // (T * R * S) % groups, WIDE)
+    split = wide(program // tiles // (T * R * S) // groups, WIDE)
     t, r, s = split_pixel(tap, R, S)
-    if WIDE:
-        group, split = group.to(tl.int64), split.to(tl.int64)
     o_filter, o_filter_safe = block_indices(tile // column_blocks, BM, filters, WIDE)  # [BM]
     o_channel, o_channel_safe = block_indices(tile % column_blocks, BN, channels, WIDE)  # [BN]
     first = split * per_split
     last = tl.minimum(first + per_split, pixels)
 
     # ---- the first pixels, and the digits of BC
-    image = Z * P * Q
+    image = wide(Z, WIDE) * P * Q
     b_m = first + tl.arange(0, BC)  # [BC]
     b_n = b_m // image
     b_z, b_p, b_q = split_pixel(b_m % image, P, Q)
@@ -104,7 +99,7 @@ def gather_grad_weight(
         b_gy = load_tile(p_gy_group, o_gy_filter, o_gy, m_pixel, m_pixel, False, True, GY_ON_SIDE)  # [BM, BC]
         b_x = load_tile(p_x_group, o_x, o_x_channel, m_inside, m_inside, True, False, X_PIXELS_FAST)  # [BC, BN]
         b_acc = multiply(b_gy, b_x, b_acc, PRECISION, EMULATE_BF16)
-        if p_gb is not None:
+        if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
             if sums_bias:
                 b_bias += tl.sum(widened(b_gy, ACCUMULATE, EMULATE_BF16), 1)
         b_q, b_p = carry(b_q + add_q, b_p + add_p, Q)
@@ -114,20 +109,21 @@ def gather_grad_weight(
     # ---- store; the workspace has the type of the sum, a single split rounds to the result's
     OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gw.dtype.element_ty == tl.bfloat16
     m_filter, m_channel = o_filter < filters, o_channel < channels
-    p_tile = p_gw + split * gw_split + group * filters * gw_k + tap * gw_tap
+    p_tile = p_gw + split * gw_split + group * filters * gw_k + wide(tap, WIDE) * gw_tap
     store_tile(p_tile, o_filter * gw_k, o_channel * gw_c, m_filter, m_channel, b_acc, not GW_CHANNELS_FAST, OUT_BF16)
-    if p_gb is not None:
+    if p_gb is not None:  # noqa: SIM102
         if sums_bias:
             p_bias = p_gb + split * gb_split + group * filters + o_filter  # [BM]
             tl.store(p_bias, rounded(b_bias, p_gb.dtype.element_ty, OUT_BF16), mask=m_filter)
 
 
-@triton.jit(do_not_specialize=["splits", "size", "filters", "channels", "gw_k", "gw_c", "gw_tap"])
+@kernel
 def sum_partials(
-    p_partial,  # [splits, taps, filters, channels], then the bias's [splits, filters]
+    p_partial,  # [splits, taps, filters, channels], and from bias_at on the bias's [splits, filters]
     p_gw, p_gb,  # gb may be None
     splits,
     size,  # taps · filters · channels
+    bias_at,
     filters, channels,  # filters of all groups
     gw_k, gw_c, gw_tap,
     BLOCK: tl.constexpr, WIDE: tl.constexpr, EMULATE_BF16: tl.constexpr,
@@ -141,11 +137,10 @@ def sum_partials(
     of_bias = block >= gw_blocks
     block = tl.where(of_bias, block - gw_blocks, block)
     count = tl.where(of_bias, filters, size)
-    if WIDE:
-        block, count = block.to(tl.int64), count.to(tl.int64)
-    o = block * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    count = wide(count, WIDE)
+    o = wide(block, WIDE) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     m = o < count
-    p = p_partial + tl.where(of_bias, splits * size, 0) + o
+    p = p_partial + tl.where(of_bias, bias_at, 0) + o
     b_sum = tl.zeros((BLOCK,), p_partial.dtype.element_ty)
     for _ in range(0, splits):
         b_sum += tl.load(p, mask=m, other=0.0)

@@ -1,0 +1,246 @@
+"""The gather kernels under Triton's interpreter: run by `test_interpreted.py`, in a process of its own.
+
+Small tiles make small problems take several programs, steps and splits; buffers have NaN around them.
+"""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from problems import CURATED, laid_out, random_problem, tensors
+
+from gpuconv import ops, plan, reference
+from gpuconv.backends import triton as backend
+from gpuconv.backends.base import Tile
+from gpuconv.plan import Settings
+from gpuconv.problem import ConvProblem, allocate
+from gpuconv.reference import Activation, as_numpy, assert_close_to_oracle, worst_violation
+
+SMALL = Tile(16, 16, 16, warps=4, stages=2)
+MARGIN = 64  # elements on either side of a result that nobody may write
+CANARY = 12345.0
+
+
+@pytest.fixture(autouse=True)
+def guarded(monkeypatch: pytest.MonkeyPatch) -> object:
+    """Results are allocated inside larger buffers, which must be untouched around them in the end."""
+    buffers = []
+
+    def inside_a_buffer(shape, like, memory_format):
+        plain = allocate(shape, like, memory_format)
+        if plain.device.type == "meta":
+            return plain
+        buffer = torch.full((plain.numel() + 2 * MARGIN,), CANARY, dtype=plain.dtype)
+        buffer[MARGIN : MARGIN + plain.numel()] = math.nan
+        buffers.append(buffer)
+        return buffer.as_strided(plain.shape, plain.stride(), MARGIN)
+
+    monkeypatch.setattr(backend, "allocate", inside_a_buffer)
+    yield
+    for buffer in buffers:
+        outside = torch.cat((buffer[:MARGIN], buffer[-MARGIN:]))
+        assert (outside == torch.tensor(CANARY, dtype=buffer.dtype)).all(), "written outside the result"
+
+
+def surrounded(t: torch.Tensor) -> torch.Tensor:
+    """t with the same strides, inside a buffer of NaN."""
+    extent = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
+    buffer = torch.full((extent + 2 * MARGIN,), math.nan, dtype=t.dtype)
+    return buffer.as_strided(t.shape, t.stride(), MARGIN).copy_(t)
+
+
+def check(
+    problem: ConvProblem, name: str, layout: str = "contiguous", tile: Tile = SMALL, activation: str = "none"
+) -> None:
+    """All three directions with this tile against the oracle."""
+    given = {
+        key: t if layout == "expanded" else surrounded(t)
+        for key, t in tensors(problem, name, problem.dtype, "cpu", layout).items()
+    }
+    x, w, b, residual, gy = given.values()
+    n = {key: as_numpy(t) for key, t in given.items()}
+    act = Activation.parse(activation)
+    exactly = np.longdouble if problem.dtype is torch.float64 else np.float64
+    bind, cpu, context = backend.TritonBackend().bind, torch.device("cpu"), f"{layout} {tile}: {problem}"
+
+    def operands(first: torch.Tensor, second: torch.Tensor, **more: object) -> plan.Operands:
+        return plan.Operands((first.stride(), second.stride()), **more)
+
+    def formatted(first: torch.Tensor, second: torch.Tensor) -> ConvProblem:
+        return dataclasses.replace(problem, memory_format=plan.sizes.memory_format_of(first, second))
+
+    with_epilogue = operands(x, w, residual=residual.stride(), bias=True)
+    y = bind(formatted(x, w), "forward", cpu, act, with_epilogue, tile)(x, w, b, residual)
+    exact = reference.forward(problem, n["input"], n["weight"], n["bias"], n["residual"], act, exactly)
+    assert_close_to_oracle(y, exact, context)
+    gx = bind(formatted(gy, w), "grad_input", cpu, act, operands(gy, w), tile)(gy, w)
+    assert_close_to_oracle(gx, reference.grad_input(problem, n["grad_output"], n["weight"], exactly), context)
+    grad_weight = bind(formatted(gy, x), "grad_weight", cpu, act, operands(gy, x), tile)
+    gw, gb = grad_weight(gy, x, True)
+    assert_close_to_oracle(gw, reference.grad_weight(problem, n["grad_output"], n["input"], exactly), context)
+    assert_close_to_oracle(gb, reference.grad_bias(problem, n["grad_output"], exactly), context)
+    again, none = grad_weight(gy, x, False)
+    assert none is None and torch.equal(again, gw)
+
+
+@pytest.mark.parametrize(
+    ("name", "splits"),
+    [
+        ("1x1", 1),
+        ("3x3-one-image", 2),
+        ("3x3-empty-batch", 3),
+        ("3x3-stride3-dilation2", 3),
+        ("3x3-asymmetric-stride2", 1),
+        ("3x3-groups2-stride2", 2),
+        ("1x2-stride3-untouched-pixels", 4),
+        ("1d-dilation3", 2),
+    ],
+)
+def test_small_tiles(name: str, splits: int) -> None:
+    layout = ("contiguous", "channels_last")[splits % 2]
+    check(CURATED[name], name, layout, dataclasses.replace(SMALL, splits=splits))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"padding": 1, "stride": 2, "groups": 2}],
+    ids=str,
+)
+def test_vectors(settings: dict[str, object], dtype: torch.dtype) -> None:
+    problem = ConvProblem.of((2, 48, 4, 5), (32, 48 // settings.get("groups", 1), 2, 2), **settings, dtype=dtype)
+    operands = plan.contiguous_operands(problem, "forward", torch.channels_last)
+    channels_last = dataclasses.replace(problem, memory_format=torch.channels_last)
+    launch = backend.launches(channels_last, "forward", operands, SMALL)[0]
+    assert launch.constants["VECTOR"] == 16 // dtype.itemsize
+    check(problem, f"vectors {settings}", "channels_last", dataclasses.replace(SMALL, splits=2))
+
+
+def test_vectors_are_not_claimed_where_they_are_not() -> None:
+    problem = ConvProblem.of((2, 16, 5, 6), (16, 16, 3, 3), memory_format=torch.channels_last)
+    aligned = plan.contiguous_operands(problem, "forward", torch.channels_last)
+
+    def vector(problem: ConvProblem, strides: tuple[int, ...]) -> int:
+        operands = aligned._replace(strides=(strides, aligned.strides[1]))
+        return backend.launches(problem, "forward", operands, SMALL)[0].constants["VECTOR"]
+
+    assert vector(problem, (480, 1, 96, 16)) == 4
+    assert vector(problem, (600, 1, 120, 20)) == 4  # a slice of a tensor with 20 channels
+    assert vector(problem, (510, 1, 102, 17)) == 1
+    assert vector(problem, (960, 2, 192, 32)) == 1  # every other channel
+    assert vector(problem, (480, 30, 6, 1)) == 1
+
+
+@pytest.mark.parametrize("name", ["2x2-stride2", "1d-dilation3"])
+def test_64_bit_offsets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_MOST_OFFSET", 0)
+    problem = CURATED[name]
+    operands = plan.contiguous_operands(problem, "forward")
+    assert all(launch.constants["WIDE"] for launch in backend.launches(problem, "forward", operands, SMALL))
+    check(problem, name, "sliced", dataclasses.replace(SMALL, splits=2))
+
+
+def test_64_bit_offsets_are_chosen_by_size() -> None:
+    def is_wide(batch: int) -> bool:
+        problem = ConvProblem.of((batch, 64, 1024, 1024), (1, 64, 1, 1))
+        return backend.launches(problem, "forward", plan.contiguous_operands(problem, "forward"), SMALL)[0].constants[
+            "WIDE"
+        ]
+
+    assert not is_wide(31) and is_wide(32)  # 2³¹ elements
+
+
+def test_filters_of_more_than_ten_taps_compare_coordinates() -> None:
+    problem = ConvProblem.of((2, 3, 13, 4), (4, 3, 11, 1), padding=((5, 4), (1, 0)), stride=(2, 1))
+    operands = plan.contiguous_operands(problem, "forward")
+    assert backend.launches(problem, "forward", operands, SMALL)[0].constants["INSIDE"] == "compare"
+    check(problem, "long filter", "sliced", Tile(64, 16, 16, 4, 2))
+
+
+@pytest.mark.parametrize("image", [(3, 5), (1, 16), (1, 40)], ids=str)
+def test_pixels_are_counted_on_over_every_kind_of_image(image: tuple[int, int]) -> None:
+    """Images smaller, as large and larger than a step of grad_weight, in one and more dimensions."""
+    check(ConvProblem.of((5, 2, *image), (3, 2, 1, 1)), f"images {image}", tile=dataclasses.replace(SMALL, splits=2))
+    check(ConvProblem.of((3, 2, 2, *image), (3, 2, 2, 1, 1)), f"volumes {image}", tile=Tile(64, 16, 16, 4, 2))
+
+
+@pytest.mark.parametrize("seed", range(0, 16, 3))
+def test_random_problems_in_several_types_layouts_and_activations(seed: int) -> None:
+    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    layouts = ("contiguous", "channels_last", "sliced", "expanded")
+    dtype, layout = tuple(itertools.product(dtypes, layouts))[seed % 16]
+    activation = ("none", "relu", "leaky_relu(0.2)", "silu", "gelu", "gelu_tanh", "hardswish")[seed % 7]
+    problem = dataclasses.replace(random_problem(seed + 1000), dtype=dtype)
+    check(problem, f"tiles {seed}", layout, dataclasses.replace(SMALL, splits=1 + seed % 4), activation)
+
+
+def test_splits_are_added_in_order_and_give_the_same_bits_every_time() -> None:
+    problem = ConvProblem.of((3, 5, 9, 8), (7, 5, 3, 3), padding=1)
+    t = tensors(problem, "bits", torch.float32)
+    operands = plan.contiguous_operands(problem, "grad_weight")
+    tile = dataclasses.replace(SMALL, splits=4)
+    run = backend.TritonBackend().bind(problem, "grad_weight", torch.device("cpu"), Activation("none"), operands, tile)
+    results = [run(t["grad_output"], t["input"], True) for _ in range(3)]
+    assert all(torch.equal(gw, results[0][0]) and torch.equal(gb, results[0][1]) for gw, gb in results)
+
+
+def test_a_weight_that_is_not_finite_reaches_all_it_should_and_no_pixel_of_another_channel() -> None:
+    problem = ConvProblem.of((1, 3, 7, 6), (2, 3, 3, 3), padding=1)
+    t = tensors(problem, "infinite", torch.float32)
+    t["weight"][1, 2, 0, 0] = math.inf
+    key = Settings(problem.stride, problem.padding, problem.dilation, 1, "none", "triton").encode()
+    gx = ops.grad_input(t["grad_output"], t["weight"], problem.input_shape, key)
+    exact = reference.grad_input(problem, as_numpy(t["grad_output"]), as_numpy(t["weight"]))
+    assert not (gx.isfinite() & ~torch.from_numpy(exact.value).isfinite()).any()
+    inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))  # at the border the tap meets a padded zero
+    assert worst_violation(gx[inner], reference.Exact(exact.value[inner], exact.magnitude[inner], exact.terms))[0] <= 1
+    finite = (slice(None), slice(0, 2))
+    assert (
+        worst_violation(gx[finite], reference.Exact(exact.value[finite], exact.magnitude[finite], exact.terms))[0] <= 1
+    )
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu", "gelu", "gelu_tanh", "hardswish"])
+def test_activations_keep_nan_and_do_not_overflow(activation: str) -> None:
+    problem = ConvProblem.of((1, 1, 1, 6), (1, 1, 1, 1))
+    x = torch.tensor([math.nan, math.inf, -1e4, -100.0, 100.0, 1e4]).reshape(1, 1, 1, 6)
+    key = Settings((1, 1), ((0, 0), (0, 0)), (1, 1), 1, activation, "triton").encode()
+    y = ops.forward(x, torch.ones(1, 1, 1, 1), None, None, key)
+    exact = reference.forward(problem, as_numpy(x), np.ones((1, 1, 1, 1)), activation=Activation.parse(activation))
+    assert_close_to_oracle(y, exact, activation)
+
+
+def test_bfloat16_is_rounded_to_nearest_even_in_the_interpreter() -> None:
+    bits = torch.tensor([0x3F7F8000, 0x3F808000, 0x3F818000, 0x7F7E8000, 0x00018000, 0x00008001]).to(torch.int32)
+    x = bits.view(torch.float32).reshape(1, 1, 1, 6)
+    halves = torch.stack((x.bfloat16(), (x - x.bfloat16().float()).bfloat16()), 1).reshape(1, 2, 1, 6)
+    key = Settings((1, 1), ((0, 0), (0, 0)), (1, 1), 1, "none", "triton").encode()
+    y = ops.forward(halves, torch.ones(1, 2, 1, 1, dtype=torch.bfloat16), None, None, key)  # their sum is x again
+    assert torch.equal(y, x.bfloat16())
+
+
+def test_strides_of_a_sum_s_gradient() -> None:
+    """y.sum().backward() gives an expanded scalar: strides of 0 everywhere."""
+    problem = ConvProblem.of((2, 3, 5, 6), (4, 3, 3, 3), padding=1)
+    t = tensors(problem, "sum", torch.float32)
+    gy = torch.ones(()).expand(problem.output_shape)
+    key = Settings(problem.stride, problem.padding, problem.dilation, 1, "none", "triton").encode()
+    gx = ops.grad_input(gy, t["weight"], problem.input_shape, key)
+    assert_close_to_oracle(gx, reference.grad_input(problem, as_numpy(gy), as_numpy(t["weight"])))
+    gw, gb = ops.grad_weight(gy, t["input"], problem.weight_shape, True, key)
+    assert_close_to_oracle(gw, reference.grad_weight(problem, as_numpy(gy), as_numpy(t["input"])))
+    assert torch.equal(gb, torch.full((4,), 60.0))
+
+
+def test_transposed_weights() -> None:
+    """Strides that no memory format has."""
+    problem = ConvProblem.of((2, 6, 5, 6), (4, 6, 3, 3), padding=1)
+    t = tensors(problem, "transposed", torch.float32)
+    w = t["weight"].permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
+    x = laid_out(t["input"], "channels_last").transpose(2, 3).contiguous().transpose(2, 3)
+    key = Settings(problem.stride, problem.padding, problem.dilation, 1, "none", "triton").encode()
+    y = ops.forward(x, w, None, None, key)
+    assert_close_to_oracle(y, reference.forward(problem, as_numpy(x), as_numpy(w)))

@@ -1,0 +1,147 @@
+"""Every kernel that the planner chooses for thirty real layers compiles for six GPUs, and to what it should.
+
+By default each GPU is compiled for with some of the number types, each of which is compiled for some GPU; `--full`
+compiles every type for every GPU, which takes three times as long.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
+
+import layers
+
+from gpuconv import plan
+from gpuconv.backends import triton as backend
+from gpuconv.backends.base import Tile
+from gpuconv.backends.triton import Launch, launches
+from gpuconv.gpu import KNOWN
+from gpuconv.inspect import MachineCode, machine_code
+from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
+from gpuconv.reference import Activation
+
+GPUS = {80: "A100", 86: "RTX 3090", 89: "L4", 90: "H100", 100: "B200", 120: "RTX 5090"}
+NUMBERS = {
+    "float16": (torch.float16, False),
+    "bfloat16": (torch.bfloat16, False),
+    "tf32": (torch.float32, True),
+    "float32": (torch.float32, False),
+    "float64": (torch.float64, False),
+}
+ALWAYS = {
+    (80, "bfloat16"), (86, "float16"), (89, "bfloat16"), (90, "float16"), (100, "bfloat16"), (120, "float16"),
+    (80, "tf32"), (90, "tf32"), (89, "float32"), (80, "float64"),
+}  # fmt: skip
+FORMATS = (torch.contiguous_format, torch.channels_last)
+
+
+def planned(
+    name: str, direction: Direction, numbers: str, memory_format: torch.memory_format, capability: int
+) -> tuple[Launch, ...]:
+    """What the planner launches for a layer: with a bias, which only adds to a kernel."""
+    gpu, (dtype, tf32) = KNOWN[GPUS[capability]], NUMBERS[numbers]
+    problem = layers.layer(name, 32, dtype, memory_format)
+    operands = plan.contiguous_operands(problem, direction, memory_format)
+    operands = operands._replace(tf32=tf32, bias=direction == "forward")
+    candidates = backend.TritonBackend().tiles(problem, direction, gpu, operands)
+    tile = plan.best_tile(candidates, problem, direction, gpu, tf32)
+    assert tile is not None
+    return launches(problem, direction, operands, tile, with_bias=True)
+
+
+def instances(capability: int, numbers: str) -> dict[tuple[object, ...], tuple[str, Launch]]:
+    """The different kernels among all layers, directions and formats, each with what it is first needed for."""
+    found: dict[tuple[object, ...], tuple[str, Launch]] = {}
+    for name in layers.NAMES:
+        for memory_format in FORMATS:
+            for direction in DIRECTIONS:
+                for launch in planned(name, direction, numbers, memory_format, capability):
+                    key = (launch.kernel, launch.dtypes, *launch.constants.items(), *launch.options.items())
+                    found.setdefault(key, (f"{name} {direction} {memory_format}", launch))
+    return found
+
+
+def complaints(code: MachineCode, launch: Launch, capability: int, numbers: str) -> list[str]:
+    """What is wrong with the code of a launch."""
+    wrong = []
+    if code.stack:
+        wrong.append(f"{code.stack} bytes of stack at {code.registers} registers")
+    limit = KNOWN[GPUS[capability]].shared_memory
+    if code.shared > limit:
+        wrong.append(f"{code.shared} bytes of shared memory, where there are {limit}")
+    if (
+        launch.kernel is not backend.sum_partials
+        and numbers in ("float16", "bfloat16", "tf32")
+        and not code.tensor_core
+    ):
+        wrong.append("no tensor-core instruction")
+    return wrong
+
+
+@pytest.mark.parametrize("numbers", NUMBERS)
+@pytest.mark.parametrize("capability", GPUS, ids="sm_{}".format)
+def test_all_that_the_planner_chooses_compiles_well(
+    capability: int, numbers: str, request: pytest.FixtureRequest, tmp_path, monkeypatch
+) -> None:
+    if (capability, numbers) not in ALWAYS and not request.config.getoption("--full"):
+        pytest.skip("compiled with --full")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # compile, whatever has been compiled before
+    wrong = []
+    for needed_for, launch in instances(capability, numbers).values():
+        for complaint in complaints(machine_code(launch, capability), launch, capability, numbers):
+            wrong.append(f"{needed_for}: {launch.kernel.__name__} {launch.constants}: {complaint}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("capability", "product"), [(80, "HMMA"), (90, "HGMMA"), (100, "UTCHMMA"), (120, "HMMA")], ids="{0}".format
+)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_channels_last_tiles_are_fetched_asynchronously_in_vectors(
+    direction: Direction, capability: int, product: str
+) -> None:
+    launch = planned("resnet50-14-3x3", direction, "bfloat16", torch.channels_last, capability)[0]
+    code = machine_code(launch, capability).instructions
+    assert code[product] > 0
+    assert code["LDGSTS"] > 0  # 16 bytes a thread from global to shared memory, past the registers
+    assert code["LDG"] <= 16  # the bias; not the tiles, element by element
+    assert code["LDL"] == code["STL"] == 0
+
+
+ACTIVATIONS = ("relu", "leaky_relu(0.2)", "silu", "gelu", "gelu_tanh", "hardswish")
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d], ids=str)
+def test_what_the_layers_do_not_use_compiles_too(
+    memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Activations, residuals in the other format, 64-bit offsets, long filters, three axes: the interpreter takes what
+    the compiler does not."""
+    tile = Tile(64, 32, 16, warps=4, stages=2)
+    monkeypatch.setattr(backend, "_MOST_OFFSET", 0)
+    contiguous = memory_format is torch.contiguous_format
+    problem = ConvProblem.of(
+        (2, 32, 4, 5, 12), (32, 32, 2, 3, 11), padding=((1, 0), (2, 1), (5, 5)), stride=(1, 2, 3),
+        dtype=torch.bfloat16 if contiguous else torch.float64, memory_format=memory_format,
+    )  # fmt: skip
+    other = torch.channels_last_3d if contiguous else torch.contiguous_format
+    residual = torch.empty(problem.output_shape, device="meta").contiguous(memory_format=other).stride()
+    operands = plan.contiguous_operands(problem, "forward", memory_format)._replace(residual=residual, bias=True)
+    for activation in ACTIVATIONS[contiguous::2]:
+        (launch,) = launches(problem, "forward", operands, tile, Activation.parse(activation))
+        assert launch.constants["WIDE"] and launch.constants["INSIDE"] == "compare"
+        assert machine_code(launch, 80).tensor_core
+    operands = plan.contiguous_operands(problem, "grad_input", memory_format)
+    assert machine_code(launches(problem, "grad_input", operands, tile)[0], 80).tensor_core
+    operands = plan.contiguous_operands(problem, "grad_weight", memory_format)
+    tile = dataclasses.replace(tile, splits=2)
+    gather, add = launches(problem, "grad_weight", operands, tile, with_bias=contiguous)
+    assert machine_code(gather, 80).tensor_core and machine_code(add, 80).registers
+
+
+def test_few_kernels_serve_many_layers() -> None:
+    for capability in GPUS:
+        for numbers in NUMBERS:
+            assert len(instances(capability, numbers)) <= 52, (capability, numbers)
