@@ -3,7 +3,9 @@
     code = machine_code(launch, 90)          # a `gpuconv.backends.triton.Launch`
     code.registers, code.spills, code.shared, code.instructions["HGMMA"]
 
-Triton compiles to machine code on any machine; the `cuobjdump` in its wheel reads it.
+    code = cuda_machine_code(instance, "sm_90a")  # a `gpuconv.backends.cuda_launch.Instance`
+
+Triton and NVRTC compile to machine code on any machine; the `cuobjdump` in Triton's wheel reads it.
 """
 
 import collections
@@ -18,6 +20,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import MockTensor, create_function_from_signature
 
+from gpuconv.backends.cuda_cupy import COMMON_OPTIONS
+from gpuconv.backends.cuda_launch import Instance, source
 from gpuconv.backends.triton import Launch
 
 TENSOR_CORE = ("HMMA", "HGMMA", "UTCHMMA", "UTCMMA", "DMMA", "QMMA")
@@ -31,6 +35,7 @@ class MachineCode:
     spills: int  # bytes of stack, and instructions that use it
     shared: int  # bytes of shared memory of one block
     instructions: collections.Counter[str]  # how often each occurs in the text, by its name without suffixes
+    of_16_bytes: collections.Counter[str]  # those of LDG, STG, LDS and STS that move 16 bytes a thread
 
     @property
     def tensor_core(self) -> int:
@@ -59,19 +64,41 @@ def compile_for(launch: Launch, capability: int) -> Any:
 def machine_code(launch: Launch, capability: int) -> MachineCode:
     """Compile `launch` for a GPU of this capability and read the result."""
     compiled = compile_for(launch, capability)
+    return read_cubin(compiled.asm["cubin"], compiled.metadata.shared)
+
+
+def cuda_machine_code(instance: Instance, architecture: str) -> MachineCode:
+    """Compile a CUDA C kernel for an architecture ("sm_90a") with the NVRTC that CuPy uses, and read the result."""
+    from cupy_backends.cuda.libs import nvrtc
+
+    program = nvrtc.createProgram(source(instance.file), instance.file, (), ())
+    try:
+        nvrtc.compileProgram(program, [f"--gpu-architecture={architecture}", *COMMON_OPTIONS, *instance.options])
+        cubin = nvrtc.getCUBIN(program) + b"\0"  # CuPy's binding drops the last byte
+    except nvrtc.NVRTCError as error:
+        raise RuntimeError(f"{instance} for {architecture}: {nvrtc.getProgramLog(program)}") from error
+    finally:
+        nvrtc.destroyProgram(program)
+    return read_cubin(cubin, instance.shared, instance.function)
+
+
+def read_cubin(cubin: bytes, shared: int, function: str = "") -> MachineCode:
+    """What a cubin holds; of one of its functions, where it has several. `shared`: bytes given at the launch."""
+    of = ["-fun", function] if function else []
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(cubin)
         file.flush()
-        usage, text = (_cuobjdump(flag, file.name) for flag in ("--dump-resource-usage", "-sass"))
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+        usage, text = (_cuobjdump(*flags, file.name) for flags in (("--dump-resource-usage",), ("-sass", *of)))
+    found = re.search(rf"Function {function}.*:\s.*REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump says nothing about registers: {usage!r}")
     names = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][A-Z0-9_]*)", text, re.MULTILINE)
     instructions = collections.Counter(names)
+    wide = re.findall(r"\b(LDG|STG|LDS|STS)\b[.\w]*\.128\b", text)
     spills = int(found[2]) + instructions["LDL"] + instructions["STL"]
-    return MachineCode(int(found[1]), spills, compiled.metadata.shared, instructions)
+    return MachineCode(int(found[1]), spills, shared, instructions, collections.Counter(wide))
 
 
-def _cuobjdump(flag: str, path: str) -> str:
+def _cuobjdump(*arguments: str) -> str:
     tool = triton.knobs.nvidia.cuobjdump.path
-    return subprocess.run([tool, flag, path], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
