@@ -35,7 +35,8 @@ class MachineCode:
     spills: int  # bytes of stack, and instructions that use it
     shared: int  # bytes of shared memory of one block
     instructions: collections.Counter[str]  # how often each occurs in the text, by its name without suffixes
-    of_16_bytes: collections.Counter[str]  # those of LDG, STG, LDS and STS that move 16 bytes a thread
+    of_16_bytes: collections.Counter[str]  # those of LDG, STG, LDS, STS and LDGSTS that move 16 bytes a thread
+    spills_in_product: int  # instructions that use the stack between the first multiplication of the sum and the last
 
     @property
     def tensor_core(self) -> int:
@@ -94,9 +95,12 @@ def read_cubin(cubin: bytes, shared: int, function: str = "") -> MachineCode:
         raise RuntimeError(f"cuobjdump says nothing about registers: {usage!r}")
     names = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][A-Z0-9_]*)", text, re.MULTILINE)
     instructions = collections.Counter(names)
-    wide = re.findall(r"\b(LDG|STG|LDS|STS)\b[.\w]*\.128\b", text)
+    wide = re.findall(r"\b(LDG|STG|LDS|STS|LDGSTS)\b[.\w]*\.128\b", text)
+    products = [at for at, name in enumerate(names) if name in (*TENSOR_CORE, "FFMA", "DFMA")]
+    inside = names[products[0] : products[-1]] if products else []
     spills = int(found[2]) + instructions["LDL"] + instructions["STL"]
-    return MachineCode(int(found[1]), spills, shared, instructions, collections.Counter(wide))
+    spills_inside = sum(name in ("LDL", "STL") for name in inside)
+    return MachineCode(int(found[1]), spills, shared, instructions, collections.Counter(wide), spills_inside)
 
 
 def _cuobjdump(*arguments: str) -> str:

@@ -109,9 +109,9 @@ def launches(
     strides = Strides.of(problem, direction, operands)
     told = conv(problem, direction, strides, activation)
     if tile.kernel == "simt":
-        instance = _simt(problem, direction, strides, tile, activation, aligned)
+        instance = _simt(problem, direction, operands, strides, tile, activation, aligned)
     else:
-        instance = cuda_tensor.instance(problem, direction, operands, tile, wide(problem, strides), aligned)
+        instance = cuda_tensor.instance(problem, direction, operands, tile, wide(problem, strides), aligned, activation)
     if direction == "grad_weight":
         return _grad_weight(problem, tile, instance, told, with_bias)
     told["phase_blocks"] = row_blocks = cuda_tensor.row_blocks(problem, direction, tile)
@@ -158,7 +158,13 @@ def _digits(pixels: int, problem: ConvProblem) -> tuple[int, ...]:
 
 
 def _simt(
-    problem: ConvProblem, direction: Direction, strides: Strides, tile: Tile, activation: Activation, aligned: bool
+    problem: ConvProblem,
+    direction: Direction,
+    operands: Operands,
+    strides: Strides,
+    tile: Tile,
+    activation: Activation,
+    aligned: bool,
 ) -> Instance:
     """The kernel of multiply-adds with this tile."""
     k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
@@ -177,6 +183,7 @@ def _simt(
     }  # fmt: skip
     if direction == "forward":
         macros["ACTIVATION"] = ACTIVATIONS.index(activation.name)
+        macros["BIAS"], macros["RESIDUAL"] = int(operands.bias), int(operands.residual is not None)
     size = 8 if dtype is torch.float64 else 4  # of a number in shared memory, each row with 16 bytes more
     shared = 2 * tile.depth * ((tile.rows + tile.columns) * size + 32)
     name = f"simt_{direction}"
@@ -263,7 +270,8 @@ def _bind_grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, call
             call(product, grad_output, input, gw, gb)
             return gw, gb
         partials = grad_output.new_empty(splits * (size + filters), dtype=accumulate)
-        call(product, grad_output, input, partials, partials[splits * size :] if with_bias else None)
+        of_weight, of_bias = partials[: splits * size], partials[splits * size :]
+        call(product, grad_output, input, of_weight, of_bias if with_bias else None)
         call(add[0], partials, gw, gb)
         return gw, gb
 

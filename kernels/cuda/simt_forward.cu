@@ -13,7 +13,7 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) simt_forward(
     const TYPE* __restrict__ p_x, const TYPE* __restrict__ p_w, const TYPE* __restrict__ p_bias,
-    const TYPE* __restrict__ p_residual, TYPE* __restrict__ p_y, const Conv a) {  // bias and residual may be null
+    const TYPE* __restrict__ p_residual, TYPE* __restrict__ p_y, const Conv a) {  // null without BIAS and RESIDUAL
   // ---- which tile
   const int image = a.out[0] * a.out[1] * a.out[2];
   const long long pixels = wide(a.N) * image;
@@ -56,8 +56,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) simt_forward(
       for (int e = 0; e < LANE; ++e) {
         if (k + e >= a.K) continue;
         accumulator z = acc[i][j + e];
-        if (p_bias) z += widen(p_bias[channel + e]);
-        if (p_residual) z += widen(p_residual[o_residual + (channel + e) * a.residual[1]]);
+        if (BIAS) z += widen(p_bias[channel + e]);
+        if (RESIDUAL) z += widen(p_residual[o_residual + (channel + e) * a.residual[1]]);
         acc[i][j + e] = activate(z, ACTIVATION, accumulator(a.slope));
       }
       store_run(p_y + o_y + channel * a.y[1], a.y[1], a.K - k, acc[i] + j);

@@ -32,6 +32,7 @@ from gpuconv.backends.cuda import CudaBackend, simt_tiles
 from gpuconv.backends.cuda_launch import Instance, Launch, source
 from gpuconv.gpu import KNOWN, Gpu
 from gpuconv.problem import ConvProblem, Direction
+from gpuconv.reference import IDENTITY, Activation
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++")
@@ -42,7 +43,7 @@ MODES = {
 }
 _TOLD = {"fast": [], "address": ["-DWITH_ADDRESS_SANITIZER"], "thread": ["-DWITH_THREAD_SANITIZER"]}
 # -ffp-contract=off: only what the kernel says is fused, so that every mode gives the same bits.
-_FLAGS = ["-std=c++20", "-g1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{HERE}"]
+FLAGS = ["-std=c++20", "-g1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{HERE}"]
 
 
 # ---- building --------------------------------------------------------------------------------------------------------
@@ -58,18 +59,20 @@ def unit(text: str) -> str:
 def build(text: str, options: tuple[str, ...], mode: str) -> Path:
     """A shared library of the kernels in `text`, or for a sanitizer a program that replays launches of them."""
     product = ["-shared"] if mode == "fast" else ["-rdynamic", str(HERE / "replay.cpp"), "-ldl"]
-    return _made(unit(text), (*_FLAGS, *MODES[mode], *options), (str(_fibers(mode)), *product))
+    return compiled(unit(text), (*FLAGS, *MODES[mode], *options), (str(_fibers(mode)), *product))
 
 
 @functools.cache
 def _fibers(mode: str) -> Path:
-    return _made((HERE / "fibers.cpp").read_text(), (*_FLAGS, "-O2", *_TOLD[mode]), ("-c",))
+    return compiled((HERE / "fibers.cpp").read_text(), (*FLAGS, "-O2", *_TOLD[mode]), ("-c",))
 
 
-def _made(text: str, flags: tuple[str, ...], rest: tuple[str, ...]) -> Path:
+def compiled(text: str, flags: tuple[str, ...], rest: tuple[str, ...]) -> Path:
     """What the compiler makes of this text with these flags, if it was not made before. Safe among processes."""
     folder = Path(tempfile.gettempdir()) / f"gpuconv-hostcheck-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise RuntimeError(f"{folder} belongs to somebody else")
     ours = sorted(path for path in HERE.iterdir() if path.suffix in (".h", ".cpp"))
     everything = [text, *flags, *rest, *(path.read_text() for path in ours)]
     key = hashlib.sha256("\0".join(everything).encode()).hexdigest()[:20]
@@ -148,6 +151,27 @@ class HostChecked(CudaBackend):
 def install() -> None:
     """Let backend `cuda` compute CPU tensors by the host check, in this process."""
     backends.register(HostChecked())
+
+
+def compute(
+    problem: ConvProblem,
+    direction: Direction,
+    tile: Tile,
+    given: dict[str, torch.Tensor],
+    activation: Activation = IDENTITY,
+    runtime: HostRuntime | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """What the kernel with this tile makes of `problems.tensors`; of grad_weight the bias's gradient too."""
+    backend = HostChecked()
+    backend.runtimes["cpu"] = runtime or HostRuntime()
+    x, w, gy, residual = (given[name] for name in ("input", "weight", "grad_output", "residual"))
+    first, second = {"forward": (x, w), "grad_input": (gy, w), "grad_weight": (gy, x)}[direction]
+    forward = direction == "forward"
+    operands = Operands((first.stride(), second.stride()), residual.stride() if forward else None, forward)
+    run = backend.bind(problem, direction, torch.device("cpu"), activation, operands, tile)
+    if forward:
+        return (run(x, w, given["bias"], residual),)
+    return (run(gy, w),) if direction == "grad_input" else run(gy, x, True)
 
 
 # ---- recording and replaying -----------------------------------------------------------------------------------------

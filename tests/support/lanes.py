@@ -24,7 +24,7 @@ def _lanes() -> list[Lane]:
     if INTERPRETING:  # the process that interprets Triton's kernels tests those alone
         return [Lane("triton", "cpu")]
     lanes = [Lane("numpy", "cpu"), Lane("aten", "cpu")]
-    if host_cuda.COMPILER:  # the CUDA kernels on the CPU; test_hostcheck.py says so where there is none
+    if host_cuda.COMPILER:  # the CUDA kernels on the CPU; tests/kernels/cuda skip with this reason where there is none
         host_cuda.install()
         lanes.append(Lane("cuda", "cpu"))
     if torch.cuda.is_available():
