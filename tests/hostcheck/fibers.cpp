@@ -61,7 +61,7 @@ uint3 index_of(unsigned thread) {
 // Each wait of a block, and each of a warp, is an object that all release when they come and acquire when they go. Two
 // that follow each other must not be the same one, for then whoever comes early to the second would release to the
 // first.
-[[maybe_unused]] char block_waits[2], warp_waits[32][4], end_of_block;
+[[maybe_unused]] char block_waits[2], warp_waits[32][4], start_of_block, end_of_block;
 unsigned block_wait, warp_wait[32];
 
 void release([[maybe_unused]] void* at) {
@@ -146,6 +146,7 @@ void pause(State state) {
 
 void entry() {
   after_switch(nullptr);
+  acquire(&start_of_block);
   (*body)();
   fibers[current].state = DONE;
   release(&end_of_block);
@@ -161,7 +162,7 @@ void start(Fiber& fiber) {
   __asan_unpoison_memory_region(fiber.stack, STACK);
 #endif
 #ifdef WITH_THREAD_SANITIZER
-  fiber.known_as = __tsan_create_fiber(0);
+  if (!fiber.known_as) fiber.known_as = __tsan_create_fiber(0);
 #endif
   prepare(fiber);
 }
@@ -184,6 +185,7 @@ bool end_block_wait() {
 }
 
 void run_block(const std::vector<unsigned>& order) {
+  release(&start_of_block);  // whatever the block before did is over: blocks do not race here
   for (Fiber& fiber : fibers) start(fiber);
   std::fill(arrived.begin(), arrived.end(), 0);
   do {
@@ -199,9 +201,6 @@ void run_block(const std::vector<unsigned>& order) {
     }
   } while (end_block_wait());
   acquire(&end_of_block);
-#ifdef WITH_THREAD_SANITIZER
-  for (Fiber& fiber : fibers) __tsan_destroy_fiber(fiber.known_as);
-#endif
 }
 
 }  // namespace
