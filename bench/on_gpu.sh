@@ -33,8 +33,9 @@ print("triton backend:", gpuconv.backends.get("triton").unavailable() or "availa
 assert torch.cuda.is_available()
 '
 step smoke 60 "$python" -m gpuconv.bench.table --layers resnet50-14-3x3 --numbers bfloat16 --seconds 40
-step tests 200 "$python" -m pytest -q -n 6 -k triton-cuda tests/test_oracle_suite.py tests/test_ops.py tests/test_functional.py
-step table 220 "$python" -m gpuconv.bench.table --seconds 190 --out "$out/$name-table.jsonl"
+step tests 200 "$python" -m pytest -q -n 6 -k "triton-cuda or cuda-cuda" tests/test_oracle_suite.py tests/test_ops.py tests/test_functional.py
+step table 140 "$python" -m gpuconv.bench.table --seconds 115 --out "$out/$name-table.jsonl"
+step table-cuda 80 "$python" -m gpuconv.bench.table --backend cuda --seconds 60 --out "$out/$name-table-cuda.jsonl"
 echo
 echo "results in $out; $SECONDS s in all"
 exit "$failed"

@@ -3,7 +3,9 @@
     code = machine_code(launch, 90)          # a `gpuconv.backends.triton.Launch`, sm_90
     code.registers, code.stack, code.shared, code.tensor_core, code.instructions["HGMMA"]
 
-Triton compiles to machine code on any machine; the `cuobjdump` in its wheel reads it.
+    code = cuda_machine_code(instance, "sm_90a")  # a `gpuconv.backends.cuda_launch.Instance`
+
+Triton and NVRTC compile to machine code on any machine; the `cuobjdump` in Triton's wheel reads it.
 """
 
 import collections
@@ -19,31 +21,64 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import MockTensor, create_function_from_signature
 
+from gpuconv.backends.cuda_cupy import COMMON_OPTIONS
+from gpuconv.backends.cuda_launch import Instance, source
 from gpuconv.backends.triton import Launch
 
-_TENSOR_CORE = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
+_TENSOR_CORE_PTX = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
+_TENSOR_CORE = ("HMMA", "HGMMA", "UTCHMMA", "UTCMMA", "DMMA", "QMMA")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][A-Z0-9_]*)", re.MULTILINE)
+_WIDE = re.compile(r"\b(LDG|STG|LDS|STS|LDGSTS)\b[.\w]*\.128\b")
 
 
 @dataclasses.dataclass(frozen=True)
 class MachineCode:
-    """What the compilers made of a kernel."""
+    """What the compilers made of a kernel. What needs its text is read when asked for: that takes half a second."""
 
     registers: int  # of one thread
     stack: int  # bytes for one thread: registers that were spilled
     shared: int  # bytes of shared memory of one block
-    ptx: str
     cubin: bytes = dataclasses.field(repr=False)
+    function: str = ""  # which of the cubin's, where it has several
+    ptx: str = dataclasses.field(default="", repr=False)  # of Triton's kernels
 
-    @property
-    def tensor_core(self) -> int:
-        """Tensor-core instructions in the PTX."""
-        return len(_TENSOR_CORE.findall(self.ptx))
+    @cached_property
+    def sass(self) -> str:
+        """The machine instructions as text."""
+        return _cuobjdump(self.cubin, "-sass", *(["-fun", self.function] if self.function else []))
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return _INSTRUCTION.findall(self.sass)
 
     @cached_property
     def instructions(self) -> collections.Counter[str]:
-        """How often each machine instruction occurs, by its name without suffixes. Takes a good part of a second."""
-        return collections.Counter(_INSTRUCTION.findall(_cuobjdump("-sass", self.cubin)))
+        """How often each machine instruction occurs, by its name without suffixes."""
+        return collections.Counter(self._names)
+
+    @property
+    def tensor_core(self) -> int:
+        """Tensor-core instructions: in the PTX where there is one, else in the machine code."""
+        if self.ptx:
+            return len(_TENSOR_CORE_PTX.findall(self.ptx))
+        return sum(self.instructions[name] for name in _TENSOR_CORE)
+
+    @property
+    def spills(self) -> int:
+        """Bytes of stack, and instructions that use it."""
+        return self.stack + self.instructions["LDL"] + self.instructions["STL"]
+
+    @property
+    def of_16_bytes(self) -> collections.Counter[str]:
+        """Those of LDG, STG, LDS, STS and LDGSTS that move 16 bytes a thread."""
+        return collections.Counter(_WIDE.findall(self.sass))
+
+    @property
+    def spills_in_product(self) -> int:
+        """Instructions that use the stack between the first multiplication of the sum and the last."""
+        products = [at for at, name in enumerate(self._names) if name in (*_TENSOR_CORE, "FFMA", "DFMA")]
+        inside = self._names[products[0] : products[-1]] if products else []
+        return sum(name in ("LDL", "STL") for name in inside)
 
 
 def compile_for(launch: Launch, capability: int) -> Any:
@@ -63,17 +98,35 @@ def compile_for(launch: Launch, capability: int) -> Any:
 def machine_code(launch: Launch, capability: int) -> MachineCode:
     """Compile `launch` for a GPU of this capability and read the result."""
     compiled = compile_for(launch, capability)
-    cubin = compiled.asm["cubin"]
-    usage = _cuobjdump("--dump-resource-usage", cubin)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    return _read(compiled.asm["cubin"], compiled.metadata.shared, ptx=compiled.asm["ptx"])
+
+
+def cuda_machine_code(instance: Instance, architecture: str) -> MachineCode:
+    """Compile a CUDA C kernel for an architecture ("sm_90a") with the NVRTC that CuPy uses, and read the result."""
+    from cupy_backends.cuda.libs import nvrtc
+
+    program = nvrtc.createProgram(source(instance.file), instance.file, (), ())
+    try:
+        nvrtc.compileProgram(program, [f"--gpu-architecture={architecture}", *COMMON_OPTIONS, *instance.options])
+        cubin = nvrtc.getCUBIN(program) + b"\0"  # CuPy's binding drops the last byte
+    except nvrtc.NVRTCError as error:
+        raise RuntimeError(f"{instance} for {architecture}: {nvrtc.getProgramLog(program)}") from error
+    finally:
+        nvrtc.destroyProgram(program)
+    return _read(cubin, instance.shared, instance.function)
+
+
+def _read(cubin: bytes, shared: int, function: str = "", ptx: str = "") -> MachineCode:
+    usage = _cuobjdump(cubin, "--dump-resource-usage")
+    found = re.search(rf"Function {function}.*:\s.*REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump says nothing about registers: {usage!r}")
-    return MachineCode(int(found[1]), int(found[2]), compiled.metadata.shared, compiled.asm["ptx"], cubin)
+    return MachineCode(int(found[1]), int(found[2]), shared, cubin, function, ptx)
 
 
-def _cuobjdump(flag: str, cubin: bytes) -> str:
+def _cuobjdump(cubin: bytes, *flags: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, flag, file.name]
+        command = [triton.knobs.nvidia.cuobjdump.path, *flags, file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout

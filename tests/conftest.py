@@ -20,7 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "random_seed" in metafunc.fixturenames:
         full = metafunc.config.getoption("--full")
-        metafunc.parametrize("random_seed", range(300 if full else 20), ids="seed{}".format)
+        metafunc.parametrize("random_seed", range(500 if full else 20), ids="seed{}".format)
 
 
 @pytest.hookimpl(trylast=True)  # after -k

@@ -17,6 +17,7 @@ __all__ = ["Backend", "BackendUnavailable", "auto_order", "get", "names", "regis
 # Where each backend of ours lives; imported when first asked for, so that importing gpuconv stays cheap.
 _MODULES = {
     "triton": ("gpuconv.backends.triton", "TritonBackend"),
+    "cuda": ("gpuconv.backends.cuda", "CudaBackend"),
     "numpy": ("gpuconv.backends.numpy", "NumpyBackend"),
     "aten": ("gpuconv.backends.aten", "AtenBackend"),
 }
@@ -24,7 +25,7 @@ _loaded: dict[str, Backend] = {}
 _on_register: list[Callable[[], None]] = []
 
 # What `auto` tries, in this order, for tensors on each type of device; for any other type PyTorch's own.
-_AUTO: dict[str, tuple[str, ...]] = {"cuda": ("triton", "aten")}
+_AUTO: dict[str, tuple[str, ...]] = {"cuda": ("triton", "cuda", "aten")}
 _ATEN_ONLY = ("aten",)
 
 _default = os.environ.get("GPUCONV_BACKEND") or "auto"

@@ -43,6 +43,7 @@ class Tile:
     warps: int
     stages: int
     splits: int = 1
+    kernel: str = "gather"  # which family, where a backend has several
 
 
 class Backend:

@@ -3,6 +3,7 @@
 import os
 from typing import NamedTuple
 
+import host_cuda
 import pytest
 import torch
 
@@ -23,10 +24,20 @@ def _lanes() -> list[Lane]:
     if INTERPRETING:  # the process that interprets Triton's kernels tests those alone
         return [Lane("triton", "cpu")]
     lanes = [Lane("numpy", "cpu"), Lane("aten", "cpu")]
+    if host_cuda.COMPILER:  # the CUDA kernels on the CPU; tests/kernels/cuda skip with this reason where there is none
+        host_cuda.install()
+        lanes.append(Lane("cuda", "cpu"))
     if torch.cuda.is_available():
         names = [name for name in gpuconv.backends.names() if name != "numpy"]
-        lanes += [Lane(name, "cuda") for name in names if gpuconv.backends.get(name).unavailable() is None]
+        backends = {name: gpuconv.backends.get(name) for name in names}
+        device = torch.device("cuda")
+        lanes += [Lane(name, "cuda") for name, backend in backends.items() if _runs_on(backend, device)]
     return lanes
+
+
+def _runs_on(backend: gpuconv.backends.Backend, device: torch.device) -> bool:
+    problem = gpuconv.ConvProblem.of((1, 1, 3, 3), (1, 1, 3, 3))
+    return (backend.unavailable() or backend.refuses(problem, "forward", device)) is None
 
 
 LANES = _lanes()

@@ -1,0 +1,75 @@
+"""Compiling and launching CUDA C through CuPy, on PyTorch's device and stream. CuPy is imported when first needed."""
+
+import ctypes
+import importlib.util
+import threading
+from typing import Any
+
+import torch
+
+from gpuconv.backends.cuda_launch import Instance, Launch, source
+
+COMMON_OPTIONS = ("-std=c++17",)
+_SHARED_WITHOUT_ASKING = 48 << 10  # bytes of shared memory that a kernel may use without an attribute that says so
+
+
+class CupyRuntime:
+    """`cupy.RawModule`: a module for each GPU, file and options, compiled by NVRTC or found in CuPy's cache on disk."""
+
+    def __init__(self) -> None:
+        self._functions: dict[tuple[int, Instance], int] = {}  # handles, by GPU
+        self._modules: dict[tuple[str, tuple[str, ...]], Any] = {}  # by file and options; CuPy loads each on each GPU
+        self._lock = threading.Lock()
+        self._launch_kernel: Any = None
+
+    def unavailable(self) -> str | None:
+        if not torch.cuda.is_available():
+            return "there is no NVIDIA GPU; use the aten or numpy backend"
+        if importlib.util.find_spec("cupy") is None:
+            return "CuPy is not installed (cupy-cuda12x or cupy-cuda13x); use the triton or aten backend"
+        try:
+            from cupy_backends.cuda.libs import nvrtc
+
+            nvrtc.getVersion()
+        except Exception as error:
+            return f"CuPy finds no NVRTC ({str(error).splitlines()[0]}); use the triton or aten backend"
+        return None
+
+    def launch(self, launch: Launch, device: torch.device, tensors: tuple[torch.Tensor | None, ...]) -> None:
+        index = torch.cuda.current_device() if device.index is None else device.index
+        if torch.cuda.current_device() != index:
+            with torch.cuda.device(index):
+                self._launch(launch, index, tensors)
+        else:
+            self._launch(launch, index, tensors)
+
+    def _launch(self, launch: Launch, index: int, tensors: tuple[torch.Tensor | None, ...]) -> None:
+        instance = launch.instance
+        function = self._functions.get((index, instance)) or self._load(index, instance)
+        stream = torch._C._cuda_getCurrentRawStream(index)
+        parameters, _values = launch.parameters(tensors)
+        self._launch_kernel(
+            function, launch.blocks, 1, 1, instance.threads, 1, 1, instance.shared, stream,
+            ctypes.addressof(parameters), 0,
+        )  # fmt: skip
+
+    def _load(self, index: int, instance: Instance) -> int:
+        """The handle of the instance's function on this GPU."""
+        import cupy
+        from cupy_backends.cuda.api import driver
+
+        with self._lock:
+            found = self._functions.get((index, instance))
+            if found is not None:
+                return found
+            with cupy.cuda.Device(index):
+                key = instance.file, instance.options
+                if key not in self._modules:
+                    options = (*COMMON_OPTIONS, *instance.options)
+                    self._modules[key] = cupy.RawModule(code=source(instance.file), options=options)
+                kernel = self._modules[key].get_function(instance.function)
+                if instance.shared > _SHARED_WITHOUT_ASKING:
+                    kernel.max_dynamic_shared_size_bytes = instance.shared
+                self._launch_kernel = driver.launchKernel
+                found = self._functions[index, instance] = kernel.kernel.ptr
+            return found

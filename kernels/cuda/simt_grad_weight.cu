@@ -1,0 +1,142 @@
+// Gradient of the weight with ordinary multiply-adds, and of the bias in the same pass; then the ordered sum of partial
+// results.
+//
+//   gw[k, c, t, r, s] = Σ_m gy[m, k] · x[pixel(m, t, r, s), c]      gb[k] = Σ_m gy[m, k]      m counts output pixels
+//
+// For one tap this is the matrix product gyᵀ · x, with a reduction as long as the batch has pixels and a result as
+// small as a filter. To keep a GPU busy the pixels are divided over `splits` blocks, each of which writes its partial
+// sum to a workspace; `sum_partials` then adds them in order. No atomics, so the same inputs give the same bits.
+//
+//   block  →  split, then group, tap, a tile of BM filters × BN channels; loops over the split's pixels, BK at a time
+//   masks  →  pixels beyond the split's last, taps outside the image; filters and channels beyond the last
+//
+// A thread fetches, for one of the BK pixels of a step, always the same, a run of filters of gy and a run of channels
+// of x. Its pixel of the next step is BK further: (n, z, p, q) are carried on like the hands of a clock, by adding BK's
+// own digits and passing at most one carry from each to the next. Nothing is divided in the loop.
+#include "simt.cuh"
+#include "sum_partials.cuh"
+
+static_assert(THREADS >= BM, "one thread for each filter sums the bias's gradient");
+
+struct Clock {
+  int n;
+  Pixel at;
+};
+
+__device__ __forceinline__ Clock clock_of(long long pixel, const int (&size)[3]) {
+  const int image = size[0] * size[1] * size[2];
+  return {static_cast<int>(pixel / image), split_pixel(pixel % image, size[1], size[2])};
+}
+
+__device__ __forceinline__ void advance(Clock& hand, const int (&by)[4], const int (&size)[3]) {
+  hand.n += by[0];
+  hand.at.d += by[1];
+  hand.at.h += by[2];
+  hand.at.w += by[3];
+  if (hand.at.w >= size[2]) hand.at.w -= size[2], ++hand.at.h;
+  if (hand.at.h >= size[1]) hand.at.h -= size[1], ++hand.at.d;
+  if (hand.at.d >= size[0]) hand.at.d -= size[0], ++hand.n;
+}
+
+// A thread's share of a tile, to row k of `tile` from column `first` on, 16 bytes at a time.
+template <int RUN, int WIDTH>
+__device__ __forceinline__ void stage_run(accumulator (&s_tile)[BK][WIDTH], int k, int first, const TYPE (&b)[RUN]) {
+#pragma unroll
+  for (int i = 0; i < RUN; i += LANE) {
+    Vector<accumulator> b_wide;
+#pragma unroll
+    for (int e = 0; e < LANE; ++e) b_wide.at[e] = widen(b[i + e]);
+    *reinterpret_cast<Vector<accumulator>*>(&s_tile[k][first + i]) = b_wide;
+  }
+}
+
+// The block's sums to p, as far as there are filters and channels.
+template <typename T>
+__device__ __forceinline__ void store_tile(
+    T* p, const accumulator (&acc)[TM][TN], Tile place, int filters, int channels, long long by_filter,
+    long long by_channel) {
+#pragma unroll
+  for (int i = 0; i < TM; ++i) {
+    const int k = owned<TM>(place.row, BM / TM, i);
+    if (k >= filters) continue;
+#pragma unroll
+    for (int j = 0; j < TN; j += LANE) {
+      const int c = owned<TN>(place.column, BN / TN, j);
+      store_run(p + k * by_filter + c * by_channel, by_channel, channels - c, acc[i] + j);
+    }
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) simt_grad_weight(
+    const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, void* p_gw, void* p_gb /* or null */, const Conv a) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
+
+  // ---- which split, group, tap, tile; tiles vary fastest, then taps: they share gy and x in the L2 cache
+  const int column_blocks = ceil_div(a.C, BN), tiles = ceil_div(a.K, BM) * column_blocks;
+  const int taps = a.filter[0] * a.filter[1] * a.filter[2];
+  const int tile = blockIdx.x % tiles, tap = blockIdx.x / tiles % taps;
+  const int group = blockIdx.x / tiles / taps % a.groups, split = blockIdx.x / tiles / taps / a.groups;
+  const int k0 = tile / column_blocks * BM, c0 = tile % column_blocks * BN;
+  const Pixel at_tap = split_pixel(tap, a.filter[1], a.filter[2]);
+  const int shift_d = at_tap.d * a.dilation[0] - a.pad[0];
+  const int shift_h = at_tap.h * a.dilation[1] - a.pad[1];
+  const int shift_w = at_tap.w * a.dilation[2] - a.pad[2];
+
+  // ---- what this thread fetches: one pixel of each step, a run of filters and a run of channels
+  const offset_t pixels = offset_t(a.N) * a.out[0] * a.out[1] * a.out[2];
+  const offset_t begin = split * a.per_split, end = min(split * a.per_split + a.per_split, wide(pixels));
+  const int slot = threadIdx.x % BK;
+  const int k_first = threadIdx.x / BK * ROW_RUN, c_first = threadIdx.x / BK * COLUMN_RUN;
+  const TYPE* p_gy_run = p_gy + (wide(group) * a.K + k0 + k_first) * a.y[1];
+  const TYPE* p_x_run = p_x + (wide(group) * a.C + c0 + c_first) * a.x[1];
+  Clock hand = clock_of(begin + slot, a.out);
+
+  alignas(16) TYPE b_gy[ROW_RUN], b_x[COLUMN_RUN];
+  const auto fetch = [&](offset_t first) {
+    const bool m_pixel = first + slot < end;
+    const Pixel in = {hand.at.d * a.stride[0] + shift_d, hand.at.h * a.stride[1] + shift_h,
+                      hand.at.w * a.stride[2] + shift_w};
+    const bool m_inside = m_pixel && inside(in, a.in);
+    const int filters = m_pixel ? a.K - k0 - k_first : 0, channels = m_inside ? a.C - c0 - c_first : 0;
+    const offset_t o_gy = filters > 0 ? offset_of<offset_t>(hand.n, hand.at, a.y) : 0;
+    const offset_t o_x = channels > 0 ? offset_of<offset_t>(hand.n, in, a.x) : 0;
+    load_run<ROW_VECTOR>(b_gy, p_gy_run + o_gy, a.y[1], filters);
+    load_run<COLUMN_VECTOR>(b_x, p_x_run + o_x, a.x[1], channels);
+  };
+
+  // ---- the sum
+  const Tile place = place_in_tile();
+  const bool sums_bias = p_gb && tap == 0 && c0 == 0 && threadIdx.x < BM;
+  accumulator acc[TM][TN] = {};
+  accumulator bias = 0;
+  if (begin < end) fetch(begin);
+  int parity = 0;
+  for (offset_t first = begin; first < end; first += BK, parity ^= 1) {
+    Stage& stage = shared.stage[parity];
+    stage_run(stage.rows, slot, k_first, b_gy);
+    stage_run(stage.columns, slot, c_first, b_x);
+    __syncthreads();
+    if (first + BK < end) {
+      advance(hand, a.by, a.out);
+      fetch(first + BK);
+    }
+    if (sums_bias)
+      for (int k = 0; k < BK; ++k) bias += stage.rows[k][threadIdx.x];
+    multiply(acc, stage, place);
+  }
+
+  // ---- store: partial sums as they are, a single split rounded
+  const long long o_tile = (wide(group) * a.K + k0) * a.w[0] + c0 * a.w[1];
+  const long long o_gw = split * a.gw_split + offset_of(0, at_tap, a.w) + o_tile;
+  const int k = k0 + static_cast<int>(threadIdx.x);  // whose bias this thread sums
+  const long long o_gb = split * a.gb_split + wide(group) * a.K + k;
+  const bool m_bias = sums_bias && k < a.K;
+  if (a.splits > 1) {
+    store_tile(static_cast<accumulator*>(p_gw) + o_gw, acc, place, a.K - k0, a.C - c0, a.w[0], a.w[1]);
+    if (m_bias) static_cast<accumulator*>(p_gb)[o_gb] = bias;
+  } else {
+    store_tile(static_cast<TYPE*>(p_gw) + o_gw, acc, place, a.K - k0, a.C - c0, a.w[0], a.w[1]);
+    if (m_bias) static_cast<TYPE*>(p_gb)[o_gb] = narrow<TYPE>(bias);
+  }
+}

@@ -1,0 +1,200 @@
+// What the tensor-core kernels share: tiles in shared memory, the product of two of them, and the way back to memory.
+//
+// A block of WARPS_M × WARPS_N warps computes BM × BN sums; a warp WM × WN of them, as MI × NI products of 16 × 8 that stay
+// in registers until the end. A step of the loop adds BK terms to each: two tiles come into shared memory, BM × BK and
+// BK × BN, and every warp takes fragments of both (ptx.cuh). There is room for STAGES of each, so that all but one may be
+// under way while one is multiplied.
+//
+// The terms of the sum lie ALONG the rows of a tile (the row is a pixel, its channels follow) or DOWN the columns (the rows
+// are pixels or filters that are summed over). Either way a row's bytes are neighbours in memory, so tiles are copied in
+// chunks of 16 bytes; a tile whose terms lie DOWN is transposed while it is taken into registers.
+//
+// Banks. Shared memory serves 8 chunks at once if they lie in different places modulo 128 bytes. ldmatrix takes the same
+// chunk of 8 consecutive rows, so chunk c of row r is put where chunk c ^ (r mod 8) would be: all different
+// (`SharedTile::place`). ldmatrix cannot transpose floats: where they lie DOWN a warp takes words, 8 neighbours of 4
+// consecutive rows at once. There rows are 32 bytes longer than what they hold, so that the words lie in different banks.
+#include "common.cuh"
+#include "ptx.cuh"
+
+constexpr int THREADS = 32 * WARPS_M * WARPS_N;
+constexpr int UNIT = Vector<TYPE>::SIZE;  // elements of a chunk
+constexpr int WM = BM / WARPS_M, WN = BN / WARPS_N;
+constexpr int MI = WM / 16, NI = WN / 8;
+constexpr int K_STEPS = BK * int(sizeof(TYPE)) / 32;  // of 32 bytes each
+static_assert(WM % 16 == 0 && WN % 16 == 0 && K_STEPS > 0, "a warp multiplies 16 × 32 bytes with 32 bytes × 16");
+
+typedef float Sums[MI][NI][4];
+
+enum Terms { ALONG, DOWN };
+
+// ---- tiles in shared memory -----------------------------------------------------------------------------------------
+
+template <Terms TERMS, int WIDTH>  // WIDTH: elements of a row
+struct SharedTile {
+  static constexpr int CHUNKS = WIDTH / UNIT;
+  static constexpr int NEAR = CHUNKS < 8 ? CHUNKS : 8;  // chunks that change places with each other
+  static constexpr bool BY_WORD = TERMS == DOWN && sizeof(TYPE) == 4;
+  static constexpr int PITCH = 16 * CHUNKS + (BY_WORD ? 32 : 0);  // bytes from one row to the next
+  static_assert(CHUNKS >= 2 && (CHUNKS & (CHUNKS - 1)) == 0, "a row is two, four, eight, ... chunks");
+
+  // Where chunk `chunk` of row `row` is, in bytes. Rows shorter than 128 bytes share a line of banks and change places
+  // together.
+  __device__ __forceinline__ static int place(int row, int chunk) {
+    return row * PITCH + 16 * (BY_WORD ? chunk : chunk ^ (row / (8 / NEAR) % NEAR));
+  }
+  // The 4 bytes at (row, column), as a register of a fragment.
+  __device__ __forceinline__ static unsigned word(const unsigned char* tile, int row, int column) {
+    return *reinterpret_cast<const unsigned*>(tile + place(row, column / UNIT) + column % UNIT * int(sizeof(TYPE)));
+  }
+};
+
+// Start filling a tile: row r from base + offset_of(r), where `columns` elements lie `step` apart. What lies beyond them, and
+// rows whose offset is negative, become zero. VECTOR: step is 1, and all is aligned to 16 bytes. Otherwise a chunk is put
+// together in registers, and neighbouring threads take neighbouring rows.
+template <Terms TERMS, int WIDTH, bool VECTOR, typename OffsetOf>
+__device__ __forceinline__ void stage(unsigned char* tile, int rows, const TYPE* base, int columns, offset_t step,
+                                      OffsetOf offset_of) {
+  using Tiling = SharedTile<TERMS, WIDTH>;
+  constexpr int CHUNKS = Tiling::CHUNKS;
+  const int count = VECTOR ? rows * CHUNKS : ceil_div(rows, 32) * 32 * CHUNKS;
+#pragma unroll(VECTOR ? (WIDE ? 2 : 4) : 1)  // more would cost registers
+  for (int first = 0; first < count; first += THREADS) {
+    const int i = first + threadIdx.x;
+    const int row = VECTOR ? i / CHUNKS : i / (32 * CHUNKS) * 32 + i % 32;
+    const int chunk = VECTOR ? i % CHUNKS : i / 32 % CHUNKS;
+    if (row >= rows) continue;
+    const offset_t offset = offset_of(row);
+    const int left = offset < 0 ? 0 : columns - chunk * UNIT;
+    unsigned char* to = tile + Tiling::place(row, chunk);
+    if constexpr (VECTOR) {
+      copy_16(to, base + offset + chunk * UNIT, left > 0);
+    } else {
+      Vector<TYPE> values;
+#pragma unroll
+      for (int e = 0; e < UNIT; ++e) values.at[e] = e < left ? base[offset + (chunk * UNIT + e) * step] : TYPE{};
+      *reinterpret_cast<Vector<TYPE>*>(to) = values;
+    }
+  }
+}
+
+// ---- fragments; k counts pieces of 32 bytes of terms ----------------------------------------------------------------
+
+__device__ __forceinline__ int lane() { return threadIdx.x % 32; }
+__device__ __forceinline__ int warp_row() { return threadIdx.x / 32 / WARPS_N * WM; }
+__device__ __forceinline__ int warp_column() { return threadIdx.x / 32 % WARPS_N * WN; }
+
+// Of the left operand, 16 rows. `row`: the one whose address this lane gives, the (lane % 16)-th.
+__device__ __forceinline__ void left_along(unsigned (&a)[4], const unsigned char* tile, int row, int k) {
+  ldmatrix(a, tile + SharedTile<ALONG, BK>::place(row, 2 * k + lane() / 16));
+}
+__device__ __forceinline__ void left_down(unsigned (&a)[4], const unsigned char* tile, int row, int k) {
+  using Tiling = SharedTile<DOWN, BM>;
+  if constexpr (sizeof(TYPE) == 2) {
+    const int term = 16 * k + lane() % 8 + lane() / 16 * 8;
+    ldmatrix_transposed(a, tile + Tiling::place(term, row / 8 + lane() / 8 % 2));
+  } else {
+    const int term = 8 * k + lane() % 4, g = row + lane() / 4;
+    a[0] = Tiling::word(tile, term, g);
+    a[1] = Tiling::word(tile, term, g + 8);
+    a[2] = Tiling::word(tile, term + 4, g);
+    a[3] = Tiling::word(tile, term + 4, g + 8);
+  }
+}
+// Of the right operand, 16 columns: b[0], b[1] of the first eight, b[2], b[3] of the others.
+__device__ __forceinline__ void right_along(unsigned (&b)[4], const unsigned char* tile, int column, int k) {
+  const int row = column + lane() % 8 + lane() / 16 * 8;
+  ldmatrix(b, tile + SharedTile<ALONG, BK>::place(row, 2 * k + lane() / 8 % 2));
+}
+__device__ __forceinline__ void right_down(unsigned (&b)[4], const unsigned char* tile, int column, int k) {
+  using Tiling = SharedTile<DOWN, BN>;
+  if constexpr (sizeof(TYPE) == 2) {
+    ldmatrix_transposed(b, tile + Tiling::place(16 * k + lane() % 16, column / 8 + lane() / 16));
+  } else {
+    const int term = 8 * k + lane() % 4, g = column + lane() / 4;
+    b[0] = Tiling::word(tile, term, g);
+    b[1] = Tiling::word(tile, term + 4, g);
+    b[2] = Tiling::word(tile, term, g + 8);
+    b[3] = Tiling::word(tile, term + 4, g + 8);
+  }
+}
+
+// acc += one piece of 32 bytes of terms: the left fragments times those of the right tile.
+template <Terms RIGHT>
+__device__ __forceinline__ void multiply_piece(Sums& acc, const unsigned (&a)[MI][4], const unsigned char* right, int k) {
+#pragma unroll
+  for (int pair = 0; pair < NI / 2; ++pair) {
+    unsigned b[4];
+    if constexpr (RIGHT == ALONG) {
+      right_along(b, right, warp_column() + 16 * pair, k);
+    } else {
+      right_down(b, right, warp_column() + 16 * pair, k);
+    }
+#pragma unroll
+    for (int i = 0; i < MI; ++i) {
+      multiply(acc[i][2 * pair], a[i], b[0], b[1], TYPE{});
+      multiply(acc[i][2 * pair + 1], a[i], b[2], b[3], TYPE{});
+    }
+  }
+}
+
+// ---- from sums to memory --------------------------------------------------------------------------------------------
+
+constexpr int SLAB_PITCH = WN + 8;  // floats; the 8 keep a warp's rows in different banks
+constexpr int SLABS = WARPS_M * WARPS_N * 16 * SLAB_PITCH * int(sizeof(float));  // bytes of shared memory
+
+// SIZE neighbours that move as one.
+template <int SIZE, typename T = float>
+struct alignas(SIZE * sizeof(T)) Run {
+  T at[SIZE];
+};
+
+// values += EACH elements from p on: a chunk of 16 bytes, or a single one.
+template <int EACH>
+__device__ __forceinline__ void add(float* values, const TYPE* p) {
+  const auto run = *reinterpret_cast<const Run<EACH, TYPE>*>(p);
+#pragma unroll
+  for (int e = 0; e < EACH; ++e) values[e] += widen(run.at[e]);
+}
+
+// Store the block's sums: (row, column) at base + to[row] + column · step, where to[row] is not negative and column < columns.
+// Sums leave registers 16 rows of a warp at a time through the warp's own slab of shared memory, so that a thread holds
+// neighbours: VECTOR: 16 bytes of one row, which finish(values, row, column) may change before they are rounded. Otherwise one
+// element, and neighbouring threads have neighbouring rows.
+template <bool VECTOR, typename Result, typename Finish>
+__device__ __forceinline__ void store(const Sums& acc, unsigned char* slabs, Result* base, const offset_t* to, int columns,
+                                      offset_t step, Finish finish) {
+  constexpr int EACH = VECTOR ? Vector<Result>::SIZE : 1, ACROSS = WN / EACH, STEP = VECTOR ? 4 : 1;
+  float* slab = reinterpret_cast<float*>(slabs) + threadIdx.x / 32 * 16 * SLAB_PITCH;
+  const int g = lane() / 4, t = lane() % 4;
+#pragma unroll
+  for (int i = 0; i < MI; ++i) {
+    __syncwarp();  // the slab has been read
+#pragma unroll
+    for (int j = 0; j < NI; ++j) {
+      float* at = slab + g * SLAB_PITCH + 8 * j + 2 * t;
+      *reinterpret_cast<Run<2>*>(at) = {acc[i][j][0], acc[i][j][1]};
+      *reinterpret_cast<Run<2>*>(at + 8 * SLAB_PITCH) = {acc[i][j][2], acc[i][j][3]};
+    }
+    __syncwarp();  // the slab has been written
+#pragma unroll 1
+    for (int item = lane(); item < 16 * ACROSS; item += 32) {
+      const int slab_row = VECTOR ? item / ACROSS : item % 16, slab_column = VECTOR ? item % ACROSS * EACH : item / 16;
+      const int row = warp_row() + 16 * i + slab_row, column = warp_column() + slab_column;
+      if (to[row] < 0 || column >= columns) continue;
+      alignas(16) float values[EACH];
+#pragma unroll
+      for (int e = 0; e < EACH; e += STEP)
+        *reinterpret_cast<Run<STEP>*>(values + e) =
+            *reinterpret_cast<const Run<STEP>*>(slab + slab_row * SLAB_PITCH + slab_column + e);
+      finish(values, row, column);
+      if constexpr (VECTOR) {
+        Vector<Result> out;
+#pragma unroll
+        for (int e = 0; e < EACH; ++e) out.at[e] = narrow<Result>(values[e]);
+        *reinterpret_cast<Vector<Result>*>(base + to[row] + column) = out;
+      } else {
+        base[to[row] + column * step] = narrow<Result>(values[0]);
+      }
+    }
+  }
+}

@@ -1,0 +1,123 @@
+// What kernels/cuda/ptx.cuh offers, in plain C++ for the host check. A warp's threads are fibers: for a collective each puts
+// its share into its warp's slots (eight 64-bit words a lane), all meet, each takes what it needs, and all meet again.
+//
+// Stricter than the hardware on purpose:
+// - a copy is made as late as the rules allow, at the wait for its group, and until then the destination holds NaN: data read
+//   without the wait are wrong, and the thread sanitizer sees writes at both ends of the time in which the hardware may write;
+// - ldmatrix refuses rows that are not multiples of 16 bytes and matrices whose rows meet in a bank of shared memory;
+// - TF32 operands are cut off to 10 bits of fraction, so that a result that needs more is wrong.
+#pragma once
+#include <deque>
+#include <vector>
+
+#define NOT_INLINE __attribute__((noinline))  // a kernel has hundreds of calls
+
+namespace host {
+struct Copy { void* to; const void* from; bool inside; };
+struct Copies { std::vector<Copy> open; std::deque<std::vector<Copy>> groups; };
+
+// Copies under way of the calling thread. A thread that ends with copies under way is a fault.
+inline Copies& copies() {
+  static Copies of_thread[1024];
+  return of_thread[(threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x];
+}
+inline void check_aligned(const void* p, const char* what) {
+  if ((uintptr_t)p % 16) fail(what);
+}
+inline void share(int word, uint64_t value) { warp_slots()[lane() * 8 + word] = value; }
+inline uint64_t shared_by(int lane_, int word) { return warp_slots()[lane_ * 8 + word]; }
+
+// The rows that the lanes gave to ldmatrix, checked: those of a matrix must lie in different banks.
+inline const char* matrix_row(int matrix, int row) { return (const char*)shared_by(8 * matrix + row, 0); }
+inline void check_banks() {
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    unsigned banks = 0;
+    for (int row = 0; row < 8; ++row) banks |= 1u << ((uintptr_t)matrix_row(matrix, row) / 16 % 8);
+    if (banks != 0xff) fail("ldmatrix: rows of a matrix share a bank");
+  }
+}
+
+template <class T> struct Operand;
+template <> struct Operand<float16> {
+  static constexpr int each = 2;
+  static float value(uint32_t word, int i) { return widen(float16{(unsigned short)(word >> 16 * i)}); }
+};
+template <> struct Operand<bfloat16> {
+  static constexpr int each = 2;
+  static float value(uint32_t word, int i) { return widen(bfloat16{(unsigned short)(word >> 16 * i)}); }
+};
+template <> struct Operand<float> {
+  static constexpr int each = 1;
+  static float value(uint32_t word, int) { word &= 0xffffe000u; float f; std::memcpy(&f, &word, 4); return f; }
+};
+}  // namespace host
+
+NOT_INLINE inline void copy_16(void* to, const void* from, bool inside) {
+  host::check_aligned(to, "cp.async: destination is not aligned to 16 bytes");
+  if (inside) host::check_aligned(from, "cp.async: source is not aligned to 16 bytes");
+  uint4 poison = {~0u, ~0u, ~0u, ~0u};
+  *(uint4*)to = poison;
+  host::copies().open.push_back({to, from, inside});
+}
+NOT_INLINE inline void close_group() {
+  host::Copies& mine = host::copies();
+  mine.groups.push_back(std::move(mine.open));
+  mine.open.clear();
+}
+template <int NEWEST>
+NOT_INLINE void wait_for_groups() {
+  host::Copies& mine = host::copies();
+  for (; (int)mine.groups.size() > NEWEST; mine.groups.pop_front())
+    for (const host::Copy& copy : mine.groups.front())
+      *(uint4*)copy.to = copy.inside ? *(const uint4*)copy.from : uint4{0, 0, 0, 0};
+}
+
+NOT_INLINE inline void ldmatrix(unsigned (&r)[4], const void* row) {
+  host::check_aligned(row, "ldmatrix: row is not aligned to 16 bytes");
+  host::share(0, (uint64_t)row);
+  host::sync_warp(~0u);
+  if (host::lane() == 0) host::check_banks();
+  const int g = host::lane() / 4, t = host::lane() % 4;
+  for (int i = 0; i < 4; ++i) r[i] = *(const unsigned*)(host::matrix_row(i, g) + 4 * t);
+  host::sync_warp(~0u);
+}
+NOT_INLINE inline void ldmatrix_transposed(unsigned (&r)[4], const void* row) {
+  host::check_aligned(row, "ldmatrix: row is not aligned to 16 bytes");
+  host::share(0, (uint64_t)row);
+  host::sync_warp(~0u);
+  if (host::lane() == 0) host::check_banks();
+  const int g = host::lane() / 4, t = host::lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    const unsigned low = *(const unsigned short*)(host::matrix_row(i, 2 * t) + 2 * g);
+    const unsigned high = *(const unsigned short*)(host::matrix_row(i, 2 * t + 1) + 2 * g);
+    r[i] = low | high << 16;
+  }
+  host::sync_warp(~0u);
+}
+
+NOT_INLINE inline float exchange(float v, int bit) {
+  host::share(0, __float_as_uint(v));
+  host::sync_warp(~0u);
+  const float other = __uint_as_float((unsigned)host::shared_by(host::lane() ^ bit, 0));
+  host::sync_warp(~0u);
+  return other;
+}
+
+template <class T>
+NOT_INLINE void multiply(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, T) {
+  using Element = host::Operand<T>;
+  for (int i = 0; i < 4; ++i) host::share(i, a[i]);
+  host::share(4, b0);
+  host::share(5, b1);
+  host::sync_warp(~0u);
+  const int g = host::lane() / 4, t = host::lane() % 4;
+  for (int half = 0; half < 2; ++half)  // 16 bytes of the reduction
+    for (int from = 0; from < 4; ++from)  // the lane of a quad that holds 4 of them
+      for (int e = 0; e < Element::each; ++e)
+        for (int i = 0; i < 4; ++i) {  // acc[i] is (g + 8 (i / 2), 2t + i % 2)
+          const uint32_t left = (uint32_t)host::shared_by(4 * g + from, i / 2 + 2 * half);
+          const uint32_t right = (uint32_t)host::shared_by(4 * (2 * t + i % 2) + from, 4 + half);
+          d[i] += Element::value(left, e) * Element::value(right, e);
+        }
+  host::sync_warp(~0u);
+}

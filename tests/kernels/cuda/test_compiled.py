@@ -1,0 +1,95 @@
+"""The CUDA kernels compiled for real GPUs, on a machine that has none: registers, spills, shared memory, instructions.
+
+For each architecture every kernel in every dtype, with one of its tiles, another for each architecture; `--full`
+compiles every tile for every architecture.
+"""
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+
+from gpuconv.backends import cuda_tensor
+from gpuconv.backends.base import Operands, Tile
+from gpuconv.backends.cuda import launches, simt_tiles
+from gpuconv.backends.cuda_launch import Instance
+from gpuconv.gpu import KNOWN, Gpu
+from gpuconv.plan import contiguous_operands
+from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
+
+pytest.importorskip("cupy", reason="CuPy, whose NVRTC compiles these, is not installed")
+inspect = pytest.importorskip("gpuconv.inspect", reason="Triton, whose cuobjdump reads cubins, is not installed")
+
+GPUS = {
+    "sm_75": dataclasses.replace(KNOWN["A100"], name="T4", capability=(7, 5), shared_memory=64 << 10),
+    "sm_80": KNOWN["A100"],
+    "sm_86": KNOWN["RTX 3090"],
+    "sm_89": KNOWN["L4"],
+    "sm_90a": KNOWN["H100"],
+    "sm_100": KNOWN["B200"],
+    "sm_120": KNOWN["RTX 5090"],
+}
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+REGISTERS = 65536  # of a multiprocessor
+
+
+def problem_of(dtype: torch.dtype) -> ConvProblem:
+    size, taps = (32, 128, 28, 28), (128, 128, 3, 3)
+    return ConvProblem.of(size, taps, padding=1, dtype=dtype, memory_format=torch.channels_last)
+
+
+@functools.cache
+def tiles(kernel: str, dtype: torch.dtype, direction: Direction, gpu: Gpu) -> list[tuple[Operands, Tile]]:
+    """The tiles of a kernel that the planner may choose on `gpu`, in channels-last layout."""
+    problem = problem_of(dtype)
+    operands = contiguous_operands(problem, direction, torch.channels_last)
+    operands = operands._replace(tf32=dtype is torch.float32 and kernel != "simt")
+    if kernel == "simt":
+        found = simt_tiles(problem, direction, gpu)
+    else:
+        found = [tile for tile in cuda_tensor.tiles(problem, direction, gpu, operands) if tile.kernel == kernel]
+    return list(dict.fromkeys((operands, dataclasses.replace(tile, splits=1)) for tile in found))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    full = metafunc.config.getoption("--full")
+    cases = []
+    for turn, (architecture, gpu) in enumerate(GPUS.items()):
+        for kernel in ("simt", "tensor", "halo"):
+            for dtype in DTYPES:
+                for direction in DIRECTIONS:
+                    offered = tiles(kernel, dtype, direction, gpu)
+                    for operands, tile in offered if full else offered[turn % max(1, len(offered)) :][:1]:
+                        shape = f"{tile.rows}x{tile.columns}x{tile.depth}"
+                        name = f"{architecture}-{kernel}-{direction}-{str(dtype).removeprefix('torch.')}-{shape}"
+                        cases.append(pytest.param(architecture, dtype, direction, operands, tile, id=name))
+    metafunc.parametrize(("architecture", "dtype", "direction", "operands", "tile"), cases)
+
+
+def test_compiles_within_its_budget(
+    architecture: str, dtype: torch.dtype, direction: Direction, operands: Operands, tile: Tile
+) -> None:
+    instance = launches(problem_of(dtype), direction, operands, tile)[0].instance
+    code = inspect.cuda_machine_code(instance, architecture)
+    assert code.registers * instance.threads <= REGISTERS
+    assert code.shared <= GPUS[architecture].shared_memory
+    assert code.spills_in_product == 0
+    if tile.kernel == "simt":
+        _assert_simt(code, instance, dtype, tile)
+    else:
+        assert code.tensor_core > 0
+        assert code.of_16_bytes["LDGSTS"] > 0 or architecture == "sm_75"  # cp.async
+
+
+def _assert_simt(code: "inspect.MachineCode", instance: Instance, dtype: torch.dtype, tile: Tile) -> None:
+    """Three blocks of 128 threads, or 512 threads otherwise, on a multiprocessor; sums in registers; wide loads."""
+    together = 3 if instance.threads == 128 else 512 // instance.threads
+    assert code.registers <= REGISTERS // (together * instance.threads)
+    assert code.spills <= 192  # bytes and instructions, none of them where the multiplications are
+    assert code.shared <= 48 << 10
+    assert code.tensor_core == 0
+    products = code.instructions["DFMA" if dtype is torch.float64 else "FFMA"]
+    assert products >= tile.rows * tile.columns * tile.depth // instance.threads
+    assert code.of_16_bytes["LDG"] > 0
+    assert code.of_16_bytes["LDS"] > 0
