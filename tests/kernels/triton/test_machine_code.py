@@ -144,4 +144,4 @@ def test_what_the_layers_do_not_use_compiles_too(
 def test_few_kernels_serve_many_layers() -> None:
     for capability in GPUS:
         for numbers in NUMBERS:
-            assert len(instances(capability, numbers)) <= 52, (capability, numbers)
+            assert len(instances(capability, numbers)) <= 54, (capability, numbers)
