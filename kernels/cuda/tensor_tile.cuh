@@ -67,7 +67,7 @@ __device__ __forceinline__ void stage(unsigned char* tile, int rows, const TYPE*
     const int left = offset < 0 ? 0 : columns - chunk * UNIT;
     unsigned char* to = tile + Tiling::place(row, chunk);
     if constexpr (VECTOR) {
-      copy_16(to, base + offset + chunk * UNIT, left > 0);
+      copy_16(to, base + (left > 0 ? offset + chunk * UNIT : 0), left > 0);  // the address is to be a good one even so
     } else {
       Vector<TYPE> values;
 #pragma unroll

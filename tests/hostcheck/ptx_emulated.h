@@ -54,7 +54,7 @@ template <> struct Operand<float> {
 
 NOT_INLINE inline void copy_16(void* to, const void* from, bool inside) {
   host::check_aligned(to, "cp.async: destination is not aligned to 16 bytes");
-  if (inside) host::check_aligned(from, "cp.async: source is not aligned to 16 bytes");
+  host::check_aligned(from, "cp.async: source is not aligned to 16 bytes");  // even if it is not read
   uint4 poison = {~0u, ~0u, ~0u, ~0u};
   *(uint4*)to = poison;
   host::copies().open.push_back({to, from, inside});
