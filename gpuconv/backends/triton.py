@@ -8,6 +8,7 @@ again quickly. `launches` says all that without a GPU, so that what would be lau
 import dataclasses
 import math
 import os
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ else:
 
 # Read when the kernels were decorated: from then on this process interprets, or it compiles.
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+# The interpreter keeps the program's index in a global, so threads must take turns; compiling gains nothing from two.
+_one_at_a_time = threading.Lock()
 WORKSPACE = 256 << 20  # bytes of partial sums at most
 _LINEAR = Activation("none")
 _BAND = 8  # rows of tiles that are walked column by column
@@ -78,7 +81,8 @@ class Launch:
             if _all_aligned(pointers) and not _hooked():
                 self._run(*self._grid, stream, self._function, self._metadata, None, None, None, *pointers, *self.rest)
                 return
-        compiled = self.kernel[self._grid](*tensors, *self.rest, **self.options)
+        with _one_at_a_time:
+            compiled = self.kernel[self._grid](*tensors, *self.rest, **self.options)
         if stream is not None and _all_aligned([0 if t is None else t.data_ptr() for t in tensors]):
             self.use(compiled)
 
