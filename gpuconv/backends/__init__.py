@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
 
+import torch
+
 from gpuconv.backends.base import Backend, BackendUnavailable
 
 __all__ = ["Backend", "BackendUnavailable", "auto_order", "get", "names", "register", "selected", "use_backend"]
@@ -30,6 +32,7 @@ _ATEN_ONLY = ("aten",)
 
 _default = os.environ.get("GPUCONV_BACKEND") or "auto"
 _selected: ContextVar[str | None] = ContextVar("gpuconv_backend", default=None)
+_traced: str | None = None  # the same for code under compilation, on any thread: PyTorch 2.11 cannot trace a ContextVar
 
 
 def names() -> tuple[str, ...]:
@@ -81,6 +84,8 @@ def require(name: str) -> None:
 
 def selected() -> str:
     """The name of the backend for a call that does not name one."""
+    if torch.compiler.is_compiling():
+        return _traced or _default
     return _selected.get() or _default
 
 
@@ -90,9 +95,11 @@ def use_backend(name: str) -> Iterator[None]:
 
     Raises ValueError for an unknown name, BackendUnavailable if the backend cannot run on this machine.
     """
+    global _traced
     require(name)
-    token = _selected.set(name)
+    token, before, _traced = _selected.set(name), _traced, name
     try:
         yield
     finally:
         _selected.reset(token)
+        _traced = before
