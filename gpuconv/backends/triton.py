@@ -65,7 +65,10 @@ class Launch:
         self.dtypes = dtypes  # of the tensors, in order; None where the kernel is given None
         self.constants = constants
         self.rest = (*scalars, *constants.values())  # what follows the tensors
-        self.options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+        # Left alone, ptxas may put a value or two on the stack so that one more block fits; 255 registers are the most.
+        self.options = {
+            "num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": 255, "enable_fp_fusion": True
+        }  # fmt: skip
         self._grid = (programs, 1, 1)
         self._run: Callable[..., None] | None = None
         self._function: Any = None
@@ -496,8 +499,7 @@ def _bind_grad_weight(
 # rows, columns, warps: small enough to keep a sum in registers, without spills, on all GPUs that the tests compile for.
 _NARROW = (64, 16, 4)  # for groups with few channels
 _TENSOR_CORES = ((128, 128, 8), (128, 64, 4), _NARROW)
-_BY_ELEMENT = ((128, 64, 8), _NARROW)  # each element loaded by itself
-_BY_ELEMENT_CHANNELS_LAST = ((64, 64, 8), _NARROW)  # a thread then has more pixels to keep account of
+_BY_ELEMENT = ((64, 64, 8), _NARROW)  # each element loaded by itself, with an address of its own in registers
 _FMA = ((64, 64, 8), _NARROW)
 _DOUBLE = ((64, 32, 4), _NARROW)
 _INTERPRETED = ((1024, 64, 4), (128, 64, 4), (64, 64, 4), (128, 16, 4), (16, 16, 4))
@@ -523,10 +525,8 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
         shapes, depth = _FMA, 16
     elif _operands(problem, direction, operands)[2] > 1:
         shapes, depth = _TENSOR_CORES, 128 // size
-    elif problem.memory_format is torch.contiguous_format:
-        shapes, depth = _BY_ELEMENT, 64 // size
     else:
-        shapes, depth = _BY_ELEMENT_CHANNELS_LAST, 64 // size
+        shapes, depth = _BY_ELEMENT, 64 // size
     while depth > 16 and terms <= depth // 2:
         depth //= 2
     chosen = []
