@@ -11,6 +11,7 @@ them; `torch.backends.cudnn.conv.fp32_precision` (or `.allow_tf32`) decides abou
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -197,7 +198,18 @@ def _remembered_key(ndim: int, weight: Tensor, stride: Any, padding: Any, dilati
         return _key(ndim, weight, stride, padding, dilation, groups, name)
     except KeyError:
         key = _keys[call] = _key(ndim, weight, stride, padding, dilation, groups, name)
+        if padding == "same" and any(low != high for low, high in Settings.decode(key).padding):
+            _warn_of_uneven_padding()
         return key
+
+
+@functools.cache  # once in a process, as PyTorch does
+def _warn_of_uneven_padding() -> None:
+    warnings.warn(
+        "Using padding='same' with even kernel lengths and odd dilation may require a zero-padded copy of the input "
+        "be created",
+        stacklevel=6,
+    )
 
 
 def _key(ndim: int, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, backend: str) -> str:
