@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from gpuconv import ops  # defines the ops  # noqa: F401
+import torch
+
+from gpuconv import ops  # noqa: F401  # defines the ops
 
 _COUNTER = "torch.utils.flop_counter"
 
 
 def register(counter: ModuleType) -> None:
     """Register a formula for each op with the module torch.utils.flop_counter."""
-    import torch
-
     ours = torch.ops.gpuconv
 
     @counter.register_flop_formula(ours.conv_forward)
@@ -61,4 +61,4 @@ class _WhenImported:
 if _COUNTER in sys.modules:
     register(sys.modules[_COUNTER])
 else:
-    sys.meta_path.insert(0, _WhenImported())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _WhenImported())
