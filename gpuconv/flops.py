@@ -45,7 +45,7 @@ class _WhenImported:
     ) -> importlib.machinery.ModuleSpec | None:
         if name != _COUNTER:
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]  # the protocol asks for this method alone
+        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module

@@ -202,6 +202,20 @@ def test_autocast_casts_as_pytorch_does(lane: Lane, dtype: torch.dtype) -> None:
     torch.testing.assert_close(y.double(), wide, rtol=0.02, atol=0.05)
 
 
+def test_deterministic_mode_and_cudnn_settings_change_nothing(monkeypatch) -> None:
+    x, w = torch.randn(2, 4, 6, 6), torch.randn(4, 4, 3, 3, requires_grad=True)
+
+    def run() -> list[torch.Tensor]:
+        y = [f(x, w, padding=1, backend="numpy") for f in (conv2d, conv_transpose2d)]
+        return [*y, *torch.autograd.grad(sum(t.square().sum() for t in y), w)]
+
+    before = run()
+    torch.use_deterministic_algorithms(True)  # not with warn_only: what is not deterministic would raise
+    for setting, value in (("deterministic", True), ("benchmark", True), ("enabled", False)):
+        monkeypatch.setattr(torch.backends.cudnn, setting, value)
+    assert all(torch.equal(a, b) for a, b in zip(run(), before, strict=True))
+
+
 X, W, B = torch.randn(2, 4, 8, 8), torch.randn(6, 4, 3, 3), torch.randn(6)
 BAD = {
     "input of rank 2": (dict(input=X[0, 0]), RuntimeError, r"3D .unbatched. or 4D .* input .* size: \[8, 8\]"),
