@@ -7,9 +7,9 @@
 `gpuconv.functional` has the functions, `gpuconv.nn` the modules, `gpuconv.ops` the three ops beneath them.
 """
 
-from gpuconv import backends, functional, nn, ops
+from gpuconv import backends, flops, functional, nn, ops
 from gpuconv.backends import BackendUnavailable, use_backend
-from gpuconv.functional import conv1d, conv2d
+from gpuconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from gpuconv.problem import ConvProblem
 
 __version__ = "0.1.0"
@@ -19,6 +19,11 @@ __all__ = [
     "backends",
     "conv1d",
     "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "flops",
     "functional",
     "nn",
     "ops",
