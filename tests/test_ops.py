@@ -369,7 +369,7 @@ def test_transposed_and_complex_under_torch_func(lane: Lane, dtype: torch.dtype,
 
 @each_of_ours
 def test_functional_call_and_checkpointing_of_a_transposed_layer(lane: Lane) -> None:
-    layer = gpuconv.nn.ConvTranspose2d(4, 3, 3, stride=2, dtype=torch.float64, device=lane.device)
+    layer = gpuconv.nn.ConvTranspose2d(SHAPES[0][1], 3, 3, stride=2, dtype=torch.float64, device=lane.device)
     x = tensors(lane)[0]
     parameters = dict(layer.named_parameters())
     with gpuconv.use_backend(lane.backend):
