@@ -13,7 +13,7 @@
 from gpuconv import arrays, backends, functional, nn, ops
 from gpuconv.backends import BackendUnavailable, use_backend
 from gpuconv.dropin import Report, convert, patch, revert
-from gpuconv.functional import conv1d, conv2d
+from gpuconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from gpuconv.problem import ConvProblem
 
 __version__ = "0.1.0"
@@ -25,6 +25,10 @@ __all__ = [
     "backends",
     "conv1d",
     "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "convert",
     "functional",
     "nn",

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
@@ -23,7 +22,9 @@ from gpuconv import functional, nn
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 _NAMES = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
-_OURS: dict[type, type] = {getattr(torch.nn, name): getattr(nn, name) for name in _NAMES if hasattr(nn, name)}
+_OURS: dict[type, type] = {
+    getattr(torch.nn, lazy + name): getattr(nn, lazy + name) for lazy in ("", "Lazy") for name in _NAMES
+}
 _THEIRS: dict[type, type] = {ours: theirs for theirs, ours in _OURS.items()}
 _CONVOLUTIONS = tuple(_OURS)
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -103,8 +104,6 @@ def _exchange(module: torch.nn.Module, to: dict[type, type]) -> str | None:
             return f"its `{replaced[0]}` was replaced on the object; gpuconv.patch() may reach it"
         module.__class__ = to[cls]
         return None
-    if isinstance(module, LazyModuleMixin):
-        return _exchange_lazy(module, to)
     if _made_by_parametrize(module):
         base = cls.__bases__[0]
         if base in to:
@@ -112,15 +111,6 @@ def _exchange(module: torch.nn.Module, to: dict[type, type]) -> str | None:
             return None
         return None if base in to.values() else _why_not(base, module)
     return _why_not(cls, module)
-
-
-def _exchange_lazy(module: Any, to: dict[type, type]) -> str | None:
-    """A lazy module becomes what it holds as `cls_to_become` at its first call, so that is exchanged here."""
-    becomes = module.cls_to_become
-    if becomes in to:
-        module.cls_to_become = to[becomes]
-        return None
-    return None if becomes in to.values() else _why_not(becomes or type(module), module)
 
 
 def _made_by_parametrize(module: torch.nn.Module) -> bool:
@@ -171,7 +161,6 @@ def _advice(modules: Iterable[torch.nn.Module]) -> str | None:
 _ROUTES: dict[Any, Callable[..., torch.Tensor]] = {  # torch.nn.functional has the very same functions
     getattr(torch, name): getattr(functional, name)
     for name in ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-    if hasattr(functional, name)
 }
 
 

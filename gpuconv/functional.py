@@ -2,10 +2,17 @@
 
 Each takes one argument more, `backend`: a name from `gpuconv.backends.names()` or 'auto'; by default the one of
 `gpuconv.use_backend`, of the environment variable GPUCONV_BACKEND, or 'auto'.
+
+A transposed convolution is `ops.grad_input`. A complex one is three real ones, as in PyTorch. Integers, which no
+backend of ours computes, and what has no channels go to PyTorch, whatever the backend. Autocast applies, in the dtype
+that is active when a function is called. Our kernels are deterministic and none is chosen by timing, so
+`torch.use_deterministic_algorithms` and `torch.backends.cudnn.deterministic` and `.benchmark` have nothing to change in
+them; `torch.backends.cudnn.conv.fp32_precision` (or `.allow_tf32`) decides about TF32, as it does in PyTorch.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,17 +20,19 @@ from torch import Tensor
 from gpuconv import backends, ops, problem as sizes
 from gpuconv.plan import Settings, check_tensors
 
+Ints = int | Sequence[int]
+
 _ATEN = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
-_keys: dict[tuple[object, ...], str] = {}
+_ATEN_TRANSPOSED = {1: torch.conv_transpose1d, 2: torch.conv_transpose2d, 3: torch.conv_transpose3d}
 
 
 def conv1d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
     groups: int = 1,
     *,
     backend: str | None = None,
@@ -36,9 +45,9 @@ def conv2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
     groups: int = 1,
     *,
     backend: str | None = None,
@@ -50,6 +59,75 @@ def conv2d(
     BackendUnavailable for one that cannot do this, all before anything is computed.
     """
     return _conv(2, input, weight, bias, stride, padding, dilation, groups, backend)
+
+
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """`torch.nn.functional.conv3d`: input [N, C, D, H, W] or [C, D, H, W], weight [K, C/groups, T, R, S], bias [K]."""
+    return _conv(3, input, weight, bias, stride, padding, dilation, groups, backend)
+
+
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """`torch.nn.functional.conv_transpose1d`: input [N, C, L] or [C, L], weight [C, K/groups, R], bias [K]."""
+    return _conv_transpose(1, input, weight, bias, stride, padding, output_padding, groups, dilation, backend)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """`torch.nn.functional.conv_transpose2d`: input [N, C, H, W] or [C, H, W], weight [C, K/groups, R, S], bias [K].
+
+    Gives [N, K, (H − 1)·stride − 2·padding + dilation·(R − 1) + output_padding + 1, …]. Raises as `conv2d` does.
+    """
+    return _conv_transpose(2, input, weight, bias, stride, padding, output_padding, groups, dilation, backend)
+
+
+def conv_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """`torch.nn.functional.conv_transpose3d`: input [N, C, D, H, W] or [C, D, H, W], weight [C, K/groups, T, R, S]."""
+    return _conv_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation, backend)
+
+
+# ---- convolution -----------------------------------------------------------------------------------------------------
 
 
 def _conv(
@@ -67,7 +145,7 @@ def _conv(
         return _dispatch(ndim, input, weight, bias, stride, padding, dilation, groups, backend, _key)
     try:
         return _dispatch(ndim, input, weight, bias, stride, padding, dilation, groups, backend, _remembered_key)
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
         failure = error
     # Only now is there time to find out what exactly was wrong, whichever backend stumbled over it.
     _validate(ndim, input, weight, bias, stride, padding, dilation, groups)
@@ -92,12 +170,22 @@ def _dispatch(
     key = key_of(ndim, weight, stride, padding, dilation, groups, name)
     device_type = input.device.type
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-        input, weight = _autocast(input, dtype), _autocast(weight, dtype)
-        bias = None if bias is None else _autocast(bias, dtype)
+        input, weight, bias = _autocast(device_type, input, weight, bias)
+    if not input.is_floating_point() or weight.size(1) == 0:
+        if input.is_complex() and weight.size(1) != 0:
+            return _complex(functools.partial(_forward, ndim, key=key), input, weight, bias)
+        _check_known(name)  # and without channels in, PyTorch gives no channels out
+        return _ATEN[ndim](input, weight, bias, stride, padding, dilation, groups)
+    return _forward(ndim, input, weight, bias, key)
+
+
+def _forward(ndim: int, input: Tensor, weight: Tensor, bias: Tensor | None, key: str) -> Tensor:
     if input.dim() == ndim + 1:
         return ops.forward(input.unsqueeze(0), weight, bias, None, key).squeeze(0)
     return ops.forward(input, weight, bias, None, key)
+
+
+_keys: dict[tuple[object, ...], str] = {}
 
 
 def _remembered_key(ndim: int, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, name: str) -> str:
@@ -123,30 +211,200 @@ def _validate(
     ndim: int, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> None:
     """Raise an error that names the argument, what was expected and what came, if these do not fit together."""
-    for name, t in (("input", input), ("weight", weight)):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, but got {type(t).__name__}")
-    if not isinstance(groups, int) or isinstance(groups, bool):
-        raise TypeError(f"groups must be int, but got {groups!r}")
-    if input.dim() not in (ndim + 1, ndim + 2):
-        raise RuntimeError(
-            f"Expected {ndim + 1}D (unbatched) or {ndim + 2}D (batched) input to conv{ndim}d, "
-            f"but got input of size: {list(input.shape)}"
-        )
-    if weight.dim() != ndim + 2:
-        raise RuntimeError(f"Expected {ndim + 2}D weight for conv{ndim}d, but got weight of size: {list(weight.shape)}")
+    _check_kinds(f"conv{ndim}d", ndim, input, weight, bias, groups)
     stride, dilation = sizes.per_axis("stride", stride, ndim), sizes.per_axis("dilation", dilation, ndim)
     pads = sizes.normalize_padding(padding, weight.shape[2:], stride, dilation)
     shape = input.shape if input.dim() == ndim + 2 else (1, *input.shape)
     sizes.check_shapes(shape, weight.shape, stride, pads, dilation, groups)
     if bias is not None:
-        if not isinstance(bias, Tensor):
-            raise TypeError(f"bias must be a torch.Tensor or None, but got {type(bias).__name__}")
         sizes.check_bias(weight.shape, bias.shape)
     if input.device.type == "meta" or not torch.is_autocast_enabled(input.device.type):
         check_tensors(input=input, weight=weight, bias=bias)
 
 
-def _autocast(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """t as autocast gives it to a convolution: any floating type but float64 becomes `dtype`."""
-    return t.to(dtype) if t.is_floating_point() and t.dtype is not torch.float64 else t
+def _check_kinds(function: str, ndim: int, input: Any, weight: Any, bias: Any, groups: Any) -> None:
+    """Raise unless these are tensors of the right rank and an int."""
+    for name, t in (("input", input), ("weight", weight)):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, but got {type(t).__name__}")
+    if bias is not None and not isinstance(bias, Tensor):
+        raise TypeError(f"bias must be a torch.Tensor or None, but got {type(bias).__name__}")
+    if not isinstance(groups, int) or isinstance(groups, bool):
+        raise TypeError(f"groups must be int, but got {groups!r}")
+    if input.dim() not in (ndim + 1, ndim + 2):
+        raise RuntimeError(
+            f"Expected {ndim + 1}D (unbatched) or {ndim + 2}D (batched) input to {function}, "
+            f"but got input of size: {list(input.shape)}"
+        )
+    if weight.dim() != ndim + 2:
+        raise RuntimeError(f"Expected {ndim + 2}D weight for {function}, but got weight of size: {list(weight.shape)}")
+
+
+# ---- transposed convolution ------------------------------------------------------------------------------------------
+
+
+def _conv_transpose(
+    ndim: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: int,
+    dilation: Any,
+    backend: str | None,
+) -> Tensor:
+    arguments = (stride, padding, output_padding, groups, dilation)
+    if torch.compiler.is_compiling():
+        return _dispatch_transpose(ndim, input, weight, bias, arguments, backend, _as_grad_input)
+    try:
+        return _dispatch_transpose(ndim, input, weight, bias, arguments, backend, _remembered_grad_input)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        failure = error
+    _validate_transposed(ndim, input, weight, bias, *arguments)
+    raise failure
+
+
+def _dispatch_transpose(
+    ndim: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    arguments: tuple[Any, ...],
+    backend: str | None,
+    view: Callable[..., "_GradInput | None"],
+) -> Tensor:
+    name = backend or backends.selected()
+    if name == "aten" or (name == "auto" and backends.auto_order(input.device.type)[0] == "aten"):
+        return _ATEN_TRANSPOSED[ndim](input, weight, bias, *arguments)
+    device_type = input.device.type
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
+        input, weight, bias = _autocast(device_type, input, weight, bias)
+    call = view(ndim, input, weight, bias, arguments, name)
+    if call is None:
+        _check_known(name)
+        return _ATEN_TRANSPOSED[ndim](input, weight, bias, *arguments)
+    run = functools.partial(_grad_input, ndim, call)
+    return _complex(run, input, weight, bias) if input.is_complex() else run(input, weight, bias)
+
+
+class _GradInput(NamedTuple):
+    """A transposed convolution as the grad_input of a convolution from its output to its input."""
+
+    key: str
+    size: tuple[int, ...]  # of the output, batch and channels included, before anything is appended
+    zeros: tuple[int, ...] | None  # to append, as F.pad takes them: output that no tap reaches
+
+
+def _grad_input(ndim: int, call: _GradInput, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    unbatched = input.dim() == ndim + 1
+    y = ops.grad_input(input.unsqueeze(0) if unbatched else input, weight, call.size, call.key)
+    if call.zeros is not None:
+        y = torch.nn.functional.pad(y, call.zeros)
+    if bias is not None:
+        y = y + bias.view(-1, *(1,) * ndim)
+    return y.squeeze(0) if unbatched else y
+
+
+_grad_inputs: dict[tuple[object, ...], _GradInput | None] = {}
+_MOST_GRAD_INPUTS = 16_384  # a program with ever-changing shapes starts afresh beyond this
+
+
+def _remembered_grad_input(
+    ndim: int, input: Tensor, weight: Tensor, bias: Tensor | None, arguments: tuple[Any, ...], name: str
+) -> _GradInput | None:
+    call = (
+        ndim, name, arguments, input.shape, input.dtype, weight.shape, weight.dtype,
+        None if bias is None else (bias.shape, bias.dtype),
+    )  # fmt: skip
+    try:
+        return _grad_inputs[call]
+    except TypeError:  # a list among the arguments
+        return _as_grad_input(ndim, input, weight, bias, arguments, name)
+    except KeyError:
+        if len(_grad_inputs) >= _MOST_GRAD_INPUTS:
+            _grad_inputs.clear()
+        value = _grad_inputs[call] = _as_grad_input(ndim, input, weight, bias, arguments, name)
+        return value
+
+
+def _as_grad_input(
+    ndim: int, input: Tensor, weight: Tensor, bias: Tensor | None, arguments: tuple[Any, ...], name: str
+) -> _GradInput | None:
+    """The call that computes this, or None for what PyTorch computes: integers, and results without elements.
+
+    Raises unless all fits together (but for devices). A stride of one input pixel is what a convolution may leave over
+    at the end of its input, so output_padding below the stride is part of the output's size. From there up (it may be
+    up to the dilation) it is padding taken away on the high side, and zeros where there is none left.
+    """
+    stride, padding, output_padding, groups, dilation = _validate_transposed(ndim, input, weight, bias, *arguments)
+    if not (input.is_floating_point() or input.is_complex()):
+        return None
+    output = sizes.transposed_size(input.shape[-ndim:], weight.shape[2:], stride, padding, output_padding, dilation)
+    if weight.shape[1] == 0 or any(h == 0 for h in output):
+        return None
+    pads, zeros = [], []
+    for s, p, extra in zip(stride, padding, output_padding, strict=True):
+        pads.append((p, p if extra < s else max(p - extra, 0)))
+        zeros.append(0 if extra < s else max(extra - p, 0))
+    batch = input.shape[0] if input.dim() == ndim + 2 else 1
+    size = (batch, weight.shape[1] * groups, *(h - zero for h, zero in zip(output, zeros, strict=True)))
+    key = Settings(stride, tuple(pads), dilation, groups, "none", name).encode()
+    appended = tuple(side for zero in reversed(zeros) for side in (0, zero)) if any(zeros) else None
+    return _GradInput(key, size, appended)
+
+
+def _validate_transposed(
+    ndim: int,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: Any,
+    dilation: Any,
+) -> tuple[Any, ...]:
+    """As `_validate`; gives stride, padding, output_padding, groups and dilation, one for each axis."""
+    _check_kinds(f"conv_transpose{ndim}d", ndim, input, weight, bias, groups)
+    if isinstance(padding, str):
+        raise TypeError(f"padding of conv_transpose{ndim}d must be int or a sequence of int, but got {padding!r}")
+    stride, dilation = sizes.per_axis("stride", stride, ndim), sizes.per_axis("dilation", dilation, ndim)
+    padding = sizes.per_axis("padding", padding, ndim)
+    output_padding = sizes.per_axis("output_padding", output_padding, ndim)
+    shape = input.shape if input.dim() == ndim + 2 else (1, *input.shape)
+    sizes.check_transposed(shape, weight.shape, stride, padding, output_padding, groups, dilation)
+    if bias is not None:
+        sizes.check_bias(weight.shape, bias.shape, weight.shape[1] * groups)
+    if input.device.type == "meta" or not torch.is_autocast_enabled(input.device.type):
+        check_tensors(input=input, weight=weight, bias=bias)
+    return stride, padding, output_padding, groups, dilation
+
+
+# ---- both ------------------------------------------------------------------------------------------------------------
+
+
+def _complex(
+    conv: Callable[[Tensor, Tensor, Tensor | None], Tensor], input: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """A complex convolution as three real ones, (a + ib)(c + id) = ac − bd + i((a + b)(c + d) − ac − bd)."""
+    a, b, c, d = input.real, input.imag, weight.real, weight.imag
+    ac = conv(a, c, None if bias is None else bias.real)
+    bd = conv(b, d, None)
+    both = conv(a + b, c + d, None if bias is None else bias.real + bias.imag)
+    return torch.complex(ac - bd, both - ac - bd)
+
+
+def _check_known(name: str) -> None:
+    """Raise ValueError unless `name` is 'auto' or a backend: PyTorch computes this, but a wrong name stays wrong."""
+    if name != "auto":
+        backends.get(name)
+
+
+def _autocast(device_type: str, *tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors as autocast gives them to a convolution: any floating type but float64 becomes the active one."""
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype is not torch.float64 else t for t in tensors
+    )

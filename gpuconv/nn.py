@@ -1,30 +1,113 @@
 """PyTorch's convolution layers, computed by gpuconv: same constructor, parameters, initialisation, state_dict."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from gpuconv import functional
 
 
-class Conv1d(torch.nn.Conv1d):
+class _Convolution:
+    """Mixed in before one of PyTorch's layers: its forward is `_function`."""
+
+    _function: Callable[..., Tensor]
+
+    def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return self._function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+
+class _Transposed:
+    """The same for PyTorch's transposed layers."""
+
+    _function: Callable[..., Tensor]
+
+    def forward(self: Any, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """input: [N, C, *size] or [C, *size]; output_size: one of the sizes that a convolution would reduce to it."""
+        ndim = len(self.kernel_size)
+        output_padding = self._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, ndim, self.dilation
+        )
+        return self._function(
+            input, self.weight, self.bias, self.stride, self.padding, tuple(output_padding), self.groups, self.dilation
+        )
+
+
+class Conv1d(_Convolution, torch.nn.Conv1d):
     """`torch.nn.Conv1d` whose forward is `gpuconv.functional.conv1d`."""
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding: str | int | tuple[int, ...] = self.padding
-        if self.padding_mode != "zeros":
-            input, padding = _padded(self, input), 0
-        return functional.conv1d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+    _function = staticmethod(functional.conv1d)
 
 
-class Conv2d(torch.nn.Conv2d):
+class Conv2d(_Convolution, torch.nn.Conv2d):
     """`torch.nn.Conv2d` whose forward is `gpuconv.functional.conv2d`."""
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding: str | int | tuple[int, ...] = self.padding
-        if self.padding_mode != "zeros":
-            input, padding = _padded(self, input), 0
-        return functional.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+    _function = staticmethod(functional.conv2d)
 
 
-def _padded(module: torch.nn.modules.conv._ConvNd, input: Tensor) -> Tensor:
-    return torch.nn.functional.pad(input, module._reversed_padding_repeated_twice, mode=module.padding_mode)
+class Conv3d(_Convolution, torch.nn.Conv3d):
+    """`torch.nn.Conv3d` whose forward is `gpuconv.functional.conv3d`."""
+
+    _function = staticmethod(functional.conv3d)
+
+
+class ConvTranspose1d(_Transposed, torch.nn.ConvTranspose1d):
+    """`torch.nn.ConvTranspose1d` whose forward is `gpuconv.functional.conv_transpose1d`."""
+
+    _function = staticmethod(functional.conv_transpose1d)
+
+
+class ConvTranspose2d(_Transposed, torch.nn.ConvTranspose2d):
+    """`torch.nn.ConvTranspose2d` whose forward is `gpuconv.functional.conv_transpose2d`."""
+
+    _function = staticmethod(functional.conv_transpose2d)
+
+
+class ConvTranspose3d(_Transposed, torch.nn.ConvTranspose3d):
+    """`torch.nn.ConvTranspose3d` whose forward is `gpuconv.functional.conv_transpose3d`."""
+
+    _function = staticmethod(functional.conv_transpose3d)
+
+
+# The lazy layers learn in_channels from their first input and are the layers above from then on.
+
+
+class LazyConv1d(_Convolution, torch.nn.LazyConv1d):
+    """`torch.nn.LazyConv1d` that becomes a `Conv1d`."""
+
+    cls_to_become = Conv1d  # type: ignore[assignment]  # PyTorch declares it None
+
+
+class LazyConv2d(_Convolution, torch.nn.LazyConv2d):
+    """`torch.nn.LazyConv2d` that becomes a `Conv2d`."""
+
+    cls_to_become = Conv2d  # type: ignore[assignment]
+
+
+class LazyConv3d(_Convolution, torch.nn.LazyConv3d):
+    """`torch.nn.LazyConv3d` that becomes a `Conv3d`."""
+
+    cls_to_become = Conv3d  # type: ignore[assignment]
+
+
+class LazyConvTranspose1d(_Transposed, torch.nn.LazyConvTranspose1d):
+    """`torch.nn.LazyConvTranspose1d` that becomes a `ConvTranspose1d`."""
+
+    cls_to_become = ConvTranspose1d  # type: ignore[assignment]
+
+
+class LazyConvTranspose2d(_Transposed, torch.nn.LazyConvTranspose2d):
+    """`torch.nn.LazyConvTranspose2d` that becomes a `ConvTranspose2d`."""
+
+    cls_to_become = ConvTranspose2d  # type: ignore[assignment]
+
+
+class LazyConvTranspose3d(_Transposed, torch.nn.LazyConvTranspose3d):
+    """`torch.nn.LazyConvTranspose3d` that becomes a `ConvTranspose3d`."""
+
+    cls_to_become = ConvTranspose3d  # type: ignore[assignment]

@@ -85,6 +85,23 @@ def output_size(
     )
 
 
+def transposed_size(
+    input_size: Sequence[int],
+    filter_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, ...]:
+    """Spatial size of the output of a transposed convolution."""
+    return tuple(
+        (h - 1) * s - 2 * p + d * (r - 1) + extra + 1
+        for h, r, s, p, extra, d in zip(
+            input_size, filter_size, stride, padding, output_padding, dilation, strict=True
+        )
+    )  # fmt: skip
+
+
 def check_settings(stride: Sequence[int], padding: Pads, dilation: Sequence[int], groups: int) -> None:
     """Raise RuntimeError unless these are settings of some convolution."""
     if any(low < 0 or high < 0 for low, high in padding):
@@ -95,6 +112,23 @@ def check_settings(stride: Sequence[int], padding: Pads, dilation: Sequence[int]
         raise RuntimeError(f"dilation should be greater than zero, but got dilation={tuple(dilation)}")
     if groups <= 0:
         raise RuntimeError(f"non-positive groups is not supported, but got groups={groups}")
+
+
+def check_filters(weight_shape: Sequence[int], groups: int) -> None:
+    """Raise RuntimeError unless the filters, [K, C/groups, *filter], have taps and divide into the groups."""
+    given = f"Given groups={groups}"
+    if weight_shape[0] < groups:
+        raise RuntimeError(
+            f"{given}, expected weight to be at least {groups} at dimension 0, "
+            f"but got weight of size {list(weight_shape)} instead"
+        )
+    if weight_shape[0] % groups != 0:
+        raise RuntimeError(
+            f"{given}, expected weight to be divisible by {groups} at dimension 0, "
+            f"but got weight of size {list(weight_shape)} instead"
+        )
+    if any(r <= 0 for r in weight_shape[2:]):
+        raise RuntimeError(f"kernel size should be greater than zero, but got weight of size {list(weight_shape)}")
 
 
 def check_shapes(
@@ -118,25 +152,13 @@ def check_shapes(
         )
     if len(weight_shape) != ndim + 2:
         raise RuntimeError(f"Expected {ndim + 2}D weight for conv{ndim}d, but got weight of size: {list(weight_shape)}")
-    given = f"Given groups={groups}"
-    if weight_shape[0] < groups:
-        raise RuntimeError(
-            f"{given}, expected weight to be at least {groups} at dimension 0, "
-            f"but got weight of size {list(weight_shape)} instead"
-        )
-    if weight_shape[0] % groups != 0:
-        raise RuntimeError(
-            f"{given}, expected weight to be divisible by {groups} at dimension 0, "
-            f"but got weight of size {list(weight_shape)} instead"
-        )
+    check_filters(weight_shape, groups)
     if input_shape[1] != weight_shape[1] * groups:
         raise RuntimeError(
-            f"{given}, weight of size {list(weight_shape)}, expected input{list(input_shape)} to have "
+            f"Given groups={groups}, weight of size {list(weight_shape)}, expected input{list(input_shape)} to have "
             f"{weight_shape[1] * groups} channels, but got {input_shape[1]} channels instead"
         )
     filter_size = weight_shape[2:]
-    if any(r <= 0 for r in filter_size):
-        raise RuntimeError(f"kernel size should be greater than zero, but got weight of size {list(weight_shape)}")
     padded = [h + low + high for h, (low, high) in zip(input_shape[2:], padding, strict=True)]
     extent = [d * (r - 1) + 1 for d, r in zip(dilation, filter_size, strict=True)]
     if any(h < r for h, r in zip(padded, extent, strict=True)):
@@ -150,11 +172,51 @@ def check_shapes(
         )
 
 
-def check_bias(weight_shape: Sequence[int], bias_shape: Sequence[int]) -> None:
-    """Raise RuntimeError unless bias has one element for each output channel."""
-    if len(bias_shape) != 1 or bias_shape[0] != weight_shape[0]:
+def check_transposed(
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int,
+    dilation: Sequence[int],
+) -> None:
+    """Raise RuntimeError, in PyTorch's words, unless input and weight fit together in a transposed convolution.
+
+    input_shape: [N, C, *spatial]; weight_shape: [C, K/groups, *filter].
+    """
+    check_settings(stride, tuple((p, p) for p in padding), dilation, groups)
+    if any(extra < 0 for extra in output_padding):
+        raise RuntimeError(f"negative output_padding is not supported, but got output_padding={tuple(output_padding)}")
+    if any(extra >= s and extra >= d for extra, s, d in zip(output_padding, stride, dilation, strict=True)):
         raise RuntimeError(
-            f"Given weight of size {list(weight_shape)}, expected bias to be 1-dimensional with {weight_shape[0]} "
+            f"output padding must be smaller than either stride or dilation, but got "
+            f"output_padding={tuple(output_padding)}, stride={tuple(stride)}, dilation={tuple(dilation)}"
+        )
+    check_filters(weight_shape, groups)
+    if input_shape[1] != weight_shape[0]:
+        raise RuntimeError(
+            f"Given transposed=1, weight of size {list(weight_shape)}, expected input{list(input_shape)} to have "
+            f"{weight_shape[0]} channels, but got {input_shape[1]} channels instead"
+        )
+    if any(h <= 0 for h in input_shape[2:]):
+        raise RuntimeError(
+            f"Only zero batch or zero channel inputs are supported, but got input shape: {list(input_shape)}"
+        )
+    size = transposed_size(input_shape[2:], weight_shape[2:], stride, padding, output_padding, dilation)
+    if any(h < 0 for h in size):
+        raise RuntimeError(
+            f"Given input size per channel: ({' x '.join(map(str, input_shape[2:]))}). Calculated output size per "
+            f"channel: ({' x '.join(map(str, size))}). Output size is too small"
+        )
+
+
+def check_bias(weight_shape: Sequence[int], bias_shape: Sequence[int], out_channels: int | None = None) -> None:
+    """Raise RuntimeError unless bias has one element for each output channel (as many as filters, if not said)."""
+    channels = weight_shape[0] if out_channels is None else out_channels
+    if len(bias_shape) != 1 or bias_shape[0] != channels:
+        raise RuntimeError(
+            f"Given weight of size {list(weight_shape)}, expected bias to be 1-dimensional with {channels} "
             f"elements, but got bias of size {list(bias_shape)} instead"
         )
 
