@@ -2,9 +2,9 @@
 
     y = gpuconv.arrays.conv2d(x, w, b, padding=1)       # numpy.ndarray in, numpy.ndarray out; cupy likewise
 
-Arrays go to PyTorch and back through DLPack, so none is copied, read-only ones included; but a NumPy array with negative
-strides, or strides that are no multiple of its item, which DLPack cannot express, is copied first. CuPy arrays are
-computed on CuPy's current stream, without waiting for it.
+Arrays go to PyTorch and back through DLPack, so none is copied, read-only ones included; but a NumPy array with strides
+that DLPack cannot express (negative, or no multiple of its item) is copied first. CuPy arrays are computed on CuPy's
+current stream, without waiting for it.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def conv2d(
     *,
     backend: str | None = None,
 ) -> Any:
-    """input [N, C, H, W] or [C, H, W], weight [K, C/groups, R, S], bias [K]; gives [N, K, P, Q], an array of their kind.
+    """input [N, C, H, W] or [C, H, W], weight [K, C/groups, R, S], bias [K]; gives [N, K, P, Q], of their kind.
 
     Raises TypeError for arrays of different kinds, for what is no NumPy or CuPy array and for a dtype that PyTorch does
     not have, and else what `gpuconv.functional.conv2d` raises.

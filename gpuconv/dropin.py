@@ -5,7 +5,8 @@
     with gpuconv.patch(): model(x)          # modules with a forward of their own too
 
 Converting exchanges a module's class and nothing else: the object, its parameters, hooks, parametrizations, name,
-training flag and state_dict stay what they were.
+training flag and state_dict stay what they were. `torch.onnx.export` of either gives standard Conv nodes; a program made
+with `torch.export` for others, who need no gpuconv then, is exported within `gpuconv.use_backend("aten")`.
 """
 
 import dataclasses
@@ -93,8 +94,7 @@ def _check_model(model: Any) -> None:
 
 
 def _exchange(module: torch.nn.Module, to: dict[type, type]) -> str | None:
-    """Give `module` the class that `to` has for it. None if it has that class now, else why not; '' if no convolution.
-    """
+    """Give `module` the class that `to` has for it. None if it has it now, else why not; '' if it is no convolution."""
     cls = type(module)
     if cls in to.values():
         return None

@@ -1,4 +1,4 @@
-"""A converted network trained by two processes (gloo, on the CPU) equals one that one process trained on whole batches."""
+"""A converted network trained by two processes (gloo, CPU) equals one that one process trained on whole batches."""
 
 import subprocess
 import sys

@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-_SEGMENTATION = {"weights_backbone": None}
-
 
 def _torchvision(name: str, **settings: Any) -> torch.nn.Module:
     models = pytest.importorskip("torchvision", reason="torchvision is not installed").models
@@ -27,14 +25,13 @@ MODELS: dict[str, Callable[[], torch.nn.Module]] = {
     "convnext_tiny": lambda: _torchvision("convnext_tiny"),
     "efficientnet_b0": lambda: _torchvision("efficientnet_b0"),
     "densenet121": lambda: _torchvision("densenet121"),
-    "deeplabv3_resnet50": lambda: _torchvision("deeplabv3_resnet50", **_SEGMENTATION),
+    "deeplabv3_resnet50": lambda: _torchvision("deeplabv3_resnet50", weights_backbone=None),
     "resnext50_32x4d": lambda: _timm("resnext50_32x4d"),
     "convmixer_768_32": lambda: _timm("convmixer_768_32"),  # 7 × 7 depthwise on 32 layers
     "tf_efficientnet_b0": lambda: _timm("tf_efficientnet_b0"),  # Conv2dSame
     "resnetv2_50x1_bit": lambda: _timm("resnetv2_50x1_bit"),  # StdConv2d
     "test_resnet": lambda: _timm("test_resnet"),  # the smallest of timm's
-    "test_efficientnet": lambda: _timm("test_efficientnet"),
-    "mobilenet_v2_quarter": lambda: _torchvision("mobilenet_v2", width_mult=0.25),  # the smallest
+    "test_nfnet": lambda: _timm("test_nfnet"),  # ScaledStdConv2d
 }
 
 

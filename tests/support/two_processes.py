@@ -1,6 +1,6 @@
 """One of two processes that train a converted network together on halves of each batch; run by test_distributed.py.
 
-    python two_processes.py ddp|fsdp RANK FOLDER
+python two_processes.py ddp|fsdp RANK FOLDER
 """
 
 import sys
@@ -15,7 +15,7 @@ STEPS = 20
 
 
 def network() -> torch.nn.Module:
-    """Convolutions of many kinds and no BatchNorm, whose statistics would differ between half batches and whole ones."""
+    """Convolutions of many kinds and no BatchNorm, whose statistics of half a batch would differ from those of all."""
     torch.manual_seed(5)
     return torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3, padding=1),
