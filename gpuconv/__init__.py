@@ -10,7 +10,7 @@
 `gpuconv.arrays` has the functions for NumPy and CuPy arrays.
 """
 
-from gpuconv import arrays, backends, functional, nn, ops
+from gpuconv import arrays, backends, flops, functional, nn, ops
 from gpuconv.backends import BackendUnavailable, use_backend
 from gpuconv.dropin import Report, convert, patch, revert
 from gpuconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
@@ -30,6 +30,7 @@ __all__ = [
     "conv_transpose2d",
     "conv_transpose3d",
     "convert",
+    "flops",
     "functional",
     "nn",
     "ops",

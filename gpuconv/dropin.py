@@ -5,8 +5,8 @@
     with gpuconv.patch(): model(x)          # modules with a forward of their own too
 
 Converting exchanges a module's class and nothing else: the object, its parameters, hooks, parametrizations, name,
-training flag and state_dict stay what they were. `torch.onnx.export` of either gives standard Conv nodes; a program made
-with `torch.export` for others, who need no gpuconv then, is exported within `gpuconv.use_backend("aten")`.
+training flag and state_dict stay what they were. `torch.onnx.export` gives standard Conv nodes all the same; to export a
+program with `torch.export` for somebody who has no gpuconv, do it within `gpuconv.use_backend("aten")`.
 """
 
 import dataclasses

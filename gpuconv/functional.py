@@ -11,6 +11,7 @@ them; `torch.backends.cudnn.conv.fp32_precision` (or `.allow_tf32`) decides abou
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -127,6 +128,11 @@ def conv_transpose3d(
     return _conv_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation, backend)
 
 
+# Symbolic tracing (torch.fx) records these two as they are called: what is inside depends on the tensors.
+torch.fx.wrap("_conv")
+torch.fx.wrap("_conv_transpose")
+
+
 # ---- convolution -----------------------------------------------------------------------------------------------------
 
 
@@ -197,7 +203,18 @@ def _remembered_key(ndim: int, weight: Tensor, stride: Any, padding: Any, dilati
         return _key(ndim, weight, stride, padding, dilation, groups, name)
     except KeyError:
         key = _keys[call] = _key(ndim, weight, stride, padding, dilation, groups, name)
+        if padding == "same" and any(low != high for low, high in Settings.decode(key).padding):
+            _warn_of_uneven_padding()
         return key
+
+
+@functools.cache  # once in a process, as PyTorch does
+def _warn_of_uneven_padding() -> None:
+    warnings.warn(
+        "Using padding='same' with even kernel lengths and odd dilation may require a zero-padded copy of the input "
+        "be created",
+        stacklevel=6,
+    )
 
 
 def _key(ndim: int, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, backend: str) -> str:
@@ -334,11 +351,12 @@ def _as_grad_input(
 ) -> _GradInput | None:
     """The call that computes this, or None for what PyTorch computes: integers, and results without elements.
 
-    Raises unless all fits together (but for devices). A stride of one input pixel is what a convolution may leave over
+    Raises unless all fits together. A stride of one input pixel is what a convolution may leave over
     at the end of its input, so output_padding below the stride is part of the output's size. From there up (it may be
     up to the dilation) it is padding taken away on the high side, and zeros where there is none left.
     """
     stride, padding, output_padding, groups, dilation = _validate_transposed(ndim, input, weight, bias, *arguments)
+    check_tensors(input=input, weight=weight, bias=bias)
     if not (input.is_floating_point() or input.is_complex()):
         return None
     output = sizes.transposed_size(input.shape[-ndim:], weight.shape[2:], stride, padding, output_padding, dilation)

@@ -74,40 +74,41 @@ class ConvTranspose3d(_Transposed, torch.nn.ConvTranspose3d):
     _function = staticmethod(functional.conv_transpose3d)
 
 
-# The lazy layers learn in_channels from their first input and are the layers above from then on.
+# The lazy layers learn in_channels from their first input and are the layers above from then on. PyTorch declares the
+# types of their parameters at odds with those of the layers, and so must these.
 
 
-class LazyConv1d(_Convolution, torch.nn.LazyConv1d):
+class LazyConv1d(_Convolution, torch.nn.LazyConv1d):  # type: ignore[misc]
     """`torch.nn.LazyConv1d` that becomes a `Conv1d`."""
 
-    cls_to_become = Conv1d  # type: ignore[assignment]  # PyTorch declares it None
+    cls_to_become = Conv1d
 
 
-class LazyConv2d(_Convolution, torch.nn.LazyConv2d):
+class LazyConv2d(_Convolution, torch.nn.LazyConv2d):  # type: ignore[misc]
     """`torch.nn.LazyConv2d` that becomes a `Conv2d`."""
 
-    cls_to_become = Conv2d  # type: ignore[assignment]
+    cls_to_become = Conv2d
 
 
-class LazyConv3d(_Convolution, torch.nn.LazyConv3d):
+class LazyConv3d(_Convolution, torch.nn.LazyConv3d):  # type: ignore[misc]
     """`torch.nn.LazyConv3d` that becomes a `Conv3d`."""
 
-    cls_to_become = Conv3d  # type: ignore[assignment]
+    cls_to_become = Conv3d
 
 
-class LazyConvTranspose1d(_Transposed, torch.nn.LazyConvTranspose1d):
+class LazyConvTranspose1d(_Transposed, torch.nn.LazyConvTranspose1d):  # type: ignore[misc]
     """`torch.nn.LazyConvTranspose1d` that becomes a `ConvTranspose1d`."""
 
-    cls_to_become = ConvTranspose1d  # type: ignore[assignment]
+    cls_to_become = ConvTranspose1d
 
 
-class LazyConvTranspose2d(_Transposed, torch.nn.LazyConvTranspose2d):
+class LazyConvTranspose2d(_Transposed, torch.nn.LazyConvTranspose2d):  # type: ignore[misc]
     """`torch.nn.LazyConvTranspose2d` that becomes a `ConvTranspose2d`."""
 
-    cls_to_become = ConvTranspose2d  # type: ignore[assignment]
+    cls_to_become = ConvTranspose2d
 
 
-class LazyConvTranspose3d(_Transposed, torch.nn.LazyConvTranspose3d):
+class LazyConvTranspose3d(_Transposed, torch.nn.LazyConvTranspose3d):  # type: ignore[misc]
     """`torch.nn.LazyConvTranspose3d` that becomes a `ConvTranspose3d`."""
 
-    cls_to_become = ConvTranspose3d  # type: ignore[assignment]
+    cls_to_become = ConvTranspose3d

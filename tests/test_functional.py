@@ -1,14 +1,16 @@
-"""conv1d and conv2d behave as PyTorch's: arguments, layouts, autocast, and errors raised before any work."""
+"""The six convolutions behave as PyTorch's: arguments, layouts, autocast, and errors raised before any work."""
 
 import inspect
+import warnings
 
 import pytest
 import torch
 from lanes import Lane, each_lane
+from torch.utils.flop_counter import FlopCounterMode
 
 import gpuconv
-from gpuconv import ops
-from gpuconv.functional import conv1d, conv2d
+from gpuconv import functional, ops
+from gpuconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 
 CALLS = {
     "plain": {},
@@ -51,11 +53,106 @@ def test_conv1d_is_pytorchs(lane: Lane, unbatched: bool) -> None:
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("ours", [conv1d, conv2d])
+TRANSPOSED_CALLS = {
+    "plain": {},
+    "ints": dict(stride=3, padding=1, output_padding=2, dilation=1),
+    "tuples": dict(stride=(2, 1), padding=(1, 0), output_padding=(1, 1), dilation=(1, 2)),
+    "lists": dict(stride=[2, 1], padding=[1, 0], dilation=[1, 2], groups=2),
+    "ones": dict(stride=(2,), padding=[1], groups=4),
+    # output_padding from the stride up is no size that the stride leaves open: padding taken away, then zeros
+    "output_padding in the padding": dict(padding=2, output_padding=2, dilation=3),
+    "output_padding beyond the padding": dict(padding=(0, 1), output_padding=2, dilation=3, groups=2),
+    "output_padding on one axis": dict(stride=(3, 1), padding=1, output_padding=(2, 1), dilation=(1, 2)),
+    "padding beyond the filter": dict(padding=3, stride=2),
+}
+
+
+@each_lane
+@pytest.mark.parametrize("call", TRANSPOSED_CALLS)
+@pytest.mark.parametrize("unbatched", [False, True], ids=["batched", "unbatched"])
+def test_conv_transpose2d_is_pytorchs(lane: Lane, call: str, unbatched: bool) -> None:
+    arguments = TRANSPOSED_CALLS[call]
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 6, dtype=torch.float64, device=lane.device)
+    x = x if unbatched else torch.stack([x, x + 1])
+    w = torch.randn(4, 8 // arguments.get("groups", 1), 3, 2, dtype=torch.float64, device=lane.device)
+    b = torch.randn(8, dtype=torch.float64, device=lane.device)
+    expected = torch.nn.functional.conv_transpose2d(x, w, b, **arguments)
+    for _ in range(2):  # planned, then repeated
+        got = conv_transpose2d(x, w, b, **arguments, backend=lane.backend)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    assert conv_transpose2d(x, w, None, **arguments, backend=lane.backend).shape == expected.shape
+
+
+CONVOLUTIONS = [conv1d, conv2d, conv3d]
+TRANSPOSED = [conv_transpose1d, conv_transpose2d, conv_transpose3d]
+
+
+@pytest.mark.parametrize("ours", [*CONVOLUTIONS, *TRANSPOSED], ids=lambda f: f.__name__)
 def test_signature_is_pytorchs_and_backend(ours) -> None:
     names = list(inspect.signature(ours).parameters)
-    assert names == ["input", "weight", "bias", "stride", "padding", "dilation", "groups", "backend"]
-    assert gpuconv.conv2d is conv2d
+    first = ["input", "weight", "bias", "stride", "padding"]
+    rest = ["output_padding", "groups", "dilation"] if ours in TRANSPOSED else ["dilation", "groups"]
+    assert names == [*first, *rest, "backend"]
+    assert getattr(gpuconv, ours.__name__) is ours
+
+
+@each_lane
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_integers_are_pytorchs_whatever_the_backend(lane: Lane, dtype: torch.dtype) -> None:
+    if lane.device != "cpu":
+        pytest.skip("PyTorch has integer convolutions on the CPU alone")
+    x, w = (torch.randint(0, 9, size, dtype=dtype) for size in ((2, 4, 5, 6), (4, 2, 3, 2)))
+    got = conv2d(x, w, groups=2, padding=1, backend=lane.backend)
+    assert got.dtype is dtype and torch.equal(got, torch.conv2d(x, w, groups=2, padding=1))
+    if dtype is torch.int64:
+        got = conv_transpose2d(x, w, stride=2, groups=2, backend=lane.backend)
+        assert torch.equal(got, torch.conv_transpose2d(x, w, stride=2, groups=2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.uint16, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("ours", [conv2d, conv_transpose2d], ids=lambda f: f.__name__)
+def test_a_dtype_that_pytorch_refuses_raises_the_same_error(ours, dtype: torch.dtype) -> None:
+    x, w = torch.zeros(1, 2, 4, 4).to(dtype), torch.zeros(2, 2, 3, 3).to(dtype)
+    theirs = getattr(torch, ours.__name__)
+    try:
+        theirs(x, w)
+    except RuntimeError as error:  # or NotImplementedError, which is one
+        with pytest.raises(RuntimeError, match=r"not implemented for|computes float16, bfloat16, float32 and float64"):
+            ours(x, w, backend="numpy")
+        with pytest.raises(type(error)):
+            ours(x, w, backend="auto")
+    else:
+        assert torch.equal(ours(x, w, backend="numpy"), theirs(x, w))
+    with pytest.raises(ValueError, match="backend must be one of"):
+        ours(x, w, backend="numby")
+
+
+def test_uneven_same_warns_once_as_pytorch_does() -> None:
+    x, w = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 2, 3)
+    functional._keys.clear()
+    functional._warn_of_uneven_padding.cache_clear()
+    with pytest.warns(UserWarning, match="Using padding='same' with even kernel lengths and odd dilation") as caught:
+        got = conv2d(x, w, padding="same", backend="numpy")
+    assert caught[0].filename == __file__
+    conv2d(x, w, padding="same", dilation=3, backend="numpy")  # warnings are errors here
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.testing.assert_close(got, torch.conv2d(x, w, padding="same"))
+
+
+def test_symbolic_tracing_keeps_the_choice_of_backend_open() -> None:
+    net = torch.nn.Sequential(gpuconv.nn.Conv2d(2, 3, 3, padding=1), gpuconv.nn.ConvTranspose2d(3, 2, 3, stride=2))
+    traced = torch.fx.symbolic_trace(net)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_function"] == [
+        functional._conv,
+        functional._conv_transpose,
+    ]
+    x = torch.randn(1, 2, 5, 5)
+    for backend in ("auto", "numpy"):
+        with gpuconv.use_backend(backend), FlopCounterMode(display=False) as counter:  # names the ops that ran
+            torch.testing.assert_close(traced(x), net(x))
+        assert ("gpuconv" in str(counter.get_flop_counts()["Global"])) == (backend == "numpy")
 
 
 @each_lane
@@ -67,6 +164,16 @@ def test_nothing_in_gives_what_pytorch_gives(lane: Lane, empty: str) -> None:
     assert y.shape == torch.nn.functional.conv2d(x, w, padding=1).shape
     gx, gw = torch.autograd.grad(y.sum(), (x, w))
     assert gx.shape == x.shape and gw.shape == w.shape and not gw.any()
+    if empty == "batch":
+        y = conv_transpose2d(x, w.transpose(0, 1), stride=2, backend=lane.backend)
+        assert y.shape == (0, 3, 17, 17)
+        gx, gw = torch.autograd.grad(y.sum(), (x, w))
+        assert gx.shape == x.shape and not gw.any()
+
+
+def test_a_transposed_result_without_pixels_is_pytorchs() -> None:
+    x, w = torch.randn(2, 4, 2, 6), torch.randn(4, 3, 3, 3)
+    assert conv_transpose2d(x, w, padding=(2, 0), backend="numpy").shape == (2, 3, 0, 8)
 
 
 @each_lane
@@ -82,6 +189,31 @@ def test_autocast_casts_as_pytorch_does(lane: Lane, dtype: torch.dtype) -> None:
     y.float().sum().backward()
     assert w.grad.dtype is torch.float32
     torch.testing.assert_close(y.double(), wide, rtol=0.02, atol=0.05)
+    with torch.autocast(lane.device, dtype):
+        y = conv_transpose2d(x, w.transpose(0, 1), b, stride=2, backend=lane.backend)
+        if lane.backend != "aten":  # whose float16 takes a float64 bias
+            with pytest.raises(RuntimeError, match="type"):
+                conv_transpose2d(x, w.transpose(0, 1), b.double(), stride=2, backend=lane.backend)
+    wide = torch.conv_transpose2d(x.double(), w.transpose(0, 1).double(), b.double(), stride=2)
+    assert y.dtype is dtype
+    w.grad = None
+    y.float().sum().backward()
+    assert w.grad.dtype is torch.float32
+    torch.testing.assert_close(y.double(), wide, rtol=0.02, atol=0.05)
+
+
+def test_deterministic_mode_and_cudnn_settings_change_nothing(monkeypatch) -> None:
+    x, w = torch.randn(2, 4, 6, 6), torch.randn(4, 4, 3, 3, requires_grad=True)
+
+    def run() -> list[torch.Tensor]:
+        y = [f(x, w, padding=1, backend="numpy") for f in (conv2d, conv_transpose2d)]
+        return [*y, *torch.autograd.grad(sum(t.square().sum() for t in y), w)]
+
+    before = run()
+    torch.use_deterministic_algorithms(True)  # not with warn_only: what is not deterministic would raise
+    for setting, value in (("deterministic", True), ("benchmark", True), ("enabled", False)):
+        monkeypatch.setattr(torch.backends.cudnn, setting, value)
+    assert all(torch.equal(a, b) for a, b in zip(run(), before, strict=True))
 
 
 X, W, B = torch.randn(2, 4, 8, 8), torch.randn(6, 4, 3, 3), torch.randn(6)
@@ -121,6 +253,41 @@ def test_bad_input_is_refused_naming_what_is_wrong(name: str, backend: str) -> N
     arguments = dict(input=X, weight=W, bias=B) | changes
     with pytest.raises(error, match=message):
         conv2d(**arguments, backend=backend)
+
+
+BAD_TRANSPOSED = {
+    "input of rank 2": (dict(input=X[0, 0]), RuntimeError, r"3D .* or 4D .* to conv_transpose2d, .* size: \[8, 8\]"),
+    "weight of rank 3": (dict(weight=W[0]), RuntimeError, r"4D weight for conv_transpose2d, .* \[4, 3, 3\]|stride"),
+    "channels": (dict(input=X[:, :3]), RuntimeError, r"size \[4, 6, 3, 3\].*to have 4 channels, but got 3"),
+    "groups": (dict(groups=3), RuntimeError, "groups=3, expected weight to be divisible by 3"),
+    "groups 0": (dict(groups=0), RuntimeError, "non-positive groups"),
+    "padding": (dict(padding=-1), RuntimeError, "negative padding"),
+    "padding word": (dict(padding="same"), TypeError, "padding.*str|padding of conv_transpose2d.*'same'"),
+    "output_padding": (dict(output_padding=-1), RuntimeError, "negative output_padding"),
+    "output_padding too large": (dict(output_padding=(1, 2)), RuntimeError, "smaller than either stride or dilation"),
+    "three output_paddings": (dict(output_padding=(1, 1, 1)), RuntimeError, r"output_padding.*2 values.*\[1, 1, 1\]"),
+    "stride 0": (dict(stride=0), RuntimeError, "non-positive stride"),
+    "float stride": (dict(stride=1.5), TypeError, "stride"),
+    "output too small": (dict(padding=9), RuntimeError, "."),
+    "no pixels": (dict(input=X[:, :, :0]), RuntimeError, r"Only zero batch or zero channel inputs.*\[2, 4, 0, 8\]"),
+    "no channels": (dict(input=X[:, :0], weight=W.transpose(0, 1)[:0]), RuntimeError, "at least 1 at dimension 0"),
+    "bias too long": (dict(bias=torch.randn(7)), RuntimeError, r"bias to be 1-dimensional with 6 .* size \[7\]"),
+    "bias of one": (dict(bias=torch.randn(1)), RuntimeError, r"bias to be 1-dimensional with 6 .* size \[1\]"),
+    "weight dtype": (dict(weight=W.transpose(0, 1).double()), RuntimeError, "Input type .* weight type .*"),
+    "bias dtype": (dict(bias=B.double()), RuntimeError, "Input type .* bias type .*"),
+    "groups None": (dict(groups=None), TypeError, "groups"),
+    "weight None": (dict(weight=None), TypeError, "weight"),
+}
+
+
+@pytest.mark.parametrize("backend", ["aten", "numpy"])
+@pytest.mark.parametrize("name", BAD_TRANSPOSED)
+def test_bad_input_of_transposed_is_refused_naming_what_is_wrong(name: str, backend: str) -> None:
+    changes, error, message = BAD_TRANSPOSED[name]
+    arguments = dict(input=X, weight=W.transpose(0, 1), bias=B, stride=2, dilation=1) | changes
+    for _ in range(2):
+        with pytest.raises(error, match=message):
+            conv_transpose2d(**arguments, backend=backend)
 
 
 def test_bad_input_raises_before_the_backend_runs(monkeypatch) -> None:

@@ -49,3 +49,14 @@ print(time.perf_counter() - start)
     child(code, clean_environment)  # byte-compiled by now
     seconds = min(float(child(code, clean_environment).stdout) for _ in range(5))
     assert seconds <= 0.1, f"{seconds:.3f} s"
+
+
+def test_flop_formulas_are_registered_whichever_is_imported_first(clean_environment) -> None:
+    for first, second in (("gpuconv", "torch.utils.flop_counter"), ("torch.utils.flop_counter", "gpuconv")):
+        code = f"""
+import sys, {first}, {second}
+names = {{str(op) for op in torch.utils.flop_counter.flop_registry}}
+assert {{"gpuconv.conv_forward", "gpuconv.conv_grad_input", "gpuconv.conv_grad_weight"}} <= names, names
+assert not any("gpuconv" in str(type(finder)) for finder in sys.meta_path)
+"""
+        child("import torch" + code, clean_environment)

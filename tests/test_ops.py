@@ -1,11 +1,13 @@
 """The three ops are closed under differentiation: to any order, under torch.func, compiled and exported."""
 
+import functools
 import io
 import warnings
 
 import pytest
 import torch
 from lanes import INTERPRETING, LANES, Lane, each_lane
+from torch.utils.flop_counter import FlopCounterMode
 
 import gpuconv
 from gpuconv import ops
@@ -166,6 +168,97 @@ def test_compiles_without_a_graph_break(lane: Lane, dynamic: bool, layout: torch
             torch.testing.assert_close(g, e, rtol=1e-12, atol=1e-12)
 
 
+def once_on_the_cpu(lane: Lane) -> None:
+    """Skip the slower backends of the CPU where nothing depends on which it is."""
+    if lane.device == "cpu" and lane.backend != "numpy":
+        pytest.skip("numpy has shown it: nothing here depends on the backend, and this one is slow")
+
+
+class Six(torch.nn.Module):
+    """One layer of each kind, side by side."""
+
+    def __init__(self, nn, dtype: torch.dtype = torch.float64, device: str = "cpu") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        settings = dict(stride=2, padding=1, groups=2, dtype=dtype, device=device)
+        self.layers = torch.nn.ModuleList()
+        for d in (1, 2, 3):
+            self.layers.append(getattr(nn, f"Conv{d}d")(4, 6, 3, **settings))
+            self.layers.append(getattr(nn, f"ConvTranspose{d}d")(4, 6, 3, **settings, output_padding=1))
+
+    def forward(self, *images: torch.Tensor) -> list[torch.Tensor]:
+        return [layer(images[i // 2]) for i, layer in enumerate(self.layers)]
+
+
+def three_images(dtype: torch.dtype, device: str, size: int = 4) -> list[torch.Tensor]:
+    """One for each number of axes."""
+    shapes = [(2, 4, *(size, 3, 5)[:d]) for d in (1, 2, 3)]
+    return [torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for shape in shapes]
+
+
+def gradients(net, images: list[torch.Tensor], parameters) -> list[torch.Tensor]:
+    loss = sum((y * y.conj()).real.sum() for y in net(*images))
+    return list(torch.autograd.grad(loss, (*images, *parameters)))
+
+
+def same(got, expected) -> None:
+    for g, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-10, atol=1e-10)
+
+
+@each_of_ours
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_every_function_compiles_without_a_graph_break(lane: Lane, dynamic: bool) -> None:
+    once_on_the_cpu(lane)
+    for dtype in (torch.float64, torch.complex128) if not dynamic else (torch.float64,):
+        torch._dynamo.reset()
+        net, theirs = Six(gpuconv.nn, dtype, lane.device), Six(torch.nn, dtype, lane.device)
+        compiled = torch.compile(net, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        for size in (4, 6)[: 1 + dynamic]:
+            images = three_images(dtype, lane.device, size)
+            with gpuconv.use_backend(lane.backend):
+                got = gradients(compiled, images, net.parameters())
+            same(got, gradients(theirs, images, theirs.parameters()))
+
+
+@each_of_ours
+def test_every_layer_is_exported_with_its_gradients(lane: Lane) -> None:
+    once_on_the_cpu(lane)
+    net = Six(gpuconv.nn, device=lane.device)
+    auto = torch.export.Dim.AUTO
+    images = three_images(torch.float64, lane.device)
+    with gpuconv.use_backend(lane.backend):
+        program = torch.export.export(
+            net, tuple(images), dynamic_shapes={"images": tuple({0: auto, 2: auto} for _ in images)}
+        )
+        text = str(program.graph)
+        assert text.count("gpuconv.conv_forward") == text.count("gpuconv.conv_grad_input") == 3
+        images = three_images(torch.float64, lane.device, 7)
+        expected = gradients(net, images, net.parameters())
+    loaded = program.module()
+    same(
+        gradients(loaded, images, [dict(loaded.named_parameters())[name] for name, _ in net.named_parameters()]),
+        expected,
+    )
+
+
+@each_of_ours
+def test_the_flop_counter_counts_what_it_counts_for_pytorch(lane: Lane) -> None:
+    once_on_the_cpu(lane)
+    images = three_images(torch.float64, lane.device)
+    counts = []
+    for nn, backend in ((torch.nn, "aten"), (gpuconv.nn, lane.backend)):
+        net = Six(nn, device=lane.device)
+        with gpuconv.use_backend(backend), FlopCounterMode(display=False) as counter:
+            outputs = net(*images)
+            forward = counter.get_total_flops()
+            sum(y.sum() for y in outputs).backward()
+        by_layer = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+        counts.append((forward, by_layer))
+    assert counts[0] == counts[1]
+    assert 0 < counts[0][0] < counts[0][1]["Global"]
+
+
 @each_of_ours
 def test_compiled_code_follows_use_backend(lane: Lane) -> None:
     torch._dynamo.reset()
@@ -241,6 +334,47 @@ def test_vmap_is_a_loop(lane: Lane, in_dims: tuple[int | None, ...]) -> None:
         one = [t if d is None else t.select(d, i) for t, d in zip(given, in_dims, strict=True)]
         for g, e in zip(got, loss_and_gradients(*one), strict=True):
             torch.testing.assert_close(g[i], e, rtol=1e-10, atol=1e-10)
+
+
+@each_of_ours
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=["float64", "complex128"])
+@pytest.mark.parametrize(
+    "settings",  # the second with more output_padding than the stride leaves open
+    [dict(stride=2, padding=1), dict(output_padding=2, dilation=3, padding=1)],
+    ids=["stride", "output_padding"],
+)
+def test_transposed_and_complex_under_torch_func(lane: Lane, dtype: torch.dtype, settings: dict) -> None:
+    if INTERPRETING:
+        pytest.skip("the interpreter is slow, and the ops are transformed above")
+    x, w, b = (t.detach().to(dtype) for t in tensors(lane))
+    if dtype.is_complex:
+        x, w, b = x * (1 + 2j), w * (0.5 - 1j), b * 1j
+    ours = functools.partial(gpuconv.conv_transpose2d, groups=2, **settings, backend=lane.backend)
+    theirs = functools.partial(torch.conv_transpose2d, groups=2, **settings)
+
+    def gradients(f, *t: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.func.grad(lambda t: f(*t).abs().pow(2).sum())(t)
+
+    same(gradients(ours, x, w, b), gradients(theirs, x, w, b))
+    tangents = (3 * x, w + 1, b)
+    same(torch.func.jvp(ours, (x, w, b), tangents), torch.func.jvp(theirs, (x, w, b), tangents))
+    xs, ws = (torch.stack([t, 2 * t, t - 1]) for t in (x, w))
+    got = torch.vmap(lambda x, w: gradients(ours, x, w, b))(xs, ws)
+    for i in range(3):
+        same([g[i] for g in got], gradients(theirs, xs[i], ws[i], b))
+
+
+@each_of_ours
+def test_functional_call_and_checkpointing_of_a_transposed_layer(lane: Lane) -> None:
+    layer = gpuconv.nn.ConvTranspose2d(4, 3, 3, stride=2, dtype=torch.float64, device=lane.device)
+    x = tensors(lane)[0]
+    parameters = dict(layer.named_parameters())
+    with gpuconv.use_backend(lane.backend):
+        loss = lambda p: torch.func.functional_call(layer, p, (x,)).pow(2).sum()  # noqa: E731
+        got = torch.func.grad(loss)(parameters)
+        y = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
+        expected = torch.autograd.grad(y.pow(2).sum(), layer.parameters())
+    same(got.values(), expected)
 
 
 @each_of_ours
