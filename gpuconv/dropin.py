@@ -5,8 +5,8 @@
     with gpuconv.patch(): model(x)          # modules with a forward of their own too
 
 Converting exchanges a module's class and nothing else: the object, its parameters, hooks, parametrizations, name,
-training flag and state_dict stay what they were. `torch.onnx.export` gives standard Conv nodes all the same; to export a
-program with `torch.export` for somebody who has no gpuconv, do it within `gpuconv.use_backend("aten")`.
+training flag and state_dict stay what they were. `torch.onnx.export` gives standard Conv nodes all the same. A program
+of `torch.export` for somebody who has no gpuconv is exported within `gpuconv.use_backend("aten")`.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ def convert(model: torch.nn.Module, memory_format: torch.memory_format | None = 
         elif reason:
             kept.append((name, reason))
     if memory_format is not None:
-        model.to(memory_format=memory_format)  # type: ignore[call-overload]  # not among the stubs' signatures
+        model.to(memory_format=memory_format)
     return Report(tuple(converted), tuple(kept), _advice(modules) if memory_format is None else None)
 
 
