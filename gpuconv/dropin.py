@@ -60,6 +60,7 @@ def convert(model: torch.nn.Module, memory_format: torch.memory_format | None = 
     Parametrized and lazy modules are among them. A subclass of PyTorch's module is not: what it does is its own, and
     `patch` reaches the functions that it calls. memory_format: also move the model to it, `torch.channels_last` say.
     Raises TypeError for a model that is not a module or a memory_format that is none. Converting twice is harmless.
+    Convert before the model first runs compiled: PyTorch 2.11 would go on with what it compiled, 2.14 compiles again.
     """
     _check_model(model)
     if memory_format is not None and not isinstance(memory_format, torch.memory_format):
