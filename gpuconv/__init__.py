@@ -4,11 +4,15 @@
     with gpuconv.use_backend("numpy"):                                  # any of gpuconv.backends.names()
         ...
 
-`gpuconv.functional` has the functions, `gpuconv.nn` the modules, `gpuconv.ops` the three ops beneath them.
+    report = gpuconv.convert(model)                                     # any PyTorch model, in place
+
+`gpuconv.functional` has the functions, `gpuconv.nn` the modules, `gpuconv.ops` the three ops beneath them;
+`gpuconv.arrays` has the functions for NumPy and CuPy arrays.
 """
 
-from gpuconv import backends, flops, functional, nn, ops
+from gpuconv import arrays, backends, flops, functional, nn, ops
 from gpuconv.backends import BackendUnavailable, use_backend
+from gpuconv.dropin import Report, convert, patch, revert
 from gpuconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from gpuconv.problem import ConvProblem
 
@@ -16,6 +20,8 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailable",
     "ConvProblem",
+    "Report",
+    "arrays",
     "backends",
     "conv1d",
     "conv2d",
@@ -23,9 +29,12 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "convert",
     "flops",
     "functional",
     "nn",
     "ops",
+    "patch",
+    "revert",
     "use_backend",
 ]

@@ -223,9 +223,10 @@ def error_bound(exact: Exact, dtype: torch.dtype, *, tf32: bool = False, one_sig
 
 
 def as_numpy(t: torch.Tensor) -> Array:
-    """The values of `t` as a NumPy array; bfloat16, which NumPy lacks, widened to float32."""
+    """The values of `t` as a NumPy array, to be read; bfloat16, which NumPy lacks, widened to float32."""
     t = t.detach().cpu()
-    return (t.float() if t.dtype is torch.bfloat16 else t).numpy()
+    # Not t.numpy(), after which PyTorch never resizes the tensor's storage again, as FSDP does with its parameters.
+    return np.from_dlpack(t.float() if t.dtype is torch.bfloat16 else t)
 
 
 def worst_violation(

@@ -31,5 +31,10 @@ def test_suite_passes_in_the_interpreter(shard: int, request: pytest.FixtureRequ
     passes_in_the_interpreter(SUITES, request, clean_environment, f"--shard={shard}/{SHARDS}")
 
 
+def test_a_network_passes_in_the_interpreter(request: pytest.FixtureRequest, clean_environment) -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
+    passes_in_the_interpreter(["test_models.py"], request, clean_environment)
+
+
 def test_operator_database_passes_in_the_interpreter(request: pytest.FixtureRequest, clean_environment) -> None:
     passes_in_the_interpreter(["test_op_db.py"], request, clean_environment)  # in one process: it loads slowly

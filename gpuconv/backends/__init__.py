@@ -85,6 +85,8 @@ def require(name: str) -> None:
 def selected() -> str:
     """The name of the backend for a call that does not name one."""
     if torch.compiler.is_compiling():
+        if torch.onnx.is_in_onnx_export():  # ONNX has PyTorch's convolutions, and not our ops
+            return "aten"
         return _traced or _default
     return _selected.get() or _default
 

@@ -1,0 +1,22 @@
+"""What the README shows can be run."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+SNIPPETS = re.findall(
+    r"^## ([^\n]+)\n(?:(?!^## ).)*?^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE
+)
+
+
+def test_readme_has_its_snippets() -> None:
+    assert {"Use it in your model", "Use it in your code"} <= {title for title, _ in SNIPPETS}
+
+
+@pytest.mark.parametrize(("title", "code"), SNIPPETS, ids=[title for title, _ in SNIPPETS])
+def test_python_in_the_readme_runs(title: str, code: str) -> None:
+    if "torchvision" in code:
+        pytest.importorskip("torchvision", reason="torchvision is not installed")
+    exec(compile(code, f"README.md: {title}", "exec"), {})
