@@ -63,9 +63,9 @@ class CudaBackend(Backend):
         if device.type == "cuda":
             major, minor = Gpu.of(device).capability
             if (major, minor) < (7, 5):
-                return f"it needs sm_75 or newer, and this is sm_{major}{minor}; use aten"
+                return f"it needs sm_75 or newer, and this is sm_{major}{minor}"
         if max(math.prod(problem.input_size), math.prod(problem.output_size)) >= 2**31:
-            return "it counts the pixels of an image in 32 bits, and here are more; use aten"
+            return "it counts the pixels of an image in 32 bits, and here are more"
         return None
 
     def tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
