@@ -124,18 +124,20 @@ def contiguous_operands(
 
 
 def programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[int, float]:
-    """How many programs a gather kernel runs with this tile, and the steps that the loop of each takes on average."""
+    """How many programs a kernel runs with this tile, and the steps that the loop of each takes on average."""
     k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
     pixels = problem.batch * math.prod(problem.output_size)
     if direction == "forward":
-        programs = math.ceil(pixels / tile.rows) * math.ceil(k / tile.columns) * problem.groups
+        row_blocks = tile.windows or math.ceil(pixels / tile.rows)
+        programs = row_blocks * math.ceil(k / tile.columns) * problem.groups
         return programs, problem.taps * math.ceil(c / tile.depth)
     if direction == "grad_input":
         phases = math.prod(problem.stride)
         largest = problem.batch * math.prod(
             math.ceil(h / s) for h, s in zip(problem.input_size, problem.stride, strict=True)
         )
-        programs = phases * math.ceil(largest / tile.rows) * math.ceil(c / tile.columns) * problem.groups
+        row_blocks = tile.windows or math.ceil(largest / tile.rows)
+        programs = phases * row_blocks * math.ceil(c / tile.columns) * problem.groups
         return programs, problem.taps / phases * math.ceil(k / tile.depth)
     programs = math.ceil(k / tile.rows) * math.ceil(c / tile.columns) * problem.taps * problem.groups * tile.splits
     return programs, math.ceil(math.ceil(pixels / tile.depth) / tile.splits)
@@ -147,20 +149,29 @@ def expected_seconds(problem: ConvProblem, direction: Direction, tile: Tile, gpu
     Programs run in waves of as many as fit on the multiprocessors at once. A step of a program takes as long as the
     slowest of: multiplying its tiles, fetching them from the L2 cache, and the latency of a fetch divided by the
     fetches under way. No less than the bytes that must cross the memory bus; a split sum also moves its partials.
+
+    A window with a halo is fetched once for all the taps of a plane, so a step, which is one tap, fetches that part of
+    it; two windows are held, one being multiplied while the next comes.
     """
     programs, steps = programs_and_steps(problem, direction, tile)
     size = problem.dtype.itemsize
-    fetched = (tile.rows + tile.columns) * tile.depth * size
+    line = tile.depth * size  # bytes of a row or a column in a step
+    if tile.halo:
+        fetched = (tile.halo / math.prod(problem.filter_size[-2:]) + tile.columns) * line
+        held = (2 * tile.halo + max(1, tile.stages - 1) * tile.columns) * line
+    else:
+        fetched = (tile.rows + tile.columns) * line
+        held = fetched * max(1, tile.stages - 1)
     registers = 32 * tile.warps * 64 + tile.rows * tile.columns * (2 if size == 8 else 1)
-    together = min(
-        gpu.shared_memory // max(1, fetched * max(1, tile.stages - 1)),
-        gpu.threads // (32 * tile.warps),
-        65536 // registers,
-    )
+    together = min(gpu.shared_memory // max(1, held), gpu.threads // (32 * tile.warps), 65536 // registers)
     together = min(max(1, together), max(1, math.ceil(programs / gpu.multiprocessors)))
     waves = math.ceil(programs / (gpu.multiprocessors * together))
     reuse = tile.rows * tile.columns / (tile.rows + tile.columns)  # products for each element read from shared memory
-    rate = gpu.rate(problem.dtype, tf32) / gpu.multiprocessors * reuse / (reuse + _REUSE_FOR_HALF_THE_RATE)
+    if tile.kernel == "simt":  # no tensor cores: 16-bit numbers are widened first
+        rate = gpu.rate(torch.float32 if size == 2 else problem.dtype, tf32=False)
+    else:
+        rate = gpu.rate(problem.dtype, tf32)
+    rate *= reuse / (reuse + _REUSE_FOR_HALF_THE_RATE) / gpu.multiprocessors
     multiply = 2 * tile.rows * tile.columns * tile.depth / rate
     fetch = fetched / (_L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors)
     step = max(multiply * together, fetch * together, gpu.step_latency / max(1, tile.stages - 1))

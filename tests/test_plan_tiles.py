@@ -13,7 +13,10 @@ from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
 
-each_gpu = pytest.mark.parametrize("gpu", KNOWN.values(), ids=lambda gpu: gpu.name)
+# Those that the Triton backend runs on. The CUDA backend's tiles: tests/test_cuda_backend.py.
+each_gpu = pytest.mark.parametrize(
+    "gpu", [gpu for gpu in KNOWN.values() if gpu.capability >= (8, 0)], ids=lambda gpu: gpu.name
+)
 each_direction = pytest.mark.parametrize("direction", DIRECTIONS)
 
 
@@ -126,6 +129,35 @@ def test_a_gpu_is_known_by_its_properties(monkeypatch: pytest.MonkeyPatch) -> No
     assert half.capability == (9, 0) and half.multiprocessors == 66
     assert half.rate_16 == KNOWN["H100"].rate_16 / 2 and half.bandwidth == KNOWN["H100"].bandwidth
     assert Gpu.of(torch.device("cpu")) is INTERPRETER
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "multiprocessors", "expected"),
+    [
+        ("Tesla T4", (7, 5), 40, "T4"),
+        ("Tesla V100-SXM2-16GB", (7, 0), 80, "T4"),
+        ("NVIDIA A100-SXM4-80GB", (8, 0), 108, "A100"),
+        ("NVIDIA L4", (8, 9), 58, "L4"),
+        ("NVIDIA L40S", (8, 9), 142, "RTX 4090"),
+        ("NVIDIA GeForce RTX 4090", (8, 9), 128, "RTX 4090"),
+        ("NVIDIA H200", (9, 0), 132, "H100"),
+        ("NVIDIA GB300", (10, 3), 152, "B200"),
+        ("NVIDIA GB10", (12, 1), 48, "RTX 5090"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_an_unknown_gpu_is_like_the_nearest_known_one(
+    name: str, capability: tuple[int, int], multiprocessors: int, expected: str
+) -> None:
+    from gpuconv.gpu import nearest
+
+    assert nearest(name, capability, multiprocessors).name == expected
+
+
+def test_t4_has_tensor_cores_for_float16_alone() -> None:
+    t4 = KNOWN["T4"]
+    assert t4.rate(torch.float16, False) > t4.rate(torch.bfloat16, False) == t4.rate(torch.float32, True) == t4.rate_32
+    assert KNOWN["A100"].rate(torch.bfloat16, False) == KNOWN["A100"].rate(torch.float16, False)
 
 
 def test_tf32_is_asked_of_pytorch_only_for_float32_on_a_gpu() -> None:

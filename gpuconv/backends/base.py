@@ -34,7 +34,9 @@ class Operands(NamedTuple):
 class Tile:
     """What one program of a kernel computes: rows × columns of the result, `depth` terms of the sum in each step.
 
-    Rows, columns and depth are those of `ConvProblem.gemm`, for one filter tap. `splits` programs share one sum.
+    Rows, columns and depth are those of `ConvProblem.gemm`, for one filter tap. `splits` programs share one sum. Where
+    the rows are a window of the image that is fetched once, with its margin, for all filter taps of a plane, `windows`
+    and `halo` tell the planner about it.
     """
 
     rows: int
@@ -44,6 +46,8 @@ class Tile:
     stages: int
     splits: int = 1
     kernel: str = "gather"  # which family, where a backend has several
+    windows: int = 0  # of a group; 0: rows follow each other, and are fetched for each tap
+    halo: int = 0  # pixels of a window with its margin
 
 
 class Backend:

@@ -284,7 +284,8 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 # ---- which tiles there are -------------------------------------------------------------------------------------------
 
-# rows, columns, depth, warps, by the size of an element: sums of a thread stay in registers, tiles fit 48 KiB.
+# rows, columns, depth, warps, by the size of an element: sums of a thread stay in registers, tiles fit 48 KiB. In
+# grad_weight what a thread fetches of the largest tile of 16-bit numbers would not fit beside its sums.
 _SIMT = {
     2: ((128, 128, 16, 8), (128, 64, 16, 4), (64, 16, 16, 2)),
     4: ((128, 128, 8, 8), (128, 64, 8, 4), (64, 16, 16, 2)),
@@ -299,6 +300,8 @@ def simt_tiles(problem: ConvProblem, direction: Direction, gpu: Gpu) -> list[Til
     for rows, width, depth, warps in _SIMT[problem.dtype.itemsize]:
         if width > 16 and width >= 2 * columns:
             continue  # more than half of it idle
+        if direction == "grad_weight" and problem.dtype.itemsize == 2 and width == 128:
+            continue
         tile = Tile(rows, width, depth, warps, stages=2, kernel="simt")
         if direction == "grad_weight":
             chosen += [dataclasses.replace(tile, splits=splits) for splits in _splits(problem, tile, gpu)]

@@ -26,13 +26,14 @@ class CupyRuntime:
         if not torch.cuda.is_available():
             return "there is no NVIDIA GPU"
         if importlib.util.find_spec("cupy") is None:
-            return "CuPy is not installed (pip install cupy-cuda12x, or cupy-cuda13x)"
+            return "CuPy is not installed (cupy-cuda12x or cupy-cuda13x)"
         try:
             from cupy_backends.cuda.libs import nvrtc
 
             nvrtc.getVersion()
         except Exception as error:
-            return f"CuPy finds no NVRTC ({_first_line(error)})"
+            first, *_ = str(error).splitlines() or [type(error).__name__]
+            return f"CuPy finds no NVRTC ({first})"
         return None
 
     def launch(self, launch: Launch, device: torch.device, tensors: tuple[torch.Tensor | None, ...]) -> None:
