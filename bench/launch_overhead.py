@@ -27,7 +27,7 @@ import triton
 from triton.backends.nvidia.driver import CudaLauncher
 
 from gpuconv import plan
-from gpuconv.backends import triton as backend
+from gpuconv.backends import triton as backend, triton_launch
 from gpuconv.backends.base import Tile
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import ConvProblem, Direction
@@ -77,7 +77,7 @@ def measure(direction: Direction, rounds: int = 50, calls: int = 200) -> dict[st
     )
     assert tile is not None
     tile = Tile(tile.rows, tile.columns, tile.depth, tile.warps, tile.stages)  # one launch, whatever the direction
-    (launch,) = backend.launches(PROBLEM, direction, operands, tile)
+    (launch,) = triton_launch.launches(PROBLEM, direction, operands, tile)
     tensors = [torch.empty(64) if dtype is not None else None for dtype in launch.dtypes]
     extra: tuple[Any, ...] = {"forward": (None, None), "grad_input": (), "grad_weight": (False,)}[direction]
     settings = plan.Settings(PROBLEM.stride, PROBLEM.padding, PROBLEM.dilation, PROBLEM.groups, backend="triton")
@@ -93,7 +93,7 @@ def measure(direction: Direction, rounds: int = 50, calls: int = 200) -> dict[st
         mock.patch.object(triton.runtime.driver, "_active", object()),
         mock.patch.object(torch.cuda, "current_device", lambda: 0),
         mock.patch.object(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, create=True),
-        mock.patch.object(backend.Launch, "__call__", _prepared(null)),
+        mock.patch.object(triton_launch.Launch, "__call__", _prepared(null)),
         mock.patch.dict(plan._plans, clear=True),
         mock.patch.object(backend, "INTERPRETING", False),
     ):
@@ -105,7 +105,7 @@ def measure(direction: Direction, rounds: int = 50, calls: int = 200) -> dict[st
         launch.use(null)
         result = {
             "pointers": _fastest(
-                lambda: backend._all_aligned([0 if t is None else t.data_ptr() for t in tensors]), rounds, calls
+                lambda: triton_launch._all_aligned([0 if t is None else t.data_ptr() for t in tensors]), rounds, calls
             ),
             "launch": _fastest(lambda: launch(0, *tensors), rounds, calls),
             "bound": _fastest(lambda: bound(a, b, *extra), rounds, calls),
@@ -116,9 +116,9 @@ def measure(direction: Direction, rounds: int = 50, calls: int = 200) -> dict[st
 
 def _prepared(null: Any) -> Callable[..., None]:
     """`Launch.__call__` of a launch that has already been compiled when it is first called."""
-    original = backend.Launch.__call__
+    original = triton_launch.Launch.__call__
 
-    def call(self: backend.Launch, stream: int | None, *tensors: torch.Tensor | None) -> None:
+    def call(self: triton_launch.Launch, stream: int | None, *tensors: torch.Tensor | None) -> None:
         if self._run is None:
             self.use(null)
         original(self, stream, *tensors)

@@ -1,6 +1,6 @@
 """What a kernel compiles to, for any GPU, without a GPU: registers, spills, shared memory, instructions.
 
-    code = machine_code(launch, 90)          # a `gpuconv.backends.triton.Launch`, sm_90
+    code = machine_code(launch, 90)          # a `gpuconv.backends.triton_launch.Launch`, sm_90
     code.registers, code.stack, code.shared, code.tensor_core, code.instructions["HGMMA"]
 
     code = cuda_machine_code(instance, "sm_90a")  # a `gpuconv.backends.cuda_launch.Instance`
@@ -23,7 +23,7 @@ from triton.runtime.jit import MockTensor, create_function_from_signature
 
 from gpuconv.backends.cuda_cupy import COMMON_OPTIONS
 from gpuconv.backends.cuda_launch import Instance, source
-from gpuconv.backends.triton import Launch
+from gpuconv.backends.triton_launch import Launch
 
 _TENSOR_CORE_PTX = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 _TENSOR_CORE = ("HMMA", "HGMMA", "UTCHMMA", "UTCMMA", "DMMA", "QMMA")

@@ -15,6 +15,9 @@ OURS = [lane for lane in LANES if lane.backend != "aten"]  # `aten` has no ops o
 each_of_ours = pytest.mark.parametrize("lane", OURS, ids=str)
 SETTINGS = dict(stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2)
 PADS = ((1, 1), (0, 0))
+# Input, weight and bias, and what comes out; tiny where it takes long.
+SHAPES = ((1, 2, 4, 5), (2, 1, 2, 2), (2,)) if INTERPRETING else ((2, 4, 5, 6), (4, 2, 3, 2), (4,))
+OUTPUT = (1, 2, 3, 3) if INTERPRETING else (2, 4, 3, 4)
 ACTIVATIONS = ["relu", "leaky_relu(0.2)", "silu", "gelu", "gelu_tanh", "hardswish"]
 
 
@@ -30,8 +33,7 @@ def key_of(lane: Lane, activation: str = "none") -> str:
 def tensors(lane: Lane, requires_grad: bool = True) -> list[torch.Tensor]:
     """input, weight, bias of a small grouped problem, float64."""
     torch.manual_seed(0)
-    shapes = ((2, 4, 5, 6), (4, 2, 3, 2), (4,))
-    return [torch.randn(s, dtype=torch.float64, device=lane.device, requires_grad=requires_grad) for s in shapes]
+    return [torch.randn(s, dtype=torch.float64, device=lane.device, requires_grad=requires_grad) for s in SHAPES]
 
 
 def conv(lane: Lane):
@@ -45,10 +47,10 @@ def test_gradcheck_and_gradgradcheck(lane: Lane) -> None:
 
 
 @each_of_ours
-@pytest.mark.parametrize("activation", [*ACTIVATIONS, "leaky_relu(-0.5)"])
+@pytest.mark.parametrize("activation", ["relu", "silu"] if INTERPRETING else [*ACTIVATIONS, "leaky_relu(-0.5)"])
 def test_gradcheck_through_the_epilogue(lane: Lane, activation: str) -> None:
     x, w, b = tensors(lane)
-    residual = torch.randn(2, 4, 3, 4, dtype=torch.float64, device=lane.device, requires_grad=True)
+    residual = torch.randn(OUTPUT, dtype=torch.float64, device=lane.device, requires_grad=True)
 
     def fused(*t: torch.Tensor) -> torch.Tensor:
         return ops.forward(*t, key_of(lane, activation))
@@ -60,7 +62,7 @@ def test_gradcheck_through_the_epilogue(lane: Lane, activation: str) -> None:
 @each_of_ours
 def test_gradients_of_the_gradient_ops(lane: Lane) -> None:
     x, w, _ = tensors(lane)
-    gy = torch.randn(2, 4, 3, 4, dtype=torch.float64, device=lane.device, requires_grad=True)
+    gy = torch.randn(OUTPUT, dtype=torch.float64, device=lane.device, requires_grad=True)
     for call, arguments in (
         (lambda gy, w: ops.grad_input(gy, w, x.shape, key_of(lane)), (gy, w)),
         (lambda gy, x: ops.grad_weight(gy, x, w.shape, True, key_of(lane)), (gy, x)),
@@ -91,7 +93,7 @@ def test_third_derivatives_are_pytorchs(lane: Lane) -> None:
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["no-grad", "grad"])
 def test_opcheck(lane: Lane, layout: str, requires_grad: bool) -> None:
     x, w, b = tensors(lane, False)
-    gy = torch.randn(2, 4, 3, 4, dtype=torch.float64, device=lane.device)
+    gy = torch.randn(OUTPUT, dtype=torch.float64, device=lane.device)
     if layout == "channels_last":
         x, w, gy = (t.contiguous(memory_format=torch.channels_last) for t in (x, w, gy))
     elif layout == "sliced":
@@ -143,7 +145,7 @@ def test_incoming_gradient_is_left_alone_and_may_be_expanded(lane: Lane) -> None
     g = torch.ones(1, dtype=y.dtype, device=y.device).expand(y.shape)
     y.backward(g)
     assert (g == 1).all()
-    torch.testing.assert_close(b.grad, torch.full_like(b, y.numel() / 4))
+    torch.testing.assert_close(b.grad, torch.full_like(b, y.numel() / b.numel()))
 
 
 @each_of_ours
@@ -156,9 +158,10 @@ def test_compiles_without_a_graph_break(lane: Lane, dynamic: bool, layout: torch
         return conv(lane)(x.relu(), w, b).square().sum()
 
     compiled = torch.compile(f, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    n, c, _, width = SHAPES[0]
     for size in (5, 7):
         _, w, b = tensors(lane)
-        x = torch.randn(2, 4, size, 6, dtype=torch.float64, device=lane.device).contiguous(memory_format=layout)
+        x = torch.randn(n, c, size, width, dtype=torch.float64, device=lane.device).contiguous(memory_format=layout)
         x.requires_grad_()
         got = torch.autograd.grad(compiled(x, w, b), (x, w, b))
         expected = torch.autograd.grad(f(x, w, b), (x, w, b))
@@ -187,7 +190,7 @@ def test_compiled_code_follows_use_backend(lane: Lane) -> None:
 class Net(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv = gpuconv.nn.Conv2d(4, 4, (3, 2), **SETTINGS).double()
+        self.conv = gpuconv.nn.Conv2d(SHAPES[0][1], SHAPES[1][0], SHAPES[1][2:], **SETTINGS).double()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(x).relu()
@@ -273,7 +276,7 @@ def test_epilogue_under_torch_func_is_the_same_function(lane: Lane) -> None:
     x, w, b = tensors(lane, False)
     for activation in ACTIVATIONS:
         key = key_of(lane, activation)
-        residual = torch.randn(2, 4, 3, 4, dtype=torch.float64, device=lane.device)
+        residual = torch.randn(OUTPUT, dtype=torch.float64, device=lane.device)
         got = torch.func.grad(lambda w: ops.forward(x, w, b, residual, key).pow(2).sum())(w)  # noqa: B023  # called now
         w_grad = w.clone().requires_grad_()
         (expected,) = torch.autograd.grad(ops.forward(x, w_grad, b, residual, key).pow(2).sum(), w_grad)
@@ -297,7 +300,7 @@ def test_a_large_batch_of_backward_passes_on_threads(lane: Lane) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     def one(seed: int) -> torch.Tensor:
-        x = torch.randn(1, 4, 5 + seed % 3, 6, dtype=torch.float64, device=lane.device)
+        x = torch.randn(1, SHAPES[0][1], 5 + seed % 3, 6, dtype=torch.float64, device=lane.device)
         _, w, b = tensors(lane)
         conv(lane)(x, w, b).sum().backward()
         expected = torch.autograd.grad(torch.conv2d(x, w, b, **SETTINGS).sum(), w)[0]

@@ -76,7 +76,7 @@ def test_the_workspace_is_bounded() -> None:
 
 
 def test_splits_are_never_empty() -> None:
-    from gpuconv.backends.triton import splits_of
+    from gpuconv.backends.triton_launch import splits_of
 
     for pixels in range(1, 200, 7):
         problem = ConvProblem.of((1, 1, pixels), (1, 1, 1))

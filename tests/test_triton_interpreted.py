@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
 
-SHARDS = 6
+SHARDS = 4
 SUITES = ["test_oracle_suite.py", "test_ops.py", "test_functional.py"]
 
 

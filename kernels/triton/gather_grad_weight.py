@@ -43,7 +43,7 @@ def gather_grad_weight(
     per_split,  # pixels of one split, a multiple of BC
     BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr,
     MASKED: tl.constexpr,  # some tap of some pixel is outside the image
-    GY_PIXELS_FAST: tl.constexpr, X_PIXELS_FAST: tl.constexpr, GW_CHANNELS_FAST: tl.constexpr,
+    GY_PIXELS_FAST: tl.constexpr, X_PIXELS_FAST: tl.constexpr,
     VECTOR: tl.constexpr,  # see common: filters, channels and all strides but gb's are divided by it
     WIDE: tl.constexpr, ACCUMULATE: tl.constexpr, PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
@@ -52,9 +52,7 @@ def gather_grad_weight(
     x_n, x_d, x_h, x_w = x_n * VECTOR, x_d * VECTOR, x_h * VECTOR, x_w * VECTOR
     gw_split, gw_k, gw_tap = gw_split * VECTOR, gw_k * VECTOR, gw_tap * VECTOR
     if VECTOR > 1:
-        gy_k, x_c = 1, 1
-    if GW_CHANNELS_FAST:
-        gw_c = 1
+        gy_k, x_c, gw_c = 1, 1, 1
 
     # ---- which split, group, tap, tile; tiles vary fastest, then taps: they share gy and x in the L2 cache
     column_blocks = tl.cdiv(channels, BN)
@@ -110,7 +108,7 @@ def gather_grad_weight(
     OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gw.dtype.element_ty == tl.bfloat16
     m_filter, m_channel = o_filter < filters, o_channel < channels
     p_tile = p_gw + split * gw_split + group * filters * gw_k + wide(tap, WIDE) * gw_tap
-    store_tile(p_tile, o_filter * gw_k, o_channel * gw_c, m_filter, m_channel, b_acc, not GW_CHANNELS_FAST, OUT_BF16)
+    store_tile(p_tile, o_filter * gw_k, o_channel * gw_c, m_filter, m_channel, b_acc, False, OUT_BF16)
     if p_gb is not None:  # noqa: SIM102
         if sums_bias:
             p_bias = p_gb + split * gb_split + group * filters + o_filter  # [BM]

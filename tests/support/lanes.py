@@ -12,6 +12,17 @@ import gpuconv
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def check_integer_overflow(wanted: bool) -> None:
+    """Whether Triton's interpreter checks every integer operation for overflow, which takes half of its time."""
+    from triton.runtime import interpreter
+
+    interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=wanted)
+
+
+if INTERPRETING:  # tests/kernels/triton/interpreted.py turns it on
+    check_integer_overflow(False)
+
+
 class Lane(NamedTuple):
     backend: str
     device: str

@@ -10,10 +10,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from lanes import check_integer_overflow
 from problems import CURATED, laid_out, random_problem, tensors
 
 from gpuconv import ops, plan, reference
-from gpuconv.backends import triton as backend
+from gpuconv.backends import triton as backend, triton_launch
 from gpuconv.backends.base import Tile
 from gpuconv.plan import Settings
 from gpuconv.problem import ConvProblem, allocate
@@ -22,6 +23,14 @@ from gpuconv.reference import Activation, as_numpy, assert_close_to_oracle, wors
 SMALL = Tile(16, 16, 16, warps=4, stages=2)
 MARGIN = 64  # elements on either side of a result that nobody may write
 CANARY = 12345.0
+
+
+@pytest.fixture
+def checked() -> object:
+    """No integer may overflow."""
+    check_integer_overflow(True)
+    yield
+    check_integer_overflow(False)
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +108,7 @@ def check(
         ("1d-dilation3", 2),
     ],
 )
+@pytest.mark.usefixtures("checked")
 def test_small_tiles(name: str, splits: int) -> None:
     layout = ("contiguous", "channels_last")[splits % 2]
     check(CURATED[name], name, layout, dataclasses.replace(SMALL, splits=splits))
@@ -114,7 +124,7 @@ def test_vectors(settings: dict[str, object], dtype: torch.dtype) -> None:
     problem = ConvProblem.of((2, 48, 4, 5), (32, 48 // settings.get("groups", 1), 2, 2), **settings, dtype=dtype)
     operands = plan.contiguous_operands(problem, "forward", torch.channels_last)
     channels_last = dataclasses.replace(problem, memory_format=torch.channels_last)
-    launch = backend.launches(channels_last, "forward", operands, SMALL)[0]
+    launch = triton_launch.launches(channels_last, "forward", operands, SMALL)[0]
     assert launch.constants["VECTOR"] == 16 // dtype.itemsize
     check(problem, f"vectors {settings}", "channels_last", dataclasses.replace(SMALL, splits=2))
 
@@ -125,7 +135,7 @@ def test_vectors_are_not_claimed_where_they_are_not() -> None:
 
     def vector(problem: ConvProblem, strides: tuple[int, ...]) -> int:
         operands = aligned._replace(strides=(strides, aligned.strides[1]))
-        return backend.launches(problem, "forward", operands, SMALL)[0].constants["VECTOR"]
+        return triton_launch.launches(problem, "forward", operands, SMALL)[0].constants["VECTOR"]
 
     assert vector(problem, (480, 1, 96, 16)) == 4
     assert vector(problem, (600, 1, 120, 20)) == 4  # a slice of a tensor with 20 channels
@@ -136,19 +146,19 @@ def test_vectors_are_not_claimed_where_they_are_not() -> None:
 
 @pytest.mark.parametrize("name", ["2x2-stride2", "1d-dilation3"])
 def test_64_bit_offsets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_MOST_OFFSET", 0)
+    monkeypatch.setattr(triton_launch, "_MOST_OFFSET", 0)
     problem = CURATED[name]
     operands = plan.contiguous_operands(problem, "forward")
-    assert all(launch.constants["WIDE"] for launch in backend.launches(problem, "forward", operands, SMALL))
+    assert all(launch.constants["WIDE"] for launch in triton_launch.launches(problem, "forward", operands, SMALL))
     check(problem, name, "sliced", dataclasses.replace(SMALL, splits=2))
 
 
 def test_64_bit_offsets_are_chosen_by_size() -> None:
     def is_wide(batch: int) -> bool:
         problem = ConvProblem.of((batch, 64, 1024, 1024), (1, 64, 1, 1))
-        return backend.launches(problem, "forward", plan.contiguous_operands(problem, "forward"), SMALL)[0].constants[
-            "WIDE"
-        ]
+        return triton_launch.launches(problem, "forward", plan.contiguous_operands(problem, "forward"), SMALL)[
+            0
+        ].constants["WIDE"]
 
     assert not is_wide(31) and is_wide(32)  # 2³¹ elements
 
@@ -156,7 +166,7 @@ def test_64_bit_offsets_are_chosen_by_size() -> None:
 def test_filters_of_more_than_ten_taps_compare_coordinates() -> None:
     problem = ConvProblem.of((2, 3, 13, 4), (4, 3, 11, 1), padding=((5, 4), (1, 0)), stride=(2, 1))
     operands = plan.contiguous_operands(problem, "forward")
-    assert backend.launches(problem, "forward", operands, SMALL)[0].constants["INSIDE"] == "compare"
+    assert triton_launch.launches(problem, "forward", operands, SMALL)[0].constants["INSIDE"] == "compare"
     check(problem, "long filter", "sliced", Tile(64, 16, 16, 4, 2))
 
 

@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="Triton is not installed (it is on Linux al
 import triton
 
 from gpuconv import backends, plan
-from gpuconv.backends import BackendUnavailable, triton as backend
+from gpuconv.backends import BackendUnavailable, triton as backend, triton_launch
 from gpuconv.backends.base import Tile
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import ConvProblem
@@ -45,13 +45,13 @@ class Recorder:
 
 
 @pytest.fixture
-def launch() -> backend.Launch:
-    launch = backend.launches(PROBLEM, "grad_input", plan.contiguous_operands(PROBLEM, "grad_input"), TILE)[0]
+def launch() -> triton_launch.Launch:
+    launch = triton_launch.launches(PROBLEM, "grad_input", plan.contiguous_operands(PROBLEM, "grad_input"), TILE)[0]
     launch.kernel = Recorder()
     return launch
 
 
-def test_later_launches_go_to_the_compiled_kernel(launch: backend.Launch) -> None:
+def test_later_launches_go_to_the_compiled_kernel(launch: triton_launch.Launch) -> None:
     tensors = [torch.empty(64) for _ in range(3)]
     for _ in range(3):
         launch(5, *tensors)
@@ -62,7 +62,7 @@ def test_later_launches_go_to_the_compiled_kernel(launch: backend.Launch) -> Non
     assert arguments[12:] == launch.rest
 
 
-def test_a_tensor_that_is_not_aligned_takes_the_ordinary_way(launch: backend.Launch) -> None:
+def test_a_tensor_that_is_not_aligned_takes_the_ordinary_way(launch: triton_launch.Launch) -> None:
     a, b, c = (torch.empty(64) for _ in range(3))
     launch(0, a, b[1:], c)  # first: what it compiles holds for such tensors alone
     launch(0, a, b, c)
@@ -71,7 +71,7 @@ def test_a_tensor_that_is_not_aligned_takes_the_ordinary_way(launch: backend.Lau
     assert launch.kernel.ways == ["ordinary", "ordinary", "ordinary", "compiled"]
 
 
-def test_a_profiler_sees_every_launch(launch: backend.Launch) -> None:
+def test_a_profiler_sees_every_launch(launch: triton_launch.Launch) -> None:
     tensors = [torch.empty(64) for _ in range(3)]
     launch(0, *tensors)
     hook = print
@@ -86,14 +86,19 @@ def test_a_profiler_sees_every_launch(launch: backend.Launch) -> None:
 
 def test_nothing_to_compute_launches_nothing() -> None:
     empty = ConvProblem.of((0, 8, 5, 6), (8, 8, 3, 3))
-    (launch,) = backend.launches(empty, "forward", plan.contiguous_operands(empty, "forward"), TILE)
+    (launch,) = triton_launch.launches(empty, "forward", plan.contiguous_operands(empty, "forward"), TILE)
     launch.kernel = Recorder()
     launch(0, *[torch.empty(0)] * 3)
     assert launch.kernel.ways == []
-    assert backend.launches(empty, "grad_weight", plan.contiguous_operands(empty, "grad_weight"), TILE)[0].programs > 0
+    assert (
+        triton_launch.launches(empty, "grad_weight", plan.contiguous_operands(empty, "grad_weight"), TILE)[0].programs
+        > 0
+    )
 
 
-def test_launches_run_on_the_device_of_the_tensors(monkeypatch: pytest.MonkeyPatch, launch: backend.Launch) -> None:
+def test_launches_run_on_the_device_of_the_tensors(
+    monkeypatch: pytest.MonkeyPatch, launch: triton_launch.Launch
+) -> None:
     entered = []
 
     class Device:
