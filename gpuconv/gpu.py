@@ -73,6 +73,28 @@ KNOWN = {
         _gpu("RTX 5090", (12, 0), 170, 96, 1792, (210, 105, 105, 1.64)),
     )
 }
+# One for each architecture that kernels are compiled for.
+REPRESENTATIVE = {
+    name: KNOWN[gpu]
+    for name, gpu in (
+        ("sm_75", "T4"), ("sm_80", "A100"), ("sm_86", "RTX 3090"), ("sm_89", "L4"), ("sm_90", "H100"),
+        ("sm_100", "B200"), ("sm_120", "RTX 5090"),
+    )
+}  # fmt: skip
+
+
+def named(name: str) -> Gpu:
+    """The known GPU called `name`, whatever its capitals and spaces: "h100", "rtx4090". Raises ValueError."""
+
+    def plain(text: str) -> str:
+        return re.sub(r"[\s_-]", "", text.lower())
+
+    found = {plain(known): gpu for known, gpu in KNOWN.items()}.get(plain(name))
+    if found is None:
+        raise ValueError(f"gpu must be one of {', '.join(KNOWN)}, but got {name!r}")
+    return found
+
+
 # The interpreter runs one program after the other and takes as long for a small step as for a large one.
 INTERPRETER = Gpu("Triton's interpreter", (0, 0), 1, 1 << 40, 128, 1 << 40, 1e15, 1e15, 1e15, 1e15, 1e15, 4.5e-3)
 

@@ -16,7 +16,7 @@ import torch
 from host_cuda import COMPILER, FLAGS, compiled
 from problems import CURATED
 
-from gpuconv import backends, plan
+from gpuconv import backends, plan, predict
 from gpuconv.backends import cuda_cupy
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda import WORKSPACE, CudaBackend, launches, simt_tiles
@@ -132,7 +132,7 @@ each_gpu = pytest.mark.parametrize("gpu", KNOWN.values(), ids=lambda gpu: gpu.na
 def chosen(problem: ConvProblem, direction: Direction, gpu: Gpu, tf32: bool = False) -> Tile:
     operands = plan.contiguous_operands(problem, direction, problem.memory_format)._replace(tf32=tf32)
     candidates = CudaBackend().tiles(problem, direction, gpu, operands)
-    tile = plan.best_tile(candidates, problem, direction, gpu, tf32)
+    tile = predict.best_tile(candidates, problem, direction, gpu, tf32)
     assert tile is not None
     return tile
 
@@ -145,7 +145,7 @@ def test_planner_counts_the_blocks_that_are_launched(direction: Direction, name:
         operands = plan.contiguous_operands(problem, direction, torch.channels_last)
         for tile in CudaBackend().tiles(problem, direction, KNOWN["A100"], operands):
             blocks = launches(problem, direction, operands, tile)[0].blocks
-            assert blocks == plan.programs_and_steps(problem, direction, tile)[0], tile
+            assert blocks == predict.programs_and_steps(problem, direction, tile)[0], tile
 
 
 @each_gpu
@@ -171,7 +171,7 @@ def test_a_halo_costs_what_it_fetches() -> None:
     assert halo.windows == tensor.windows + 32 * 112 * 112 // 128  # 112 is a multiple of 16 and of 8: nothing is wasted
 
     def seconds(tile: Tile) -> float:
-        return plan.expected_seconds(problem, "forward", tile, gpu, False)
+        return predict.predict(problem, "forward", tile, gpu, False).seconds
 
     assert seconds(halo) < seconds(tensor) == seconds(dataclasses.replace(halo, kernel="tensor", windows=0, halo=0))
     assert seconds(dataclasses.replace(halo, halo=2000)) > seconds(tensor)

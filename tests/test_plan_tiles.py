@@ -6,7 +6,7 @@ import layers
 import pytest
 import torch
 
-from gpuconv import backends, plan
+from gpuconv import backends, plan, predict
 from gpuconv.backends.base import Tile
 from gpuconv.gpu import INTERPRETER, KNOWN, Gpu
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
@@ -23,7 +23,7 @@ each_direction = pytest.mark.parametrize("direction", DIRECTIONS)
 def best(problem: ConvProblem, direction: Direction, gpu: Gpu, tf32: bool = False) -> Tile:
     operands = plan.contiguous_operands(problem, direction, problem.memory_format)._replace(tf32=tf32)
     candidates = backends.get("triton").tiles(problem, direction, gpu, operands)
-    tile = plan.best_tile(candidates, problem, direction, gpu, tf32)
+    tile = predict.best_tile(candidates, problem, direction, gpu, tf32)
     assert tile is not None
     return tile
 
@@ -59,7 +59,7 @@ def test_large_problems_take_large_tiles_and_narrow_ones_narrow(gpu: Gpu) -> Non
 def test_grad_weight_is_split_to_fill_the_gpu_and_no_further(gpu: Gpu) -> None:
     few = layers.layer("resnet50-56-3x3", 32, torch.float16, torch.channels_last)
     tile = best(few, "grad_weight", gpu)
-    programs, steps = plan.programs_and_steps(few, "grad_weight", tile)
+    programs, steps = predict.programs_and_steps(few, "grad_weight", tile)
     assert tile.splits > 1 and gpu.multiprocessors / 2 <= programs and steps >= 4
     tiny = ConvProblem.of((1, 64, 4, 4), (64, 64, 3, 3), dtype=torch.float16)
     assert best(tiny, "grad_weight", gpu).splits == 1
@@ -88,7 +88,7 @@ def test_splits_are_never_empty() -> None:
 @each_direction
 def test_interpreting_takes_few_steps(direction: Direction) -> None:
     problem = ConvProblem.of((2, 17, 9, 7), (19, 17, 3, 3), padding=1)
-    programs, steps = plan.programs_and_steps(problem, direction, best(problem, direction, INTERPRETER))
+    programs, steps = predict.programs_and_steps(problem, direction, best(problem, direction, INTERPRETER))
     assert programs * steps <= 18
 
 
@@ -96,7 +96,7 @@ def test_the_formula_prefers_what_it_should() -> None:
     gpu, problem = KNOWN["H100"], large()
 
     def seconds(tile: Tile, problem: ConvProblem = problem, direction: Direction = "forward") -> float:
-        return plan.expected_seconds(problem, direction, tile, gpu, False)
+        return predict.predict(problem, direction, tile, gpu, False).seconds
 
     assert seconds(Tile(128, 128, 64, 8, 4)) < seconds(Tile(64, 64, 64, 4, 4)) < seconds(Tile(64, 16, 64, 4, 4))
     least = problem.flops / gpu.rate_16
@@ -110,7 +110,7 @@ def test_the_formula_prefers_what_it_should() -> None:
 
 
 def test_no_tile_to_choose_is_no_tile() -> None:
-    assert plan.best_tile((), large(), "forward", KNOWN["A100"], False) is None
+    assert predict.best_tile((), large(), "forward", KNOWN["A100"], False) is None
 
 
 def test_a_gpu_is_known_by_its_properties(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,10 @@ class Backend:
         """Why this backend cannot do `direction` of `problem` on `device`, or None if it can. Pure and quick."""
         return None
 
+    def refuses_gpu(self, gpu: Gpu) -> str | None:
+        """Why this backend has no kernels to plan for on `gpu`, which need not be here, or None."""
+        return "it has no kernels for the planner to choose from"
+
     def forward(
         self,
         problem: ConvProblem,

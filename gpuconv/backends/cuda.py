@@ -60,13 +60,16 @@ class CudaBackend(Backend):
             return (
                 f"it computes float16, bfloat16, float32 and float64, not {str(problem.dtype).removeprefix('torch.')}"
             )
-        if device.type == "cuda":
-            major, minor = Gpu.of(device).capability
-            if (major, minor) < (7, 5):
-                return f"it needs sm_75 or newer, and this is sm_{major}{minor}"
+        reason = self.refuses_gpu(Gpu.of(device)) if device.type == "cuda" else None
+        if reason is not None:
+            return reason
         if max(math.prod(problem.input_size), math.prod(problem.output_size)) >= 2**31:
             return "it counts the pixels of an image in 32 bits, and here are more"
         return None
+
+    def refuses_gpu(self, gpu: Gpu) -> str | None:
+        major, minor = gpu.capability
+        return None if (major, minor) >= (7, 5) else f"it needs sm_75 or newer, and this is sm_{major}{minor}"
 
     def tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
         return tuple(cuda_tensor.tiles(problem, direction, gpu, operands) or simt_tiles(problem, direction, gpu))

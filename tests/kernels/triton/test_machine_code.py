@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="Triton is not installed (it is on Linux al
 
 import layers
 
-from gpuconv import plan
+from gpuconv import plan, predict
 from gpuconv.backends import triton as backend, triton_launch
 from gpuconv.backends.base import Tile
 from gpuconv.backends.triton_launch import Launch, launches
@@ -38,7 +38,7 @@ def planned(
     operands = plan.contiguous_operands(problem, direction, memory_format)
     operands = operands._replace(tf32=tf32, bias=direction == "forward")
     candidates = backend.TritonBackend().tiles(problem, direction, gpu, operands)
-    tile = plan.best_tile(candidates, problem, direction, gpu, tf32)
+    tile = predict.best_tile(candidates, problem, direction, gpu, tf32)
     assert tile is not None
     return launches(problem, direction, operands, tile, with_bias=True)
 
