@@ -2,12 +2,12 @@
 
 import math
 
-import layers
 import pytest
 import torch
 
 from gpuconv import backends, plan, predict
 from gpuconv.backends.base import Tile
+from gpuconv.bench import suites
 from gpuconv.gpu import INTERPRETER, KNOWN, Gpu
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 
@@ -37,10 +37,10 @@ def large(dtype: torch.dtype = torch.float16) -> ConvProblem:
 @each_gpu
 @each_direction
 def test_every_layer_has_a_tile_that_fits(direction: Direction, gpu: Gpu) -> None:
-    for name in layers.NAMES:
+    for name in suites.SUITES["thirty"].layers:
         for dtype in (torch.float16, torch.float32, torch.float64):
             for memory_format in (torch.contiguous_format, torch.channels_last):
-                problem = layers.layer(name, 8, dtype, memory_format)
+                problem = suites.layer(f"thirty.{name}", 8, dtype, memory_format)
                 tile = best(problem, direction, gpu)
                 fetched = (tile.rows + tile.columns) * tile.depth * dtype.itemsize
                 assert fetched * (tile.stages - 1) <= gpu.shared_memory, (name, tile)
@@ -57,7 +57,7 @@ def test_large_problems_take_large_tiles_and_narrow_ones_narrow(gpu: Gpu) -> Non
 
 @each_gpu
 def test_grad_weight_is_split_to_fill_the_gpu_and_no_further(gpu: Gpu) -> None:
-    few = layers.layer("resnet50-56-3x3", 32, torch.float16, torch.channels_last)
+    few = suites.layer("thirty.resnet50-56-3x3", 32, torch.float16, torch.channels_last)
     tile = best(few, "grad_weight", gpu)
     programs, steps = predict.programs_and_steps(few, "grad_weight", tile)
     assert tile.splits > 1 and gpu.multiprocessors / 2 <= programs and steps >= 4
