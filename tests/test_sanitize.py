@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpuconv.bench import sanitize
 
 from gpuconv.backends.cuda import CudaBackend
+from gpuconv.bench import sanitize
 from gpuconv.gpu import KNOWN, Gpu
 
 
