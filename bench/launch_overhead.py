@@ -26,7 +26,7 @@ import torch
 import triton
 from triton.backends.nvidia.driver import CudaLauncher
 
-from gpuconv import plan
+from gpuconv import plan, predict
 from gpuconv.backends import triton as backend, triton_launch
 from gpuconv.backends.base import Tile
 from gpuconv.gpu import KNOWN
@@ -72,7 +72,7 @@ def measure(direction: Direction, rounds: int = 50, calls: int = 200) -> dict[st
     first, second = {"forward": ("x", "w"), "grad_input": ("y", "w"), "grad_weight": ("y", "x")}[direction]
     a, b = (torch.randn(shapes[name]).half() for name in (first, second))
     operands = plan.contiguous_operands(PROBLEM, direction)
-    tile = plan.best_tile(
+    tile = predict.best_tile(
         tuple(backend.tiles(PROBLEM, direction, KNOWN["H100"], operands)), PROBLEM, direction, KNOWN["H100"], False
     )
     assert tile is not None

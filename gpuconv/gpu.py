@@ -5,6 +5,8 @@ Rates are peak dense rates from the vendors' data sheets, in operations a second
 
 import dataclasses
 import functools
+import math
+import re
 
 import torch
 
@@ -27,11 +29,11 @@ class Gpu:
     step_latency: float = 0.6e-6  # seconds until a tile that is asked for has come: the least time of one loop step
 
     def rate(self, dtype: torch.dtype, tf32: bool) -> float:
-        """Peak operations a second on operands of `dtype`."""
-        if dtype.itemsize == 2:
-            return self.rate_16
+        """Peak operations a second on operands of `dtype`; `tf32`: float32 on tensor cores."""
         if dtype is torch.float64:
             return self.rate_64
+        if dtype.itemsize == 2 and (dtype is torch.float16 or self.capability >= (8, 0)):
+            return self.rate_16
         return self.rate_tf32 if tf32 else self.rate_32
 
     @staticmethod
@@ -43,13 +45,14 @@ class Gpu:
 
 
 def _gpu(name: str, capability: tuple[int, int], sms: int, l2_mb: float, gbs: float, tflops: tuple[float, ...]) -> Gpu:
-    """A Gpu with the limits of its capability; tflops: 16-bit, TF32, float32, float64."""
+    """A Gpu with the limits of its capability; tflops: 16-bit (before sm_80 float16), TF32, float32, float64."""
     shared, threads = _LIMITS[capability]
     return Gpu(name, capability, sms, shared, threads, int(l2_mb * 2**20), gbs * 1e9, *(t * 1e12 for t in tflops))
 
 
 # Shared memory of a block and threads of a multiprocessor (CUDA C++ Programming Guide, 'Compute Capabilities').
 _LIMITS = {
+    (7, 5): (64 << 10, 1024),
     (8, 0): (163 << 10, 2048),
     (8, 6): (99 << 10, 1536),
     (8, 9): (99 << 10, 1536),
@@ -60,6 +63,7 @@ _LIMITS = {
 KNOWN = {
     gpu.name: gpu
     for gpu in (
+        _gpu("T4", (7, 5), 40, 4, 320, (65, 8.1, 8.1, 0.25)),  # tensor cores for float16 alone
         _gpu("A100", (8, 0), 108, 40, 1555, (312, 156, 19.5, 19.5)),
         _gpu("RTX 3090", (8, 6), 82, 6, 936, (71, 35.6, 35.6, 0.56)),
         _gpu("L4", (8, 9), 58, 48, 300, (121, 60, 30.3, 0.47)),
@@ -69,6 +73,28 @@ KNOWN = {
         _gpu("RTX 5090", (12, 0), 170, 96, 1792, (210, 105, 105, 1.64)),
     )
 }
+# One for each architecture that kernels are compiled for.
+REPRESENTATIVE = {
+    name: KNOWN[gpu]
+    for name, gpu in (
+        ("sm_75", "T4"), ("sm_80", "A100"), ("sm_86", "RTX 3090"), ("sm_89", "L4"), ("sm_90", "H100"),
+        ("sm_100", "B200"), ("sm_120", "RTX 5090"),
+    )
+}  # fmt: skip
+
+
+def named(name: str) -> Gpu:
+    """The known GPU called `name`, whatever its capitals and spaces: "h100", "rtx4090". Raises ValueError."""
+
+    def plain(text: str) -> str:
+        return re.sub(r"[\s_-]", "", text.lower())
+
+    found = {plain(known): gpu for known, gpu in KNOWN.items()}.get(plain(name))
+    if found is None:
+        raise ValueError(f"gpu must be one of {', '.join(KNOWN)}, but got {name!r}")
+    return found
+
+
 # The interpreter runs one program after the other and takes as long for a small step as for a large one.
 INTERPRETER = Gpu("Triton's interpreter", (0, 0), 1, 1 << 40, 128, 1 << 40, 1e15, 1e15, 1e15, 1e15, 1e15, 4.5e-3)
 
@@ -76,21 +102,34 @@ INTERPRETER = Gpu("Triton's interpreter", (0, 0), 1, 1 << 40, 128, 1 << 40, 1e15
 @functools.cache
 def _properties(index: int) -> Gpu:
     p = torch.cuda.get_device_properties(index)
-    capability = (p.major, p.minor)
-    like = max(
-        (gpu for gpu in KNOWN.values() if gpu.capability <= capability),
-        key=lambda gpu: (gpu.capability, gpu.name in p.name),
-        default=KNOWN["A100"],
-    )
-    scale = p.multi_processor_count / like.multiprocessors  # rates of a like GPU, by the number of its processors
+    capability, multiprocessors = (p.major, p.minor), p.multi_processor_count
+    like = nearest(p.name, capability, multiprocessors)
+    scale = multiprocessors / like.multiprocessors  # rates of a like GPU, by the number of its processors
     return dataclasses.replace(
         like,
         name=p.name,
         capability=capability,
-        multiprocessors=p.multi_processor_count,
+        multiprocessors=multiprocessors,
         shared_memory=getattr(p, "shared_memory_per_block_optin", like.shared_memory),
         threads=p.max_threads_per_multi_processor,
         l2=p.L2_cache_size,
-        bandwidth=like.bandwidth if like.name in p.name else like.bandwidth * scale,
+        bandwidth=like.bandwidth if _is_called(p.name, like) else like.bandwidth * scale,
         **{name: getattr(like, name) * scale for name in ("rate_16", "rate_tf32", "rate_32", "rate_64")},
     )
+
+
+def nearest(name: str, capability: tuple[int, int], multiprocessors: int) -> Gpu:
+    """The known GPU that one with these properties is most like: of the highest capability that it has (the lowest
+    known if it has none), then of its name, then nearest in multiprocessors."""
+    known = {gpu.capability for gpu in KNOWN.values()}
+    most = max((has for has in known if has <= capability), default=min(known))
+    alike = [gpu for gpu in KNOWN.values() if gpu.capability == most]
+    return min(
+        alike,
+        key=lambda gpu: (not _is_called(name, gpu), abs(math.log(gpu.multiprocessors / multiprocessors))),
+    )  # fmt: skip
+
+
+def _is_called(name: str, gpu: Gpu) -> bool:
+    """Whether a device of this name is such a GPU: an L4 is, an L40S is not."""
+    return re.search(rf"\b{re.escape(gpu.name)}\b", name) is not None

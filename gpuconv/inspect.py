@@ -27,7 +27,11 @@ from gpuconv.backends.triton_launch import Launch
 
 _TENSOR_CORE_PTX = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 _TENSOR_CORE = ("HMMA", "HGMMA", "UTCHMMA", "UTCMMA", "DMMA", "QMMA")
-_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][A-Z0-9_]*)", re.MULTILINE)
+_PRODUCTS = (*_TENSOR_CORE, "FFMA", "DFMA", "HFMA2", "FADD", "DADD")
+_INSTRUCTION = re.compile(
+    r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][A-Z0-9_]*)([^;\n]*)", re.MULTILINE
+)  # address, name, the rest
+_TARGET = re.compile(r"\b0x([0-9a-f]+)\s*$")
 _WIDE = re.compile(r"\b(LDG|STG|LDS|STS|LDGSTS)\b[.\w]*\.128\b")
 
 
@@ -48,13 +52,29 @@ class MachineCode:
         return _cuobjdump(self.cubin, "-sass", *(["-fun", self.function] if self.function else []))
 
     @cached_property
+    def _listing(self) -> list[tuple[int, str, str]]:
+        return [(int(address, 16), name, rest) for address, name, rest in _INSTRUCTION.findall(self.sass)]
+
+    @property
     def _names(self) -> list[str]:
-        return _INSTRUCTION.findall(self.sass)
+        return [name for _, name, _ in self._listing]
 
     @cached_property
     def instructions(self) -> collections.Counter[str]:
         """How often each machine instruction occurs, by its name without suffixes."""
         return collections.Counter(self._names)
+
+    @cached_property
+    def loop_instructions(self) -> collections.Counter[str]:
+        """The same for the main loop: of all that a branch backwards closes, the one with the most multiplications, and
+        of those the shortest. Empty where there is no loop."""
+        loops = []
+        for end, name, rest in self._listing:
+            target = _TARGET.search(rest) if name == "BRA" else None
+            if target is not None and (start := int(target[1], 16)) < end:
+                inside = [name for address, name, _ in self._listing if start <= address <= end]
+                loops.append((sum(name in _PRODUCTS for name in inside), -len(inside), inside))
+        return collections.Counter(max(loops)[2] if loops else ())
 
     @property
     def tensor_core(self) -> int:
@@ -103,17 +123,27 @@ def machine_code(launch: Launch, capability: int) -> MachineCode:
 
 def cuda_machine_code(instance: Instance, architecture: str) -> MachineCode:
     """Compile a CUDA C kernel for an architecture ("sm_90a") with the NVRTC that CuPy uses, and read the result."""
+    cubin = _nvrtc(instance, architecture, "getCUBIN") + b"\0"  # CuPy's binding drops the last byte
+    return _read(cubin, instance.shared, instance.function)
+
+
+def cuda_ptx(instance: Instance, architecture: str) -> str:
+    """The PTX that NVRTC makes of a CUDA C kernel for an architecture."""
+    return str(_nvrtc(instance, architecture.replace("sm_", "compute_"), "getPTX"))
+
+
+def _nvrtc(instance: Instance, architecture: str, result: str) -> Any:
+    """Compile a kernel with the NVRTC that CuPy uses. Raises ModuleNotFoundError where CuPy is not installed."""
     from cupy_backends.cuda.libs import nvrtc
 
     program = nvrtc.createProgram(source(instance.file), instance.file, (), ())
     try:
         nvrtc.compileProgram(program, [f"--gpu-architecture={architecture}", *COMMON_OPTIONS, *instance.options])
-        cubin = nvrtc.getCUBIN(program) + b"\0"  # CuPy's binding drops the last byte
+        return getattr(nvrtc, result)(program)
     except nvrtc.NVRTCError as error:
         raise RuntimeError(f"{instance} for {architecture}: {nvrtc.getProgramLog(program)}") from error
     finally:
         nvrtc.destroyProgram(program)
-    return _read(cubin, instance.shared, instance.function)
 
 
 def _read(cubin: bytes, shared: int, function: str = "", ptx: str = "") -> MachineCode:

@@ -1,11 +1,10 @@
 """Who computes a problem: from an op's arguments to the function that a backend has bound to them.
 
-The first call of a problem validates it, asks the backends and picks a tile by a closed formula (`best_tile`); every
-later call is one dictionary look-up. Nothing is tried out.
+The first call of a problem validates it, asks the backends and picks a tile by a closed formula (`gpuconv.predict`);
+every later call is one dictionary look-up. Nothing is tried out.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from gpuconv import backends, problem as sizes
 from gpuconv.backends import Backend, BackendUnavailable
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.gpu import Gpu
+from gpuconv.predict import Prediction, best_tile, ranked
 from gpuconv.problem import ConvProblem, Direction, Pads
 from gpuconv.reference import Activation
 
@@ -120,70 +120,29 @@ def contiguous_operands(
     return Operands((first, second))
 
 
-# ---- which tile ------------------------------------------------------------------------------------------------------
+class Candidate(NamedTuple):
+    """A way to compute a problem on a GPU, and how long it is expected to take."""
+
+    backend: str
+    tile: Tile
+    prediction: Prediction
 
 
-def programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[int, float]:
-    """How many programs a gather kernel runs with this tile, and the steps that the loop of each takes on average."""
-    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
-    pixels = problem.batch * math.prod(problem.output_size)
-    if direction == "forward":
-        programs = math.ceil(pixels / tile.rows) * math.ceil(k / tile.columns) * problem.groups
-        return programs, problem.taps * math.ceil(c / tile.depth)
-    if direction == "grad_input":
-        phases = math.prod(problem.stride)
-        largest = problem.batch * math.prod(
-            math.ceil(h / s) for h, s in zip(problem.input_size, problem.stride, strict=True)
-        )
-        programs = phases * math.ceil(largest / tile.rows) * math.ceil(c / tile.columns) * problem.groups
-        return programs, problem.taps / phases * math.ceil(k / tile.depth)
-    programs = math.ceil(k / tile.rows) * math.ceil(c / tile.columns) * problem.taps * problem.groups * tile.splits
-    return programs, math.ceil(math.ceil(pixels / tile.depth) / tile.splits)
-
-
-def expected_seconds(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> float:
-    """A model of the time that `direction` takes with this tile: good for comparing tiles, not for telling the time.
-
-    Programs run in waves of as many as fit on the multiprocessors at once. A step of a program takes as long as the
-    slowest of: multiplying its tiles, fetching them from the L2 cache, and the latency of a fetch divided by the
-    fetches under way. No less than the bytes that must cross the memory bus; a split sum also moves its partials.
-    """
-    programs, steps = programs_and_steps(problem, direction, tile)
-    size = problem.dtype.itemsize
-    fetched = (tile.rows + tile.columns) * tile.depth * size
-    registers = 32 * tile.warps * 64 + tile.rows * tile.columns * (2 if size == 8 else 1)
-    together = min(
-        gpu.shared_memory // max(1, fetched * max(1, tile.stages - 1)),
-        gpu.threads // (32 * tile.warps),
-        65536 // registers,
-    )
-    together = min(max(1, together), max(1, math.ceil(programs / gpu.multiprocessors)))
-    waves = math.ceil(programs / (gpu.multiprocessors * together))
-    reuse = tile.rows * tile.columns / (tile.rows + tile.columns)  # products for each element read from shared memory
-    rate = gpu.rate(problem.dtype, tf32) / gpu.multiprocessors * reuse / (reuse + _REUSE_FOR_HALF_THE_RATE)
-    multiply = 2 * tile.rows * tile.columns * tile.depth / rate
-    fetch = fetched / (_L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors)
-    step = max(multiply * together, fetch * together, gpu.step_latency / max(1, tile.stages - 1))
-    seconds = max(waves * (steps + 2) * step, problem.least_bytes(direction) / gpu.bandwidth)
-    if tile.splits > 1:
-        seconds += 2 * 4 * tile.splits * math.prod(problem.weight_shape) / gpu.bandwidth + _ONE_MORE_LAUNCH
-    return seconds
-
-
-_REUSE_FOR_HALF_THE_RATE = 16.0
-_L2_SPEEDUP = 3.0  # over device memory
-_ONE_MORE_LAUNCH = 3e-6  # seconds
-
-
-def best_tile(tiles: tuple[Tile, ...], problem: ConvProblem, direction: Direction, gpu: Gpu, tf32: bool) -> Tile | None:
-    """The tile that `expected_seconds` finds quickest; among equals the smallest, None if there is none to choose."""
-    return min(
-        tiles,
-        key=lambda tile: (
-            expected_seconds(problem, direction, tile, gpu, tf32), tile.splits, tile.rows * tile.columns, tile.depth
-        ),
-        default=None,
-    )  # fmt: skip
+def candidates(
+    problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands
+) -> tuple[list[Candidate], dict[str, str]]:
+    """What the backends with kernels of ours could do on `gpu`, quickest first, and why others could not. `auto` takes
+    the quickest of the first backend in its order that has any. Needs no GPU."""
+    found, refused = [], {}
+    for name in backends.names():
+        backend = backends.get(name)
+        reason = backend.refuses_gpu(gpu)
+        if reason is not None:
+            refused[name] = reason
+            continue
+        tiles = backend.tiles(problem, direction, gpu, operands)
+        found += [Candidate(name, *pair) for pair in ranked(tiles, problem, direction, gpu, operands.tf32)]
+    return sorted(found, key=lambda candidate: candidate.prediction.seconds), refused
 
 
 # ---- the way in ------------------------------------------------------------------------------------------------------

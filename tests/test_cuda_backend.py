@@ -3,24 +3,26 @@
 import contextlib
 import ctypes
 import dataclasses
+import itertools
 import subprocess
 import sys
 import threading
 import types
 from collections.abc import Iterator
 
+import layers
 import pytest
 import torch
 from host_cuda import COMPILER, FLAGS, compiled
 from problems import CURATED
 
-from gpuconv import backends, plan
+from gpuconv import backends, plan, predict
 from gpuconv.backends import cuda_cupy
-from gpuconv.backends.base import Operands
+from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda import WORKSPACE, CudaBackend, launches, simt_tiles
 from gpuconv.backends.cuda_launch import CONV, Instance, Launch, source
-from gpuconv.gpu import KNOWN
-from gpuconv.problem import DIRECTIONS, ConvProblem
+from gpuconv.gpu import KNOWN, Gpu
+from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 
 # ---- why it cannot run -----------------------------------------------------------------------------------------------
 
@@ -30,9 +32,9 @@ def gpu_present(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
 
-def test_without_a_gpu_it_says_what_to_use_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_the_reason_is_given_and_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert CudaBackend().unavailable() == "there is no NVIDIA GPU; use the aten or numpy backend"
+    assert CudaBackend().unavailable() == "there is no NVIDIA GPU"
 
 
 def test_without_cupy_it_says_which_to_install(gpu_present: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +65,7 @@ def test_train_without_a_gpu_says_why_in_one_line(clean_environment, tmp_path) -
     run = subprocess.run(command, env=clean_environment, cwd=tmp_path, capture_output=True, text=True)
     said = [line for line in (run.stdout + run.stderr).splitlines() if line.strip()]
     assert run.returncode != 0 and len(said) == 1
-    assert "no NVIDIA GPU" in said[0] and "aten" in said[0]
+    assert said[0] == "error: backend 'cuda' cannot run here: there is no NVIDIA GPU; use 'auto' or 'aten' instead"
 
 
 # ---- what it launches ------------------------------------------------------------------------------------------------
@@ -120,6 +122,68 @@ def test_a_bound_call_needs_what_the_planner_chose() -> None:
 
 def test_auto_tries_it_after_triton_on_a_gpu() -> None:
     assert backends.auto_order("cuda") == ("triton", "cuda", "aten")
+
+
+# ---- which tile it takes ---------------------------------------------------------------------------------------------
+
+each_gpu = pytest.mark.parametrize("gpu", KNOWN.values(), ids=lambda gpu: gpu.name)
+
+
+def chosen(problem: ConvProblem, direction: Direction, gpu: Gpu, tf32: bool = False) -> Tile:
+    operands = plan.contiguous_operands(problem, direction, problem.memory_format)._replace(tf32=tf32)
+    candidates = CudaBackend().tiles(problem, direction, gpu, operands)
+    tile = predict.best_tile(candidates, problem, direction, gpu, tf32)
+    assert tile is not None
+    return tile
+
+
+@pytest.mark.parametrize("name", layers.NAMES)
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_planner_counts_the_blocks_that_are_launched(direction: Direction, name: str) -> None:
+    for dtype in (torch.float16, torch.float64):
+        problem = layers.layer(name, 3, dtype, torch.channels_last)
+        operands = plan.contiguous_operands(problem, direction, torch.channels_last)
+        for tile in CudaBackend().tiles(problem, direction, KNOWN["A100"], operands):
+            blocks = launches(problem, direction, operands, tile)[0].blocks
+            assert blocks == predict.programs_and_steps(problem, direction, tile)[0], tile
+
+
+@each_gpu
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_a_window_is_fetched_with_its_halo_where_that_fetches_less(direction: Direction, gpu: Gpu) -> None:
+    def kernel(name: str) -> str:
+        return chosen(layers.layer(name, 32, torch.float16, torch.channels_last), direction, gpu).kernel
+
+    assert kernel("resnet50-56-3x3") == kernel("vgg-112-3x3") == kernel("unet-decoder") == "halo"
+    assert kernel("deeplab-dilated") == "tensor"  # a margin of 24 pixels around a window of 8 × 16
+    assert kernel("resnet50-56-expand") == kernel("resnet50-28-3x3-stride2") == "tensor"  # no halo to share
+
+
+def test_a_halo_costs_what_it_fetches() -> None:
+    problem, gpu = layers.layer("vgg-112-3x3", 32, torch.float16, torch.channels_last), KNOWN["H100"]
+    operands = plan.contiguous_operands(problem, "forward", torch.channels_last)
+    by_kernel = {}
+    for tile in CudaBackend().tiles(problem, "forward", gpu, operands):
+        if (tile.rows, tile.columns) == (128, 64):
+            by_kernel[tile.kernel] = tile
+    halo, tensor = by_kernel["halo"], by_kernel["tensor"]
+    assert halo.halo == 18 * 10  # 16 × 8 pixels and a margin for 3 × 3
+    assert halo.windows == tensor.windows + 32 * 112 * 112 // 128  # 112 is a multiple of 16 and of 8: nothing is wasted
+
+    def seconds(tile: Tile) -> float:
+        return predict.predict(problem, "forward", tile, gpu, False).seconds
+
+    assert seconds(halo) < seconds(tensor) == seconds(dataclasses.replace(halo, kernel="tensor", windows=0, halo=0))
+    assert seconds(dataclasses.replace(halo, halo=2000)) > seconds(tensor)
+
+
+def test_t4_takes_tensor_cores_for_float16_and_multiply_adds_for_the_rest() -> None:
+    t4 = KNOWN["T4"]
+    for name, direction in itertools.product(("resnet50-56-3x3", "resnet50-14-expand", "vgg-28-3x3"), DIRECTIONS):
+        tile = chosen(layers.layer(name, 32, torch.float16, torch.channels_last), direction, t4)
+        assert tile.kernel in ("tensor", "halo") and tile.stages == 2
+        for dtype, tf32 in ((torch.bfloat16, False), (torch.float32, True), (torch.float64, False)):
+            assert chosen(layers.layer(name, 32, dtype, torch.channels_last), direction, t4, tf32).kernel == "simt"
 
 
 # ---- through CuPy ----------------------------------------------------------------------------------------------------

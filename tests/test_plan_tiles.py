@@ -2,25 +2,28 @@
 
 import math
 
-import layers
 import pytest
 import torch
 
-from gpuconv import backends, plan
+from gpuconv import backends, plan, predict
 from gpuconv.backends.base import Tile
+from gpuconv.bench import suites
 from gpuconv.gpu import INTERPRETER, KNOWN, Gpu
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
 
-each_gpu = pytest.mark.parametrize("gpu", KNOWN.values(), ids=lambda gpu: gpu.name)
+# Those that the Triton backend runs on. The CUDA backend's tiles: tests/test_cuda_backend.py.
+each_gpu = pytest.mark.parametrize(
+    "gpu", [gpu for gpu in KNOWN.values() if gpu.capability >= (8, 0)], ids=lambda gpu: gpu.name
+)
 each_direction = pytest.mark.parametrize("direction", DIRECTIONS)
 
 
 def best(problem: ConvProblem, direction: Direction, gpu: Gpu, tf32: bool = False) -> Tile:
     operands = plan.contiguous_operands(problem, direction, problem.memory_format)._replace(tf32=tf32)
     candidates = backends.get("triton").tiles(problem, direction, gpu, operands)
-    tile = plan.best_tile(candidates, problem, direction, gpu, tf32)
+    tile = predict.best_tile(candidates, problem, direction, gpu, tf32)
     assert tile is not None
     return tile
 
@@ -34,10 +37,10 @@ def large(dtype: torch.dtype = torch.float16) -> ConvProblem:
 @each_gpu
 @each_direction
 def test_every_layer_has_a_tile_that_fits(direction: Direction, gpu: Gpu) -> None:
-    for name in layers.NAMES:
+    for name in suites.SUITES["thirty"].layers:
         for dtype in (torch.float16, torch.float32, torch.float64):
             for memory_format in (torch.contiguous_format, torch.channels_last):
-                problem = layers.layer(name, 8, dtype, memory_format)
+                problem = suites.layer(f"thirty.{name}", 8, dtype, memory_format)
                 tile = best(problem, direction, gpu)
                 fetched = (tile.rows + tile.columns) * tile.depth * dtype.itemsize
                 assert fetched * (tile.stages - 1) <= gpu.shared_memory, (name, tile)
@@ -54,9 +57,9 @@ def test_large_problems_take_large_tiles_and_narrow_ones_narrow(gpu: Gpu) -> Non
 
 @each_gpu
 def test_grad_weight_is_split_to_fill_the_gpu_and_no_further(gpu: Gpu) -> None:
-    few = layers.layer("resnet50-56-3x3", 32, torch.float16, torch.channels_last)
+    few = suites.layer("thirty.resnet50-56-3x3", 32, torch.float16, torch.channels_last)
     tile = best(few, "grad_weight", gpu)
-    programs, steps = plan.programs_and_steps(few, "grad_weight", tile)
+    programs, steps = predict.programs_and_steps(few, "grad_weight", tile)
     assert tile.splits > 1 and gpu.multiprocessors / 2 <= programs and steps >= 4
     tiny = ConvProblem.of((1, 64, 4, 4), (64, 64, 3, 3), dtype=torch.float16)
     assert best(tiny, "grad_weight", gpu).splits == 1
@@ -85,7 +88,7 @@ def test_splits_are_never_empty() -> None:
 @each_direction
 def test_interpreting_takes_few_steps(direction: Direction) -> None:
     problem = ConvProblem.of((2, 17, 9, 7), (19, 17, 3, 3), padding=1)
-    programs, steps = plan.programs_and_steps(problem, direction, best(problem, direction, INTERPRETER))
+    programs, steps = predict.programs_and_steps(problem, direction, best(problem, direction, INTERPRETER))
     assert programs * steps <= 18
 
 
@@ -93,7 +96,7 @@ def test_the_formula_prefers_what_it_should() -> None:
     gpu, problem = KNOWN["H100"], large()
 
     def seconds(tile: Tile, problem: ConvProblem = problem, direction: Direction = "forward") -> float:
-        return plan.expected_seconds(problem, direction, tile, gpu, False)
+        return predict.predict(problem, direction, tile, gpu, False).seconds
 
     assert seconds(Tile(128, 128, 64, 8, 4)) < seconds(Tile(64, 64, 64, 4, 4)) < seconds(Tile(64, 16, 64, 4, 4))
     least = problem.flops / gpu.rate_16
@@ -107,7 +110,7 @@ def test_the_formula_prefers_what_it_should() -> None:
 
 
 def test_no_tile_to_choose_is_no_tile() -> None:
-    assert plan.best_tile((), large(), "forward", KNOWN["A100"], False) is None
+    assert predict.best_tile((), large(), "forward", KNOWN["A100"], False) is None
 
 
 def test_a_gpu_is_known_by_its_properties(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +129,35 @@ def test_a_gpu_is_known_by_its_properties(monkeypatch: pytest.MonkeyPatch) -> No
     assert half.capability == (9, 0) and half.multiprocessors == 66
     assert half.rate_16 == KNOWN["H100"].rate_16 / 2 and half.bandwidth == KNOWN["H100"].bandwidth
     assert Gpu.of(torch.device("cpu")) is INTERPRETER
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "multiprocessors", "expected"),
+    [
+        ("Tesla T4", (7, 5), 40, "T4"),
+        ("Tesla V100-SXM2-16GB", (7, 0), 80, "T4"),
+        ("NVIDIA A100-SXM4-80GB", (8, 0), 108, "A100"),
+        ("NVIDIA L4", (8, 9), 58, "L4"),
+        ("NVIDIA L40S", (8, 9), 142, "RTX 4090"),
+        ("NVIDIA GeForce RTX 4090", (8, 9), 128, "RTX 4090"),
+        ("NVIDIA H200", (9, 0), 132, "H100"),
+        ("NVIDIA GB300", (10, 3), 152, "B200"),
+        ("NVIDIA GB10", (12, 1), 48, "RTX 5090"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_an_unknown_gpu_is_like_the_nearest_known_one(
+    name: str, capability: tuple[int, int], multiprocessors: int, expected: str
+) -> None:
+    from gpuconv.gpu import nearest
+
+    assert nearest(name, capability, multiprocessors).name == expected
+
+
+def test_t4_has_tensor_cores_for_float16_alone() -> None:
+    t4 = KNOWN["T4"]
+    assert t4.rate(torch.float16, False) > t4.rate(torch.bfloat16, False) == t4.rate(torch.float32, True) == t4.rate_32
+    assert KNOWN["A100"].rate(torch.bfloat16, False) == KNOWN["A100"].rate(torch.float16, False)
 
 
 def test_tf32_is_asked_of_pytorch_only_for_float32_on_a_gpu() -> None:

@@ -34,7 +34,9 @@ class Operands(NamedTuple):
 class Tile:
     """What one program of a kernel computes: rows × columns of the result, `depth` terms of the sum in each step.
 
-    Rows, columns and depth are those of `ConvProblem.gemm`, for one filter tap. `splits` programs share one sum.
+    Rows, columns and depth are those of `ConvProblem.gemm`, for one filter tap. `splits` programs share one sum. Where
+    the rows are a window of the image that is fetched once, with its margin, for all filter taps of a plane, `windows`
+    and `halo` tell the planner about it.
     """
 
     rows: int
@@ -44,6 +46,8 @@ class Tile:
     stages: int
     splits: int = 1
     kernel: str = "gather"  # which family, where a backend has several
+    windows: int = 0  # of a group; 0: rows follow each other, and are fetched for each tap
+    halo: int = 0  # pixels of a window with its margin
 
 
 class Backend:
@@ -58,6 +62,10 @@ class Backend:
     def refuses(self, problem: ConvProblem, direction: Direction, device: torch.device) -> str | None:
         """Why this backend cannot do `direction` of `problem` on `device`, or None if it can. Pure and quick."""
         return None
+
+    def refuses_gpu(self, gpu: Gpu) -> str | None:
+        """Why this backend has no kernels to plan for on `gpu`, which need not be here, or None."""
+        return "it has no kernels for the planner to choose from"
 
     def forward(
         self,

@@ -60,13 +60,16 @@ class CudaBackend(Backend):
             return (
                 f"it computes float16, bfloat16, float32 and float64, not {str(problem.dtype).removeprefix('torch.')}"
             )
-        if device.type == "cuda":
-            major, minor = Gpu.of(device).capability
-            if (major, minor) < (7, 5):
-                return f"it needs sm_75 or newer, and this is sm_{major}{minor}; use aten"
+        reason = self.refuses_gpu(Gpu.of(device)) if device.type == "cuda" else None
+        if reason is not None:
+            return reason
         if max(math.prod(problem.input_size), math.prod(problem.output_size)) >= 2**31:
-            return "it counts the pixels of an image in 32 bits, and here are more; use aten"
+            return "it counts the pixels of an image in 32 bits, and here are more"
         return None
+
+    def refuses_gpu(self, gpu: Gpu) -> str | None:
+        major, minor = gpu.capability
+        return None if (major, minor) >= (7, 5) else f"it needs sm_75 or newer, and this is sm_{major}{minor}"
 
     def tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
         return tuple(cuda_tensor.tiles(problem, direction, gpu, operands) or simt_tiles(problem, direction, gpu))
@@ -284,7 +287,8 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 # ---- which tiles there are -------------------------------------------------------------------------------------------
 
-# rows, columns, depth, warps, by the size of an element: sums of a thread stay in registers, tiles fit 48 KiB.
+# rows, columns, depth, warps, by the size of an element: sums of a thread stay in registers, tiles fit 48 KiB. In
+# grad_weight what a thread fetches of the largest tile of 16-bit numbers would not fit beside its sums.
 _SIMT = {
     2: ((128, 128, 16, 8), (128, 64, 16, 4), (64, 16, 16, 2)),
     4: ((128, 128, 8, 8), (128, 64, 8, 4), (64, 16, 16, 2)),
@@ -299,6 +303,8 @@ def simt_tiles(problem: ConvProblem, direction: Direction, gpu: Gpu) -> list[Til
     for rows, width, depth, warps in _SIMT[problem.dtype.itemsize]:
         if width > 16 and width >= 2 * columns:
             continue  # more than half of it idle
+        if direction == "grad_weight" and problem.dtype.itemsize == 2 and width == 128:
+            continue
         tile = Tile(rows, width, depth, warps, stages=2, kernel="simt")
         if direction == "grad_weight":
             chosen += [dataclasses.replace(tile, splits=splits) for splits in _splits(problem, tile, gpu)]

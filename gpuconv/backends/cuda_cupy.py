@@ -24,15 +24,16 @@ class CupyRuntime:
 
     def unavailable(self) -> str | None:
         if not torch.cuda.is_available():
-            return "there is no NVIDIA GPU; use the aten or numpy backend"
+            return "there is no NVIDIA GPU"
         if importlib.util.find_spec("cupy") is None:
-            return "CuPy is not installed (cupy-cuda12x or cupy-cuda13x); use the triton or aten backend"
+            return "CuPy is not installed (cupy-cuda12x or cupy-cuda13x)"
         try:
             from cupy_backends.cuda.libs import nvrtc
 
             nvrtc.getVersion()
         except Exception as error:
-            return f"CuPy finds no NVRTC ({str(error).splitlines()[0]}); use the triton or aten backend"
+            first, *_ = str(error).splitlines() or [type(error).__name__]
+            return f"CuPy finds no NVRTC ({first})"
         return None
 
     def launch(self, launch: Launch, device: torch.device, tensors: tuple[torch.Tensor | None, ...]) -> None:

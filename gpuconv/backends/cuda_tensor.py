@@ -227,8 +227,11 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
         while depth * size > 32 and terms <= depth // 2:
             depth //= 2
         shape = Tile(height, width, depth, warps, 4, kernel="tensor")
-        for kernel in ("halo", "tensor") if takes_halo(problem, direction) else ("tensor",):
-            chosen += _fitting(dataclasses.replace(shape, kernel=kernel), problem, direction, gpu)
+        if takes_halo(problem, direction):
+            window = dataclasses.replace(shape, kernel="halo", halo=_halo_rows(problem, direction, height))
+            window = dataclasses.replace(window, windows=row_blocks(problem, direction, window))
+            chosen += _fitting(window, problem, direction, gpu)
+        chosen += _fitting(shape, problem, direction, gpu)
     if direction != "grad_weight":
         return chosen
     return [dataclasses.replace(tile, splits=s) for tile in chosen for s in _splits(problem, tile, gpu)]

@@ -47,7 +47,10 @@ class TritonBackend(Backend):
             return None if device.type == "cpu" else f"TRITON_INTERPRET=1 is set, and the tensors are on {device}"
         if device.type != "cuda":
             return f"its kernels run on GPUs, and the tensors are on {device} (TRITON_INTERPRET=1 would interpret them)"
-        major, minor = Gpu.of(device).capability
+        return self.refuses_gpu(Gpu.of(device))
+
+    def refuses_gpu(self, gpu: Gpu) -> str | None:
+        major, minor = gpu.capability
         if major < 8:
             return f"sm_{major}{minor} has no tensor-core path in Triton (sm_80 and newer have); use cuda or aten"
         return None

@@ -110,6 +110,15 @@ typedef int offset_t;
 #endif
 __device__ __forceinline__ constexpr long long wide(long long v) { return v; }
 
+// v, of which the compiler does not know that it has it already. What is made of it is worked out anew, which after a
+// long loop is better than to keep it in registers all the while.
+__device__ __forceinline__ unsigned again(unsigned v) {
+#ifndef HOST_CHECK
+  asm volatile("" : "+r"(v));
+#endif
+  return v;
+}
+
 // ---- who computes what ----------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }

@@ -33,10 +33,8 @@ __device__ __forceinline__ constexpr int owned(int t, int threads, int i) {
   return i / LANE * threads * LANE + t * LANE + i % LANE;
 }
 
-// The thread's place in the tile: (TM rows, TN columns) number (row, column). Rows are neighbours in a warp.
-__device__ __forceinline__ Tile place_in_tile() {
-  return {static_cast<int>(threadIdx.x) % (BM / TM), static_cast<int>(threadIdx.x) / (BM / TM)};
-}
+// A thread's place in the tile: (TM rows, TN columns) number (row, column). Rows are neighbours in a warp.
+__device__ __forceinline__ Tile place_in_tile(int thread) { return {thread % (BM / TM), thread / (BM / TM)}; }
 
 template <int COUNT>
 __device__ __forceinline__ void read_owned(accumulator (&b)[COUNT], const accumulator* s_row, int t, int threads) {

@@ -11,36 +11,44 @@
 #include "epilogue.cuh"
 #include "simt_gather.cuh"
 
+struct Where {
+  int group;
+  Tile tile;
+};
+
+__device__ __forceinline__ Where where(int block, long long pixels, const Conv& a) {
+  const int row_blocks = ceil_div(pixels, BM), column_blocks = ceil_div(a.K, BN);
+  const int tiles = row_blocks * column_blocks;
+  return {block / tiles, tile_of_block(block % tiles, row_blocks, column_blocks)};
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) simt_forward(
     const TYPE* __restrict__ p_x, const TYPE* __restrict__ p_w, const TYPE* __restrict__ p_bias,
     const TYPE* __restrict__ p_residual, TYPE* __restrict__ p_y, const Conv a) {  // null without BIAS and RESIDUAL
-  // ---- which tile
   const int image = a.out[0] * a.out[1] * a.out[2];
   const long long pixels = wide(a.N) * image;
-  const int row_blocks = ceil_div(pixels, BM), column_blocks = ceil_div(a.K, BN);
-  const int group = blockIdx.x / (row_blocks * column_blocks);
-  const Tile tile = tile_of_block(blockIdx.x % (row_blocks * column_blocks), row_blocks, column_blocks);
 
   // ---- what this thread fetches: one pixel, one filter
   Gathered x;
   Filters w;
   {
+    const auto [group, tile] = where(blockIdx.x, pixels, a);
     const long long m = wide(tile.row) * BM + threadIdx.x % BM;
     const Pixel out = split_pixel(m % image, a.out[1], a.out[2]);
-    x.m_pixel = m < pixels;
-    x.p = p_x + m / image * a.x[0] + group * a.x[1] * a.C;
-    x.at = {out.d * a.stride[0] - a.pad[0], out.h * a.stride[1] - a.pad[1], out.w * a.stride[2] - a.pad[2]};
+    x.first = m / image * a.x[0] + group * a.x[1] * a.C;
+    x.at = {m < pixels ? out.d * a.stride[0] - a.pad[0] : NOWHERE, out.h * a.stride[1] - a.pad[1],
+            out.w * a.stride[2] - a.pad[2]};
     const int k = tile.column * BN + threadIdx.x % BN;
-    w.m_column = k < a.K;
-    w.p = p_w + (wide(group) * a.K + k) * a.w[0];
+    w.first = k < a.K ? (wide(group) * a.K + k) * a.w[0] : -1;
   }
 
   // ---- the sum
   accumulator acc[TM][TN] = {};
-  gather_product(acc, a, x, a.x, a.in, w, a.w[1], a.filter, a.C);
+  gather_product(acc, a, p_x, a.x, a.in, p_w, a.w[1], a.filter, a.C, x, w);
 
   // ---- bias, residual, activation; one rounding; store
-  const Tile place = place_in_tile();
+  const auto [group, tile] = where(again(blockIdx.x), pixels, a);
+  const Tile place = place_in_tile(again(threadIdx.x));
 #pragma unroll
   for (int i = 0; i < TM; ++i) {
     const long long m = wide(tile.row) * BM + owned<TM>(place.row, BM / TM, i);

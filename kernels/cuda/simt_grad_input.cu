@@ -21,39 +21,51 @@
 #include "phase.cuh"
 #include "simt_gather.cuh"
 
+struct Where {
+  int group;
+  Phase phase;
+  Tile tile;
+};
+
+__device__ __forceinline__ Where where(int block, const Conv& a) {
+  const int column_blocks = ceil_div(a.C, BN), tiles = a.phase_blocks * column_blocks;
+  const int phases = a.stride[0] * a.stride[1] * a.stride[2];
+  return {block / tiles / phases, phase_of(block / tiles % phases, a),
+          tile_of_block(block % tiles, a.phase_blocks, column_blocks)};
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) simt_grad_input(
     const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_w, TYPE* __restrict__ p_gx, const Conv a) {
-  // ---- which phase, which tile
-  const int column_blocks = ceil_div(a.C, BN);
-  const int tiles = a.phase_blocks * column_blocks, phases = a.stride[0] * a.stride[1] * a.stride[2];
-  const Tile tile = tile_of_block(blockIdx.x % tiles, a.phase_blocks, column_blocks);
-  const int group = blockIdx.x / tiles / phases;
-  const Phase phase = phase_of(blockIdx.x / tiles % phases, a);
-  const int image = phase.size[0] * phase.size[1] * phase.size[2];
-  const long long pixels = wide(a.N) * image;
-  if (wide(tile.row) * BM >= pixels) return;
-
   // ---- what this thread fetches: one pixel of gy for each tap, one channel
   Gathered gy;
   Filters w;
+  int taps[3];
   {
-    const long long m = wide(tile.row) * BM + threadIdx.x % BM;
+    const auto [group, phase, tile] = where(blockIdx.x, a);
+    const int image = phase.size[0] * phase.size[1] * phase.size[2];
+    const long long pixels = wide(a.N) * image, m = wide(tile.row) * BM + threadIdx.x % BM;
+    if (wide(tile.row) * BM >= pixels) return;
     const Pixel j = split_pixel(m % image, phase.size[1], phase.size[2]);
-    gy.m_pixel = m < pixels;
-    gy.p = p_gy + m / image * a.y[0] + group * a.y[1] * a.K;
-    gy.at = {j.d + phase.base[0], j.h + phase.base[1], j.w + phase.base[2]};
+    gy.first = m / image * a.y[0] + group * a.y[1] * a.K;
+    gy.at = {m < pixels ? j.d + phase.base[0] : NOWHERE, j.h + phase.base[1], j.w + phase.base[2]};
     const int c = tile.column * BN + threadIdx.x % BN;
-    w.m_column = c < a.C;
-    w.p = p_w + group * a.w[0] * a.K + c * a.w[1];
-    for (int axis = 0; axis < 3; ++axis) w.p += phase.first[axis] * a.w[2 + axis];
+    long long first = group * a.w[0] * a.K + c * a.w[1];
+    for (int axis = 0; axis < 3; ++axis) {
+      first += phase.first[axis] * a.w[2 + axis];
+      taps[axis] = phase.taps[axis];
+    }
+    w.first = c < a.C ? first : -1;
   }
 
   // ---- the sum
   accumulator acc[TM][TN] = {};
-  gather_product(acc, a, gy, a.y, a.out, w, a.w[0], phase.taps, a.K);
+  gather_product(acc, a, p_gy, a.y, a.out, p_w, a.w[0], taps, a.K, gy, w);
 
   // ---- one rounding; store
-  const Tile place = place_in_tile();
+  const auto [group, phase, tile] = where(again(blockIdx.x), a);
+  const Tile place = place_in_tile(again(threadIdx.x));
+  const int image = phase.size[0] * phase.size[1] * phase.size[2];
+  const long long pixels = wide(a.N) * image;
 #pragma unroll
   for (int i = 0; i < TM; ++i) {
     const long long m = wide(tile.row) * BM + owned<TM>(place.row, BM / TM, i);

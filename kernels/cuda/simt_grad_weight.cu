@@ -67,76 +67,86 @@ __device__ __forceinline__ void store_tile(
   }
 }
 
+struct Where {
+  int split, group, tap, k0, c0;
+};
+
+// Tiles vary fastest, then taps: they share gy and x in the L2 cache.
+__device__ __forceinline__ Where where(int block, const Conv& a) {
+  const int column_blocks = ceil_div(a.C, BN), tiles = ceil_div(a.K, BM) * column_blocks;
+  const int taps = a.filter[0] * a.filter[1] * a.filter[2], tile = block % tiles;
+  return {block / tiles / taps / a.groups, block / tiles / taps % a.groups, block / tiles % taps,
+          tile / column_blocks * BM, tile % column_blocks * BN};
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) simt_grad_weight(
     const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, void* p_gw, void* p_gb /* or null */, const Conv a) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
 
-  // ---- which split, group, tap, tile; tiles vary fastest, then taps: they share gy and x in the L2 cache
-  const int column_blocks = ceil_div(a.C, BN), tiles = ceil_div(a.K, BM) * column_blocks;
-  const int taps = a.filter[0] * a.filter[1] * a.filter[2];
-  const int tile = blockIdx.x % tiles, tap = blockIdx.x / tiles % taps;
-  const int group = blockIdx.x / tiles / taps % a.groups, split = blockIdx.x / tiles / taps / a.groups;
-  const int k0 = tile / column_blocks * BM, c0 = tile % column_blocks * BN;
-  const Pixel at_tap = split_pixel(tap, a.filter[1], a.filter[2]);
+  const Where block = where(blockIdx.x, a);
+  const Pixel at_tap = split_pixel(block.tap, a.filter[1], a.filter[2]);
   const int shift_d = at_tap.d * a.dilation[0] - a.pad[0];
   const int shift_h = at_tap.h * a.dilation[1] - a.pad[1];
   const int shift_w = at_tap.w * a.dilation[2] - a.pad[2];
 
   // ---- what this thread fetches: one pixel of each step, a run of filters and a run of channels
-  const offset_t pixels = offset_t(a.N) * a.out[0] * a.out[1] * a.out[2];
-  const offset_t begin = split * a.per_split, end = min(split * a.per_split + a.per_split, wide(pixels));
-  const int slot = threadIdx.x % BK;
-  const int k_first = threadIdx.x / BK * ROW_RUN, c_first = threadIdx.x / BK * COLUMN_RUN;
-  const TYPE* p_gy_run = p_gy + (wide(group) * a.K + k0 + k_first) * a.y[1];
-  const TYPE* p_x_run = p_x + (wide(group) * a.C + c0 + c_first) * a.x[1];
+  const long long pixels = wide(a.N) * a.out[0] * a.out[1] * a.out[2];
+  const long long begin = block.split * a.per_split, end = min(begin + a.per_split, pixels);
+  const int slot = threadIdx.x % BK, k_first = threadIdx.x / BK * ROW_RUN, c_first = threadIdx.x / BK * COLUMN_RUN;
+  const int k = block.k0 + k_first, c = block.c0 + c_first;
+  const offset_t o_gy_run = (wide(block.group) * a.K + k) * a.y[1], o_x_run = (wide(block.group) * a.C + c) * a.x[1];
   Clock hand = clock_of(begin + slot, a.out);
+  offset_t ahead = end - begin - slot;  // pixels from this thread's to the split's last
 
   alignas(16) TYPE b_gy[ROW_RUN], b_x[COLUMN_RUN];
-  const auto fetch = [&](offset_t first) {
-    const bool m_pixel = first + slot < end;
+  const auto fetch = [&] {
     const Pixel in = {hand.at.d * a.stride[0] + shift_d, hand.at.h * a.stride[1] + shift_h,
                       hand.at.w * a.stride[2] + shift_w};
-    const bool m_inside = m_pixel && inside(in, a.in);
-    const int filters = m_pixel ? a.K - k0 - k_first : 0, channels = m_inside ? a.C - c0 - c_first : 0;
-    const offset_t o_gy = filters > 0 ? offset_of<offset_t>(hand.n, hand.at, a.y) : 0;
-    const offset_t o_x = channels > 0 ? offset_of<offset_t>(hand.n, in, a.x) : 0;
-    load_run<ROW_VECTOR>(b_gy, p_gy_run + o_gy, a.y[1], filters);
-    load_run<COLUMN_VECTOR>(b_x, p_x_run + o_x, a.x[1], channels);
+    const bool m_pixel = ahead > 0, m_inside = m_pixel && inside(in, a.in);
+    const int filters = m_pixel ? a.K - k : 0, channels = m_inside ? a.C - c : 0;
+    const offset_t o_gy = filters > 0 ? offset_of<offset_t>(hand.n, hand.at, a.y) + o_gy_run : 0;
+    const offset_t o_x = channels > 0 ? offset_of<offset_t>(hand.n, in, a.x) + o_x_run : 0;
+    load_run<ROW_VECTOR>(b_gy, p_gy + o_gy, a.y[1], filters);
+    load_run<COLUMN_VECTOR>(b_x, p_x + o_x, a.x[1], channels);
   };
 
   // ---- the sum
-  const Tile place = place_in_tile();
-  const bool sums_bias = p_gb && tap == 0 && c0 == 0 && threadIdx.x < BM;
+  const Tile place = place_in_tile(threadIdx.x);
+  const bool sums_bias = p_gb && block.tap == 0 && block.c0 == 0 && threadIdx.x < BM;
   accumulator acc[TM][TN] = {};
   accumulator bias = 0;
-  if (begin < end) fetch(begin);
-  int parity = 0;
-  for (offset_t first = begin; first < end; first += BK, parity ^= 1) {
-    Stage& stage = shared.stage[parity];
+  int left = ceil_div(max(end - begin, wide(0)), BK);  // steps
+  if (left > 0) fetch();
+  for (; left > 0; --left) {
+    Stage& stage = shared.stage[left & 1];
     stage_run(stage.rows, slot, k_first, b_gy);
     stage_run(stage.columns, slot, c_first, b_x);
     __syncthreads();
-    if (first + BK < end) {
+    if (left > 1) {
       advance(hand, a.by, a.out);
-      fetch(first + BK);
+      ahead -= BK;
+      fetch();
     }
     if (sums_bias)
-      for (int k = 0; k < BK; ++k) bias += stage.rows[k][threadIdx.x];
+      for (int i = 0; i < BK; ++i) bias += stage.rows[i][threadIdx.x];
     multiply(acc, stage, place);
   }
 
   // ---- store: partial sums as they are, a single split rounded
-  const long long o_tile = (wide(group) * a.K + k0) * a.w[0] + c0 * a.w[1];
-  const long long o_gw = split * a.gw_split + offset_of(0, at_tap, a.w) + o_tile;
-  const int k = k0 + static_cast<int>(threadIdx.x);  // whose bias this thread sums
-  const long long o_gb = split * a.gb_split + wide(group) * a.K + k;
-  const bool m_bias = sums_bias && k < a.K;
+  const Where at = where(again(blockIdx.x), a);
+  const Tile owns = place_in_tile(again(threadIdx.x));
+  const int filters = a.K - at.k0, channels = a.C - at.c0;
+  const long long o_gw = at.split * a.gw_split + offset_of(0, split_pixel(at.tap, a.filter[1], a.filter[2]), a.w) +
+                         (wide(at.group) * a.K + at.k0) * a.w[0] + at.c0 * a.w[1];
+  const int own = threadIdx.x;  // whose bias this thread sums
+  const long long o_gb = at.split * a.gb_split + wide(at.group) * a.K + at.k0 + own;
+  const bool m_bias = p_gb && at.tap == 0 && at.c0 == 0 && own < min(BM, filters);
   if (a.splits > 1) {
-    store_tile(static_cast<accumulator*>(p_gw) + o_gw, acc, place, a.K - k0, a.C - c0, a.w[0], a.w[1]);
+    store_tile(static_cast<accumulator*>(p_gw) + o_gw, acc, owns, filters, channels, a.w[0], a.w[1]);
     if (m_bias) static_cast<accumulator*>(p_gb)[o_gb] = bias;
   } else {
-    store_tile(static_cast<TYPE*>(p_gw) + o_gw, acc, place, a.K - k0, a.C - c0, a.w[0], a.w[1]);
+    store_tile(static_cast<TYPE*>(p_gw) + o_gw, acc, owns, filters, channels, a.w[0], a.w[1]);
     if (m_bias) static_cast<TYPE*>(p_gb)[o_gb] = narrow<TYPE>(bias);
   }
 }

@@ -9,8 +9,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <utility>
+#include <vector>
 
 #define HOST_CHECK 1
 #define __global__
@@ -46,7 +48,9 @@ namespace host {
 void sync_block();
 void sync_warp(unsigned mask);  // until all lanes in the mask have come
 unsigned lane();
-uint64_t* warp_slots();  // 32 lanes × 8 words, for the lanes of this thread's warp to show each other values
+// 32 lanes × 8 words, for the lanes of this thread's warp to show each other values: others until the next wait of the
+// warp, so that who is early at the next instruction disturbs nobody who still reads.
+uint64_t* warp_slots();
 [[noreturn]] void fail(const char* what);
 
 // `order`: 0 threads run by their number, 1 from the last to the first, else shuffled with this seed.

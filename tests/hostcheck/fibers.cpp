@@ -208,7 +208,10 @@ void run_block(const std::vector<unsigned>& order) {
 // ---- what kernels call ----------------------------------------------------------------------------------------------
 
 unsigned lane() { return current % WARP; }
-uint64_t* warp_slots() { return &slots[current / WARP * WARP * 8]; }
+uint64_t* warp_slots() {
+  const unsigned warp = current / WARP;
+  return &slots[(2 * warp + warp_wait[warp] % 2) * WARP * 8];
+}
 
 void fail(const char* what) {
   std::fprintf(stderr, "host check: %s (block %u, thread %u)\n", what, blockIdx.x, current);
@@ -259,7 +262,7 @@ void launch(dim3 grid, dim3 block, unsigned shared, const std::function<void()>&
     fibers.emplace_back().stack = static_cast<char*>(stack);
   }
   const unsigned warps = (threads + WARP - 1) / WARP;
-  slots.assign(warps * WARP * 8, 0);
+  slots.assign(2 * warps * WARP * 8, 0);
   arrived.assign(warps, 0);
 #ifdef WITH_THREAD_SANITIZER
   scheduler.known_as = __tsan_get_current_fiber();

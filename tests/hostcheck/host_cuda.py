@@ -37,7 +37,7 @@ from gpuconv.reference import IDENTITY, Activation
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++")
 MODES = {
-    "fast": ["-O2", "-march=native", "-fvisibility=hidden"],
+    "fast": ["-O1", "-march=native", "-fvisibility=hidden"],
     "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"],
     "thread": ["-O1", "-fsanitize=thread"],
 }
@@ -49,17 +49,20 @@ FLAGS = ["-std=c++20", "-g1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", 
 # ---- building --------------------------------------------------------------------------------------------------------
 
 
-def unit(text: str) -> str:
-    """A kernel's text as g++ is given it: with the built-ins before it and a door to each kernel behind."""
+def unit(text: str, options: tuple[str, ...]) -> str:
+    """A kernel's text as g++ is given it: the built-ins and the options before it, a door to each kernel behind."""
     names = re.findall(r'extern "C" __global__ void __launch_bounds__\([^)]*\) (\w+)\(', text)
     doors = "\n".join(f"HOST_KERNEL({name})" for name in names)
-    return f'#include "cuda_on_host.h"\n{text}\n{doors}\n'
+    # Options given to the compiler itself would keep it from using the header that it has read already.
+    macros = "\n".join(f"#define {option.removeprefix('-D').replace('=', ' ', 1)}" for option in options)
+    return f'#include "cuda_on_host.h"\n{macros}\n{text}\n{doors}\n'
 
 
 def build(text: str, options: tuple[str, ...], mode: str) -> Path:
     """A shared library of the kernels in `text`, or for a sanitizer a program that replays launches of them."""
     product = ["-shared"] if mode == "fast" else ["-rdynamic", str(HERE / "replay.cpp"), "-ldl"]
-    return compiled(unit(text), (*FLAGS, *MODES[mode], *options), (str(_fibers(mode)), *product))
+    flags = (f"-I{_read_header(mode)}", *FLAGS, *MODES[mode])
+    return compiled(unit(text, options), flags, (str(_fibers(mode)), *product))
 
 
 @functools.cache
@@ -67,14 +70,26 @@ def _fibers(mode: str) -> Path:
     return compiled((HERE / "fibers.cpp").read_text(), (*FLAGS, "-O2", *_TOLD[mode]), ("-c",))
 
 
-def compiled(text: str, flags: tuple[str, ...], rest: tuple[str, ...]) -> Path:
+@functools.cache
+def _read_header(mode: str) -> Path:
+    """A folder with cuda_on_host.h as the compiler keeps it when it has read it, which takes as long as a kernel."""
+    text = (HERE / "cuda_on_host.h").read_text()
+    made = compiled(text, (*FLAGS, *MODES[mode], "-w"), (), "c++-header")
+    folder = made.with_suffix(".read")
+    folder.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        (folder / "cuda_on_host.h.gch").hardlink_to(made)
+    return folder
+
+
+def compiled(text: str, flags: tuple[str, ...], rest: tuple[str, ...], language: str = "c++") -> Path:
     """What the compiler makes of this text with these flags, if it was not made before. Safe among processes."""
     folder = Path(tempfile.gettempdir()) / f"gpuconv-hostcheck-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise RuntimeError(f"{folder} belongs to somebody else")
     ours = sorted(path for path in HERE.iterdir() if path.suffix in (".h", ".cpp"))
-    everything = [text, *flags, *rest, *(path.read_text() for path in ours)]
+    everything = [language, text, *flags, *rest, *(path.read_text() for path in ours)]
     key = hashlib.sha256("\0".join(everything).encode()).hexdigest()[:20]
     made = folder / key
     with _locked(folder / f"{key}.lock"):
@@ -82,7 +97,7 @@ def compiled(text: str, flags: tuple[str, ...], rest: tuple[str, ...]) -> Path:
             assert COMPILER is not None
             (folder / f"{key}.cpp").write_text(text)
             # The rest is C++ too but for objects, which g++ tells by their first bytes if no language is named.
-            command = [COMPILER, *flags, "-o", f"{made}.new", "-x", "c++", f"{made}.cpp", "-x", "none", *rest]
+            command = [COMPILER, *flags, "-o", f"{made}.new", "-x", language, f"{made}.cpp", "-x", "none", *rest]
             run = subprocess.run(command, capture_output=True, text=True)
             if run.returncode != 0 or "warning:" in run.stderr:
                 raise RuntimeError(f"{' '.join(command)}:\n{run.stderr}")

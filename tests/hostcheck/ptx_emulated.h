@@ -1,9 +1,10 @@
-// What kernels/cuda/ptx.cuh offers, in plain C++ for the host check. A warp's threads are fibers: for a collective each puts
-// its share into its warp's slots (eight 64-bit words a lane), all meet, each takes what it needs, and all meet again.
+// What kernels/cuda/ptx.cuh offers, in plain C++ for the host check. A warp's threads are fibers: for a collective each
+// puts its share into its warp's slots (eight 64-bit words a lane), all meet, and each takes what it needs.
 //
 // Stricter than the hardware on purpose:
-// - a copy is made as late as the rules allow, at the wait for its group, and until then the destination holds NaN: data read
-//   without the wait are wrong, and the thread sanitizer sees writes at both ends of the time in which the hardware may write;
+// - a copy is made as late as the rules allow, at the wait for its group, and until then the destination holds NaN: data
+//   read without the wait are wrong, and the thread sanitizer sees writes at both ends of the time in which the hardware
+//   may write;
 // - ldmatrix refuses rows that are not multiples of 16 bytes and matrices whose rows meet in a bank of shared memory;
 // - TF32 operands are cut off to 10 bits of fraction, so that a result that needs more is wrong.
 #pragma once
@@ -24,18 +25,31 @@ inline Copies& copies() {
 inline void check_aligned(const void* p, const char* what) {
   if ((uintptr_t)p % 16) fail(what);
 }
-inline void share(int word, uint64_t value) { warp_slots()[lane() * 8 + word] = value; }
-inline uint64_t shared_by(int lane_, int word) { return warp_slots()[lane_ * 8 + word]; }
+// The slots of one collective; `meet` comes between putting and taking.
+struct Slots {
+  uint64_t* const slots = warp_slots();
+  void put(int word, uint64_t value) const { slots[lane() * 8 + word] = value; }
+  uint64_t of(int other, int word) const { return slots[other * 8 + word]; }
+  void meet() const { sync_warp(~0u); }
+};
 
 // The rows that the lanes gave to ldmatrix, checked: those of a matrix must lie in different banks.
-inline const char* matrix_row(int matrix, int row) { return (const char*)shared_by(8 * matrix + row, 0); }
-inline void check_banks() {
-  for (int matrix = 0; matrix < 4; ++matrix) {
-    unsigned banks = 0;
-    for (int row = 0; row < 8; ++row) banks |= 1u << ((uintptr_t)matrix_row(matrix, row) / 16 % 8);
-    if (banks != 0xff) fail("ldmatrix: rows of a matrix share a bank");
+struct MatrixRows : Slots {
+  explicit MatrixRows(const void* mine) {
+    check_aligned(mine, "ldmatrix: row is not aligned to 16 bytes");
+    put(0, (uint64_t)mine);
+    meet();
+    if (lane() == 0) check_banks();
   }
-}
+  const char* row(int matrix, int number) const { return (const char*)of(8 * matrix + number, 0); }
+  void check_banks() const {
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      unsigned banks = 0;
+      for (int i = 0; i < 8; ++i) banks |= 1u << ((uintptr_t)row(matrix, i) / 16 % 8);
+      if (banks != 0xff) fail("ldmatrix: rows of a matrix share a bank");
+    }
+  }
+};
 
 template <class T> struct Operand;
 template <> struct Operand<float16> {
@@ -73,51 +87,44 @@ NOT_INLINE void wait_for_groups() {
 }
 
 NOT_INLINE inline void ldmatrix(unsigned (&r)[4], const void* row) {
-  host::check_aligned(row, "ldmatrix: row is not aligned to 16 bytes");
-  host::share(0, (uint64_t)row);
-  host::sync_warp(~0u);
-  if (host::lane() == 0) host::check_banks();
+  const host::MatrixRows rows(row);
   const int g = host::lane() / 4, t = host::lane() % 4;
-  for (int i = 0; i < 4; ++i) r[i] = *(const unsigned*)(host::matrix_row(i, g) + 4 * t);
-  host::sync_warp(~0u);
+  for (int i = 0; i < 4; ++i) r[i] = *(const unsigned*)(rows.row(i, g) + 4 * t);
 }
 NOT_INLINE inline void ldmatrix_transposed(unsigned (&r)[4], const void* row) {
-  host::check_aligned(row, "ldmatrix: row is not aligned to 16 bytes");
-  host::share(0, (uint64_t)row);
-  host::sync_warp(~0u);
-  if (host::lane() == 0) host::check_banks();
+  const host::MatrixRows rows(row);
   const int g = host::lane() / 4, t = host::lane() % 4;
   for (int i = 0; i < 4; ++i) {
-    const unsigned low = *(const unsigned short*)(host::matrix_row(i, 2 * t) + 2 * g);
-    const unsigned high = *(const unsigned short*)(host::matrix_row(i, 2 * t + 1) + 2 * g);
+    const unsigned low = *(const unsigned short*)(rows.row(i, 2 * t) + 2 * g);
+    const unsigned high = *(const unsigned short*)(rows.row(i, 2 * t + 1) + 2 * g);
     r[i] = low | high << 16;
   }
-  host::sync_warp(~0u);
 }
 
 NOT_INLINE inline float exchange(float v, int bit) {
-  host::share(0, __float_as_uint(v));
-  host::sync_warp(~0u);
-  const float other = __uint_as_float((unsigned)host::shared_by(host::lane() ^ bit, 0));
-  host::sync_warp(~0u);
-  return other;
+  const host::Slots slots;
+  slots.put(0, __float_as_uint(v));
+  slots.meet();
+  return __uint_as_float((unsigned)slots.of(host::lane() ^ bit, 0));
 }
 
 template <class T>
 NOT_INLINE void multiply(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, T) {
   using Element = host::Operand<T>;
-  for (int i = 0; i < 4; ++i) host::share(i, a[i]);
-  host::share(4, b0);
-  host::share(5, b1);
-  host::sync_warp(~0u);
+  const host::Slots slots;
+  for (int i = 0; i < 4; ++i) slots.put(i, a[i]);
+  slots.put(4, b0);
+  slots.put(5, b1);
+  slots.meet();
   const int g = host::lane() / 4, t = host::lane() % 4;
   for (int half = 0; half < 2; ++half)  // 16 bytes of the reduction
     for (int from = 0; from < 4; ++from)  // the lane of a quad that holds 4 of them
-      for (int e = 0; e < Element::each; ++e)
-        for (int i = 0; i < 4; ++i) {  // acc[i] is (g + 8 (i / 2), 2t + i % 2)
-          const uint32_t left = (uint32_t)host::shared_by(4 * g + from, i / 2 + 2 * half);
-          const uint32_t right = (uint32_t)host::shared_by(4 * (2 * t + i % 2) + from, 4 + half);
-          d[i] += Element::value(left, e) * Element::value(right, e);
+      for (int e = 0; e < Element::each; ++e) {
+        float left[2], right[2];  // of rows g and g + 8, of columns 2t and 2t + 1
+        for (int i = 0; i < 2; ++i) {
+          left[i] = Element::value((uint32_t)slots.of(4 * g + from, i + 2 * half), e);
+          right[i] = Element::value((uint32_t)slots.of(4 * (2 * t + i) + from, 4 + half), e);
         }
-  host::sync_warp(~0u);
+        for (int i = 0; i < 4; ++i) d[i] += left[i / 2] * right[i % 2];
+      }
 }

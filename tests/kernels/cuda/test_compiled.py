@@ -22,7 +22,7 @@ pytest.importorskip("cupy", reason="CuPy, whose NVRTC compiles these, is not ins
 inspect = pytest.importorskip("gpuconv.inspect", reason="Triton, whose cuobjdump reads cubins, is not installed")
 
 GPUS = {
-    "sm_75": dataclasses.replace(KNOWN["A100"], name="T4", capability=(7, 5), shared_memory=64 << 10),
+    "sm_75": KNOWN["T4"],
     "sm_80": KNOWN["A100"],
     "sm_86": KNOWN["RTX 3090"],
     "sm_89": KNOWN["L4"],
@@ -76,17 +76,21 @@ def test_compiles_within_its_budget(
     assert code.shared <= GPUS[architecture].shared_memory
     assert code.spills_in_product == 0
     if tile.kernel == "simt":
-        _assert_simt(code, instance, dtype, tile)
+        _assert_simt(code, instance, dtype, tile, direction)
     else:
         assert code.tensor_core > 0
         assert code.of_16_bytes["LDGSTS"] > 0 or architecture == "sm_75"  # cp.async
 
 
-def _assert_simt(code: "inspect.MachineCode", instance: Instance, dtype: torch.dtype, tile: Tile) -> None:
+def _assert_simt(
+    code: "inspect.MachineCode", instance: Instance, dtype: torch.dtype, tile: Tile, direction: Direction
+) -> None:
     """Three blocks of 128 threads, or 512 threads otherwise, on a multiprocessor; sums in registers; wide loads."""
     together = 3 if instance.threads == 128 else 512 // instance.threads
     assert code.registers <= REGISTERS // (together * instance.threads)
-    assert code.spills <= 192  # bytes and instructions, none of them where the multiplications are
+    # Before sm_90 the taps of a phase, which are read once in a while, do not fit beside 64 sums.
+    tight = direction == "grad_input" and dtype is torch.float32 and tile.columns == 128
+    assert code.stack <= (16 if tight else 0)
     assert code.shared <= 48 << 10
     assert code.tensor_core == 0
     products = code.instructions["DFMA" if dtype is torch.float64 else "FFMA"]

@@ -18,7 +18,7 @@ from gpuconv.plan import contiguous_operands
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 
 GPUS = {
-    "sm_75": dataclasses.replace(KNOWN["A100"], name="T4", capability=(7, 5), shared_memory=64 << 10),
+    "sm_75": KNOWN["T4"],
     "sm_80": KNOWN["A100"],
     "sm_86": KNOWN["RTX 3090"],
     "sm_89": KNOWN["L4"],

@@ -7,12 +7,12 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
 
-import layers
 
-from gpuconv import plan
+from gpuconv import plan, predict
 from gpuconv.backends import triton as backend, triton_launch
 from gpuconv.backends.base import Tile
 from gpuconv.backends.triton_launch import Launch, launches
+from gpuconv.bench import suites
 from gpuconv.gpu import KNOWN
 from gpuconv.inspect import MachineCode, machine_code
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
@@ -34,11 +34,11 @@ def planned(
 ) -> tuple[Launch, ...]:
     """What the planner launches for a layer: with a bias, which only adds to a kernel."""
     gpu, (dtype, tf32) = KNOWN[GPUS[capability]], NUMBERS[numbers]
-    problem = layers.layer(name, 32, dtype, memory_format)
+    problem = suites.layer(f"thirty.{name}", 32, dtype, memory_format)
     operands = plan.contiguous_operands(problem, direction, memory_format)
     operands = operands._replace(tf32=tf32, bias=direction == "forward")
     candidates = backend.TritonBackend().tiles(problem, direction, gpu, operands)
-    tile = plan.best_tile(candidates, problem, direction, gpu, tf32)
+    tile = predict.best_tile(candidates, problem, direction, gpu, tf32)
     assert tile is not None
     return launches(problem, direction, operands, tile, with_bias=True)
 
@@ -46,7 +46,7 @@ def planned(
 def instances(capability: int, numbers: str) -> dict[tuple[object, ...], tuple[str, Launch]]:
     """The different kernels among all layers, directions and formats, each with what it is first needed for."""
     found: dict[tuple[object, ...], tuple[str, Launch]] = {}
-    for name in layers.NAMES:
+    for name in suites.SUITES["thirty"].layers:
         for memory_format in FORMATS:
             for direction in DIRECTIONS:
                 for launch in planned(name, direction, numbers, memory_format, capability):

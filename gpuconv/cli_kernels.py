@@ -1,0 +1,188 @@
+"""The commands that look at kernels without running them: gpuconv plan | inspect. No GPU is needed."""
+
+import dataclasses
+import json as _json
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from gpuconv import backends, plan as planner
+from gpuconv.bench import suites
+from gpuconv.gpu import KNOWN, REPRESENTATIVE, Gpu, named
+from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
+from gpuconv.train.config import UserError
+
+NUMBERS = {
+    "float16": (torch.float16, False),
+    "bfloat16": (torch.bfloat16, False),
+    "tf32": (torch.float32, True),
+    "float32": (torch.float32, False),
+    "float64": (torch.float64, False),
+}
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+Layers = Annotated[
+    list[str], typer.Option("--layer", show_default=False, help="A layer, suite.name, or a whole suite. Repeatable.")
+]
+Directions = Annotated[
+    list[str] | None, typer.Option("--direction", show_default=False, help=f"{', '.join(DIRECTIONS)}. Default: all.")
+]
+Numbers = Annotated[str, typer.Option("--dtype", help=f"{', '.join(NUMBERS)}.")]
+Layout = Annotated[str, typer.Option(help=f"{', '.join(LAYOUTS)}.")]
+Batch = Annotated[int | None, typer.Option(show_default=False, help="Images. Default: the suite's.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
+
+
+def plan(
+    layer: Layers,
+    gpu: Annotated[
+        list[str], typer.Option(show_default=False, help=f"GPUs to plan for: {', '.join(KNOWN)}. Repeatable.")
+    ],
+    direction: Directions = None,
+    dtype: Numbers = "float16",
+    layout: Layout = "channels_last",
+    batch: Batch = None,
+    most: Annotated[int, typer.Option(help="Candidates to show of each.")] = 8,
+    json: Json = False,
+) -> None:
+    """Say which kernel and tile the planner would choose for a layer on a GPU, which others there are, and why.
+
+    Times are predicted by a closed formula, not measured.
+    """
+    gpus = [_known(named, name) for name in gpu]
+    tf32 = _of(NUMBERS, "dtype", dtype)[1]
+    rows: list[dict[str, Any]] = []
+    for name, problem, where in _problems(layer, direction, dtype, layout, batch):
+        for device in gpus:
+            operands = planner.contiguous_operands(problem, where, problem.memory_format)._replace(tf32=tf32)
+            found, refused = planner.candidates(problem, where, device, operands)
+            chosen = next((c for b in backends.auto_order("cuda") for c in found if c.backend == b), None)
+            rows += [
+                {
+                    "layer": name, "direction": where, "dtype": dtype, "layout": layout, "batch": problem.batch,
+                    "gpu": device.name, "backend": c.backend, "tile": dataclasses.asdict(c.tile),
+                    **{f"predicted_{key}": value for key, value in c.prediction._asdict().items()},
+                    "chosen": c is chosen,
+                }
+                for c in found
+            ]  # fmt: skip
+            if not json:
+                print("\n".join(_plan_lines(name, problem, where, dtype, device, found, chosen, refused, most)))
+    if json:
+        print(_json.dumps(rows, indent=2))
+
+
+def _plan_lines(
+    name: str,
+    problem: ConvProblem,
+    direction: Direction,
+    dtype: str,
+    gpu: Gpu,
+    found: list[planner.Candidate],
+    chosen: planner.Candidate | None,
+    refused: dict[str, str],
+    most: int,
+) -> Iterator[str]:
+    from gpuconv.examine import describe
+
+    major, minor = gpu.capability
+    layout = str(problem.memory_format).removeprefix("torch.")
+    yield (
+        f"{name} {direction}, batch {problem.batch}, {dtype}, {layout}, on {gpu.name} (sm_{major}{minor}); "
+        "times are predicted, not measured"
+    )
+    yield f"    {'backend':8}{'kernel':8}{'tile':38}{'programs':>9}{'waves':>7}{'predicted':>12}  bound by"
+    shown = found[:most] + ([chosen] if chosen is not None and chosen not in found[:most] else [])
+    for c in shown:
+        p = c.prediction
+        yield (
+            f"  {'→' if c is chosen else ' '} {c.backend:8}{c.tile.kernel:8}{describe(c.tile):38}{p.programs:9,}"
+            f"{p.waves:7,}{p.seconds * 1e6:9,.1f} µs  {p.bound}"
+        )
+    if len(found) > len(shown):
+        yield f"    … and {len(found) - len(shown)} more"
+    for backend, reason in refused.items():
+        if backend in backends.auto_order("cuda") and backend != "aten":
+            yield f"    {backend}: {reason}"
+    yield "  → what backend 'auto' takes: the quickest of the first backend that can" if chosen else "  nothing of ours"
+
+
+def inspect(
+    layer: Layers,
+    backend: Annotated[
+        list[str] | None, typer.Option(show_default=False, help="triton, cuda. Repeatable. Default: both.")
+    ] = None,
+    arch: Annotated[
+        list[str] | None,
+        typer.Option(
+            show_default=False, help=f"Architectures: {', '.join(REPRESENTATIVE)}. Repeatable. Default: sm_80, sm_90."
+        ),
+    ] = None,
+    direction: Directions = None,
+    dtype: Numbers = "float16",
+    layout: Layout = "channels_last",
+    batch: Batch = None,
+    ptx: Annotated[bool, typer.Option(help="Print the kernels as PTX.")] = False,
+    sass: Annotated[bool, typer.Option(help="Print the kernels as machine code.")] = False,
+    json: Json = False,
+) -> None:
+    """Say what the kernels that the planner chooses for a layer compile to.
+
+    Registers, spills, shared memory, occupancy, the instructions of the main loop; the predicted time, what bounds it.
+    """
+    from gpuconv.examine import BACKENDS, examine
+
+    gpus = [_of(REPRESENTATIVE, "arch", name) for name in arch or ("sm_80", "sm_90")]
+    tf32 = _of(NUMBERS, "dtype", dtype)[1]
+    found, refused = [], []
+    for name, problem, where in _problems(layer, direction, dtype, layout, batch):
+        for gpu in gpus:
+            for one in backend or BACKENDS:
+                try:
+                    kernels = examine(problem, where, one, gpu, tf32, ptx)
+                except backends.BackendUnavailable as error:
+                    refused.append(str(error))
+                    continue
+                found += [{"layer": name, **kernel.facts()} for kernel in kernels] if json else kernels
+                if not json:
+                    for kernel in kernels:
+                        print(f"{name}  {kernel.text()}")
+                        print(kernel.ptx * ptx + kernel.code.sass * sass, end="")
+    if not found:
+        raise backends.BackendUnavailable("; ".join(dict.fromkeys(refused)))
+    if json:
+        print(_json.dumps(found, indent=2))
+    else:
+        print("\n".join(dict.fromkeys(refused)), end="\n" if refused else "")
+
+
+def _problems(
+    names: list[str], directions: list[str] | None, dtype: str, layout: str, batch: int | None
+) -> Iterator[tuple[str, ConvProblem, Direction]]:
+    """Each layer that is asked for, in each direction."""
+    numbers, memory_format = _of(NUMBERS, "dtype", dtype)[0], _of(LAYOUTS, "layout", layout)
+    wanted = [_of(dict(zip(DIRECTIONS, DIRECTIONS, strict=True)), "direction", d) for d in directions or DIRECTIONS]
+    if batch is not None and batch < 1:
+        raise UserError(f"batch must be at least 1, but got {batch}")
+    for name in names:
+        whole = name in suites.SUITES
+        for one in [f"{name}.{layer}" for layer in suites.SUITES[name].layers] if whole else [name]:
+            problem = _known(suites.layer, one, batch, numbers, memory_format)
+            for direction in wanted:
+                yield one, problem, direction
+
+
+def _of(table: dict[str, Any], option: str, name: str) -> Any:
+    if name not in table:
+        raise UserError(f"{option} must be one of {', '.join(table)}, but got {name!r}")
+    return table[name]
+
+
+def _known(find: Any, *arguments: Any) -> Any:
+    """find(*arguments), a wrong name being the user's error."""
+    try:
+        return find(*arguments)
+    except ValueError as error:
+        raise UserError(str(error)) from error

@@ -1,0 +1,183 @@
+"""What a backend would launch for a problem on a GPU, and what that compiles to: `gpuconv inspect`. Needs no GPU.
+
+for kernel in examine(problem, "forward", "triton", KNOWN["H100"]):
+    print(kernel.text())
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+
+from gpuconv import backends, plan
+from gpuconv.backends import BackendUnavailable
+from gpuconv.backends.base import Operands, Tile
+from gpuconv.gpu import Gpu
+from gpuconv.inspect import MachineCode, cuda_machine_code, cuda_ptx, machine_code
+from gpuconv.predict import Prediction, ranked
+from gpuconv.problem import ConvProblem, Direction
+
+BACKENDS = ("triton", "cuda")
+# Of the main loop: products, then what moves data.
+_TOLD = (
+    "HGMMA", "UTCHMMA", "HMMA", "DMMA", "FFMA", "DFMA", "UTMALDG", "LDGSTS", "LDG", "LDSM", "LDS", "STS", "LDL", "STL",
+)  # fmt: skip
+_REGISTERS = 65536  # of a multiprocessor, handed out to warps in units of 256
+_BLOCKS = 32  # on a multiprocessor at most, from sm_80
+_RESERVED = 1024  # bytes of shared memory that the driver takes of each block, from sm_80
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A kernel as it would be launched, compiled. What is predicted is not measured."""
+
+    name: str
+    backend: str
+    direction: Direction
+    problem: ConvProblem
+    operands: Operands
+    gpu: Gpu
+    architecture: str
+    tile: Tile
+    threads: int  # of a block
+    code: MachineCode
+    ptx: str
+    prediction: Prediction | None  # None for the kernel that adds partial sums
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that fit on a multiprocessor at once."""
+        warps = self.threads // 32
+        registers = math.ceil(self.code.registers * 32 / 256) * 256 * warps
+        reserved = _RESERVED if self.gpu.capability >= (8, 0) else 0
+        return min(
+            _REGISTERS // max(1, registers),
+            (self.gpu.shared_memory + reserved) // max(1, self.code.shared + reserved),
+            self.gpu.threads // self.threads,
+            _BLOCKS,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Everything, as plain values for JSON."""
+        predicted = self.prediction
+        return {
+            "kernel": self.name,
+            "backend": self.backend,
+            "direction": self.direction,
+            "dtype": numbers(self.problem.dtype, self.operands.tf32),
+            "memory_format": str(self.problem.memory_format).removeprefix("torch."),
+            "arch": self.architecture,
+            "gpu": self.gpu.name,
+            "tile": dataclasses.asdict(self.tile),
+            "registers": self.code.registers,
+            "spill_bytes": self.code.stack,
+            "shared_bytes": self.code.shared,
+            "threads": self.threads,
+            "blocks_per_multiprocessor": self.blocks,
+            "occupancy": self.blocks * self.threads / self.gpu.threads,
+            "instructions": dict(self.code.instructions.most_common()),
+            "loop_instructions": dict(self.code.loop_instructions.most_common()),
+            "operations_per_byte_fetched": predicted and predicted.intensity,
+            "predicted_seconds": predicted and predicted.seconds,
+            "predicted_bound": predicted and predicted.bound,
+        }
+
+    def text(self) -> str:
+        """A few lines for people."""
+        code, tile, predicted = self.code, self.tile, self.prediction
+        loop = code.loop_instructions
+        lines = [
+            f"{self.name}  {self.backend} {self.direction} {numbers(self.problem.dtype, self.operands.tf32)}"
+            f"  {self.architecture} ({self.gpu.name})"
+            + (f"  tile {describe(tile)}" if predicted else "  adds partial sums in order"),
+            f"  {code.registers} registers, {code.stack} bytes spilled, {code.shared:,} bytes of shared memory:"
+            f" {self.blocks} blocks of {self.threads} threads a multiprocessor"
+            f" ({self.blocks * self.threads / self.gpu.threads:.0%} of its threads)",
+            "  main loop: "
+            + "".join(f"{loop[name]} {name}, " for name in _TOLD if loop[name])
+            + f"{sum(count for name, count in loop.items() if name not in _TOLD)} others",
+        ]
+        if predicted:
+            lines.append(
+                f"  {predicted.intensity:.0f} operations for a byte fetched;"
+                f" predicted {predicted.seconds * 1e6:,.1f} µs, bound by {predicted.bound}"
+            )
+        return "\n".join(lines)
+
+
+def numbers(dtype: torch.dtype, tf32: bool) -> str:
+    """The name of a number type: 'float16', …, 'tf32'."""
+    return "tf32" if tf32 else str(dtype).removeprefix("torch.")
+
+
+def describe(tile: Tile) -> str:
+    """A tile in a few words."""
+    splits = f", {tile.splits} splits" if tile.splits > 1 else ""
+    return f"{tile.rows}×{tile.columns}×{tile.depth}, {tile.warps} warps, {tile.stages} stages{splits}"
+
+
+def examine(
+    problem: ConvProblem, direction: Direction, backend: str, gpu: Gpu, tf32: bool = False, ptx: bool = False
+) -> list[Kernel]:
+    """The kernels that `backend` would launch for `direction` of `problem` on `gpu`, with a bias, all tensors in the
+    problem's memory format and aligned.
+
+    ptx: keep the PTX of CUDA C kernels too, which takes a compilation more. Raises BackendUnavailable where the backend
+    has no kernels for this GPU, or what compiles them is missing.
+    """
+    if backend not in BACKENDS:
+        raise BackendUnavailable(
+            f"backend must be one of {', '.join(BACKENDS)} to look at kernels, but got {backend!r}"
+        )
+    ours = backends.get(backend)
+    reason = ours.refuses_gpu(gpu)
+    if reason is not None:
+        raise BackendUnavailable(f"backend {backend!r} on {gpu.name}: {reason}")
+    operands = plan.contiguous_operands(problem, direction, problem.memory_format)
+    operands = operands._replace(tf32=tf32, bias=direction == "forward")
+    tile, prediction = ranked(ours.tiles(problem, direction, gpu, operands), problem, direction, gpu, tf32)[0]
+    compiled = (_triton if backend == "triton" else _cuda)(problem, direction, operands, tile, gpu, ptx)
+    return [
+        Kernel(
+            name, backend, direction, problem, operands, gpu, architecture, tile, threads, code, text,
+            None if name.startswith("sum_partials") else prediction,
+        )
+        for name, architecture, threads, code, text in compiled
+    ]  # fmt: skip
+
+
+_Compiled = tuple[str, str, int, MachineCode, str]  # name, architecture, threads, code, PTX
+
+
+def _triton(
+    problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile, gpu: Gpu, _ptx: bool
+) -> list[_Compiled]:
+    from gpuconv.backends import triton_launch
+
+    capability = 10 * gpu.capability[0] + gpu.capability[1]
+    found: list[_Compiled] = []
+    for launch in triton_launch.launches(problem, direction, operands, tile, with_bias=True):
+        code = machine_code(launch, capability)
+        threads = 32 * launch.options["num_warps"]
+        found.append((launch.kernel.__name__, f"sm_{capability}", threads, code, code.ptx))
+    return found
+
+
+def _cuda(
+    problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile, gpu: Gpu, ptx: bool
+) -> list[_Compiled]:
+    from gpuconv.backends import cuda
+
+    major, minor = gpu.capability
+    architecture = f"sm_{major}{minor}{'a' if major == 9 else ''}"
+    found: list[_Compiled] = []
+    try:
+        for launch in cuda.launches(problem, direction, operands, tile, with_bias=True):
+            instance = launch.instance
+            code = cuda_machine_code(instance, architecture)
+            text = cuda_ptx(instance, architecture) if ptx else ""
+            found.append((instance.function, architecture, instance.threads, code, text))
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(f"CUDA C is compiled by the NVRTC of CuPy, and {error}") from error
+    return found
