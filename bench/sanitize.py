@@ -114,14 +114,15 @@ def check(case: Case, backend: backends.Backend, device: torch.device) -> None:
     activation = Activation("silu" if direction == "forward" else "none")
     chosen = () if tile is None else (_operands(direction, t, case.tf32), tile)
     run = backend.bind(problem, direction, device, activation, *chosen)
+    exact: list[reference.Exact]
     if direction == "forward":
-        got = (run(t["x"], t["w"], t["bias"], t["residual"]),)
-        exact = (reference.forward(problem, n["x"], n["w"], n["bias"], n["residual"], activation),)
+        got = [run(t["x"], t["w"], t["bias"], t["residual"])]
+        exact = [reference.forward(problem, n["x"], n["w"], n["bias"], n["residual"], activation)]
     elif direction == "grad_input":
-        got, exact = (run(t["gy"], t["w"]),), (reference.grad_input(problem, n["gy"], n["w"]),)
+        got, exact = [run(t["gy"], t["w"])], [reference.grad_input(problem, n["gy"], n["w"])]
     else:
         got = run(t["gy"], t["x"], True)
-        exact = (reference.grad_weight(problem, n["gy"], n["x"]), reference.grad_bias(problem, n["gy"]))
+        exact = [reference.grad_weight(problem, n["gy"], n["x"]), reference.grad_bias(problem, n["gy"])]
     for result, wanted in zip(got, exact, strict=True):
         reference.assert_close_to_oracle(result, wanted, f"{case.name} {direction} {tile}", tf32=case.tf32)
 

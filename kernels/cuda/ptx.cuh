@@ -4,8 +4,8 @@
 //   copy_16       16 bytes, global → shared memory, without passing through registers (cp.async; from sm_80)
 //   ldmatrix      four 8 × 8 matrices of 16-bit elements, shared memory → fragments; each row has its own address
 //   exchange      a value of the lane whose number differs in one bit (shfl.sync)
-//   multiply      acc[16 × 8] += a[16 × k] · b[k × 8] on tensor cores (mma.sync), k being 32 bytes of operand: 16 elements of
-//                 float16 or bfloat16, 8 of float32, which is cut off to TF32
+//   multiply      acc[16 × 8] += a[16 × k] · b[k × 8] on tensor cores (mma.sync), k being 32 bytes of operand: 16
+//                 elements of float16 or bfloat16, 8 of float32, which is cut off to TF32
 //
 // A fragment, with g = lane / 4 and t = lane % 4. Each register is 4 bytes: two 16-bit elements or one float.
 //
@@ -27,7 +27,9 @@ __device__ __forceinline__ unsigned shared_address(const void* p) { return (unsi
 #if __CUDA_ARCH__ >= 800
 // Start copying 16 bytes, or writing 16 bytes of zeros if not `inside`; then `from` is not read.
 __device__ __forceinline__ void copy_16(void* to, const void* from, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(inside ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :
+               : "r"(shared_address(to)), "l"(from), "r"(inside ? 16 : 0)
                : "memory");
 }
 // The copies that this thread has started since its last group become a group.

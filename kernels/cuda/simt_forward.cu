@@ -11,6 +11,7 @@
 #include "epilogue.cuh"
 #include "simt_gather.cuh"
 
+// Which group and tile a block has.
 struct Where {
   int group;
   Tile tile;

@@ -21,6 +21,7 @@
 #include "phase.cuh"
 #include "simt_gather.cuh"
 
+// Which group, phase and tile a block has.
 struct Where {
   int group;
   Phase phase;

@@ -67,11 +67,12 @@ __device__ __forceinline__ void store_tile(
   }
 }
 
+// Which split, group, tap and tile (from filter k0 and channel c0 on) a block has. Tiles vary fastest, then taps: they
+// share gy and x in the L2 cache.
 struct Where {
   int split, group, tap, k0, c0;
 };
 
-// Tiles vary fastest, then taps: they share gy and x in the L2 cache.
 __device__ __forceinline__ Where where(int block, const Conv& a) {
   const int column_blocks = ceil_div(a.C, BN), tiles = ceil_div(a.K, BM) * column_blocks;
   const int taps = a.filter[0] * a.filter[1] * a.filter[2], tile = block % tiles;

@@ -3,14 +3,14 @@
 //   y[n, k, z, p, q] = act(Σ_{t,r,s} Σ_c x[n, c, z·u − pad + t·d, p·u − pad + r·d, q·u − pad + s·d] · w[k, c, t, r, s]
 //                          + bias[k] + residual[n, k, z, p, q])
 //
-// (u stride, d dilation, each with a value for each axis). As a matrix product, for each group: rows are the output pixels,
-// columns the filters k, and the sum runs over taps and channels; see tensor_gather.cuh for the loop, tensor_tile.cuh for
-// tiles.
+// (u stride, d dilation, each with a value for each axis). As a matrix product, for each group: rows are the output
+// pixels, columns the filters k, and the sum runs over taps and channels; see tensor_gather.cuh for the loop,
+// tensor_tile.cuh for tiles.
 //
 //   block   →  group, then a tile of BM pixels × BN filters; tiles in bands, for the L2 cache
 //   warp    →  WM × WN of them
-//   thread  →  copies chunks of 16 bytes; holds (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1) of each 16 × 8, where
-//              g = lane / 4, t = lane % 4; stores 16 bytes of a pixel (Y_VECTOR) or single elements
+//   thread  →  copies chunks of 16 bytes; holds (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1) of each 16 × 8,
+//              where g = lane / 4, t = lane % 4; stores 16 bytes of a pixel (Y_VECTOR) or single elements
 //   masks   →  in the loop zeros for what is not there; at the store pixels and filters beyond the last
 #include "epilogue.cuh"
 #include "tensor_gather.cuh"

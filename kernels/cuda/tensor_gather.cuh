@@ -2,18 +2,20 @@
 //
 //   acc[m, n] = Σ_c-block Σ_tap Σ_c x[pixel m moved by the tap, c] · w[tap, c, n]
 //
-// where x stands for what is gathered from (x, or gy), c for the channels that are summed over and n for the columns. Which
-// pixels, taps and shifts, `Walk` says; forward and each phase of grad_input are one walk each.
+// where x stands for what is gathered from (x, or gy), c for the channels that are summed over and n for the columns.
+// Which pixels, taps and shifts, `Walk` says; forward and each phase of grad_input are one walk each.
 //
-// Without HALO every step, one tap of one block of BK channels, copies the BM pixels that the tap meets. Any walk will do,
-// and the rows of a block are BM consecutive pixels of the flat (n, z, p, q).
+// Without HALO every step, one tap of one block of BK channels, copies the BM pixels that the tap meets. Any walk will
+// do, and the rows of a block are BM consecutive pixels of the flat (n, z, p, q).
 //
 // With HALO (stride 1) the rows of a block are a window of window_h × window_w pixels, of BM / (window_h · window_w)
-// consecutive images. What all its taps meet is the window with a margin (the halo), copied *once* for a block of channels:
-// 18 × 10 pixels for 16 × 8 and a 3 × 3 filter, instead of 9 · 128. A tap is then nothing but a shift of the addresses that
-// ldmatrix is given. The eight rows of a matrix are neighbours in the window and so in the halo: no bank conflicts.
+// consecutive images. What all its taps meet is the window with a margin (the halo), copied *once* for a block of
+// channels: 18 × 10 pixels for 16 × 8 and a 3 × 3 filter, instead of 9 · 128. A tap is then nothing but a shift of the
+// addresses that ldmatrix is given. The eight rows of a matrix are neighbours in the window and so in the halo: no bank
+// conflicts.
 //
-//   shared memory  →  source tiles (STAGES of BM rows, or two halos), STAGES tiles of w, a `Meeting` for each row of source
+//   shared memory  →  source tiles (STAGES of BM rows, or two halos), STAGES tiles of w, a `Meeting` for each row of
+//                     source
 //   masks          →  rows beyond the last pixel, taps outside the image, channels and columns beyond the last: zeros
 #include "tensor_tile.cuh"
 
@@ -26,7 +28,7 @@ struct Walk {
 
 struct Operand {
   const TYPE* p;  // of the group, for w at the walk's first tap
-  offset_t row, channel, axis[3];  // strides: of images or filters; of channels; of pixels, for w from one tap to the next
+  offset_t row, channel, axis[3];  // strides: of images or filters; of channels; of pixels, in w of taps
 };
 
 // A row's pixel: image n and coordinates in the walk.
@@ -104,7 +106,8 @@ __device__ __forceinline__ Place place_of_row(int row_block, int row, const Walk
 
 // ---- the loop -------------------------------------------------------------------------------------------------------
 
-// RIGHT: how the terms lie in w's tiles, whose rows are filters: ALONG if these are the columns, DOWN if they are summed.
+// RIGHT: how the terms lie in w's tiles, whose rows are filters: ALONG if these are the columns, DOWN if they are
+// summed.
 template <Terms RIGHT>
 __device__ __forceinline__ void gather_product(Sums& acc, unsigned char* shared, const Operand& x, const Operand& w,
                                                const Walk& walk, int row_block, int column, int columns, int channels,
@@ -170,7 +173,8 @@ __device__ __forceinline__ void gather_product(Sums& acc, unsigned char* shared,
     const int channel = RIGHT == ALONG ? step.c : column, channels_of_w = RIGHT == ALONG ? channels : columns;
     const TYPE* p_tap = w.p + (step.t * w.axis[0] + step.r * w.axis[1] + step.s * w.axis[2]);
     stage<RIGHT, RIGHT_WIDTH, B_VECTOR>(
-        right_tiles + i % STAGES * RIGHT_BYTES, RIGHT_ROWS, p_tap + channel * w.channel, channels_of_w - channel, w.channel,
+        right_tiles + i % STAGES * RIGHT_BYTES, RIGHT_ROWS, p_tap + channel * w.channel, channels_of_w - channel,
+        w.channel,
         [&](int row) -> offset_t { return filter + row < filters ? (filter + row) * w.row : -1; });
   };
 

@@ -1,18 +1,18 @@
-// Gradient of the input on tensor cores: each pixel of gx collects the outputs it took part in. On one axis (all are alike):
+// Gradient of the input on tensor cores: each pixel of gx collects the outputs it took part in. On one axis:
 //
-//   gx[n, c, i] = Σ_r Σ_k gy[n, k, p] · w[k, c, r]        over the taps r with  p = (i + pad − r·d) / u  whole and inside
+//   gx[n, c, i] = Σ_r Σ_k gy[n, k, p] · w[k, c, r]     over the taps r with  p = (i + pad − r·d) / u  whole and inside
 //
 // The pixels of one *phase* of the stride, i = a + u·j, meet the same taps, and for them this is a convolution of gy at
 // stride 1 (simt_grad_input.cu has the formulas): gy is never spread out with zeros. Rows are the pixels j of a phase,
-// columns the channels c, and the sum runs over the phase's taps and the filters k. Filters are the rows of w's tiles, so
-// its terms lie DOWN; see tensor_gather.cuh for the loop, tensor_tile.cuh for tiles.
+// columns the channels c, and the sum runs over the phase's taps and the filters k. Filters are the rows of w's tiles,
+// so its terms lie DOWN; see tensor_gather.cuh for the loop, tensor_tile.cuh for tiles.
 //
 //   block   →  group, then phase (a_d, a_h, a_w), then a tile of BM pixels of the phase × BN channels
 //   warp, thread, masks  →  as in tensor_forward.cu
 //
 // Phases differ in size by at most one pixel an axis; a block beyond the last pixel of its phase ends at once. A phase
-// without taps takes no step of the loop and stores its zeros. A pixel's tap outside gy is multiplied as a zero, so a weight
-// that is not finite makes NaN of the pixels at the border whose tap it is, even where that tap does not count.
+// without taps takes no step of the loop and stores its zeros. A pixel's tap outside gy is multiplied as a zero, so a
+// weight that is not finite makes NaN of the pixels at the border whose tap it is, even where that tap does not count.
 #include "phase.cuh"
 #include "tensor_gather.cuh"
 

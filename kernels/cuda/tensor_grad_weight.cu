@@ -1,18 +1,18 @@
 // Gradient of the weight on tensor cores, and of the bias in the same pass; then the ordered sum of partial results.
 //
-//   gw[k, c, t, r, s] = Σ_m gy[m, k] · x[pixel(m, t, r, s), c]        gb[k] = Σ_m gy[m, k]        m counts output pixels
+//   gw[k, c, t, r, s] = Σ_m gy[m, k] · x[pixel(m, t, r, s), c]      gb[k] = Σ_m gy[m, k]      m counts output pixels
 //
-// For one tap this is the matrix product gyᵀ · x, with a reduction as long as the batch has pixels and a result as small as
-// a filter. To keep a GPU busy the pixels are divided over `splits` blocks, each of which writes its partial sum to a
-// workspace; `sum_partials` then adds them in order. No atomics, so the same inputs give the same bits.
+// For one tap this is the matrix product gyᵀ · x, with a reduction as long as the batch has pixels and a result as
+// small as a filter. To keep a GPU busy the pixels are divided over `splits` blocks, each of which writes its partial
+// sum to a workspace; `sum_partials` then adds them in order. No atomics, so the same inputs give the same bits.
 //
-//   block   →  split, then group, tap, a tile of BM filters × BN channels; loops over the pixels of its split, BK at a time
+//   block   →  split, then group, tap, a tile of BM filters × BN channels; loops over the split's pixels, BK at a time
 //   warp    →  WM × WN of them; thread  →  as in tensor_forward.cu
 //   masks   →  pixels beyond the split's last, taps outside the image, filters and channels beyond the last: zeros
 //
-// The rows of both tiles are pixels, so the terms lie DOWN in both (tensor_tile.cuh). Where a step's pixels are in gy and in
-// x is worked out once, a step before they are copied, and written to shared memory (`Meeting`). The bias's sum is taken
-// from the fragments of gy on their way to the tensor cores, so its terms are not cut off to TF32.
+// The rows of both tiles are pixels, so the terms lie DOWN in both (tensor_tile.cuh). Where a step's pixels are in gy
+// and in x is worked out once, a step before they are copied, and written to shared memory (`Meeting`). The bias's sum
+// is taken from the fragments of gy on their way to the tensor cores, so its terms are not cut off to TF32.
 //
 //   shared memory  →  STAGES tiles of gy, STAGES tiles of x, the meetings of two steps
 #include "sum_partials.cuh"
@@ -58,7 +58,7 @@ __device__ __forceinline__ void store_bias(Result* base, int filters, const floa
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) tensor_grad_weight(
-    const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, void* p_gw, void* p_gb, const Conv a) {  // gb may be null
+    const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, void* p_gw, void* p_gb /* or null */, const Conv a) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   unsigned char *const gy_tiles = shared_memory, *const x_tiles = shared_memory + STAGES * GY_BYTES;
   Meeting* const meetings = reinterpret_cast<Meeting*>(x_tiles + STAGES * X_BYTES);  // [2][BK]

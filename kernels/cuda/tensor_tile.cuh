@@ -1,18 +1,19 @@
 // What the tensor-core kernels share: tiles in shared memory, the product of two of them, and the way back to memory.
 //
-// A block of WARPS_M × WARPS_N warps computes BM × BN sums; a warp WM × WN of them, as MI × NI products of 16 × 8 that stay
-// in registers until the end. A step of the loop adds BK terms to each: two tiles come into shared memory, BM × BK and
-// BK × BN, and every warp takes fragments of both (ptx.cuh). There is room for STAGES of each, so that all but one may be
-// under way while one is multiplied.
+// A block of WARPS_M × WARPS_N warps computes BM × BN sums; a warp WM × WN of them, as MI × NI products of 16 × 8 that
+// stay in registers until the end. A step of the loop adds BK terms to each: two tiles come into shared memory, BM × BK
+// and BK × BN, and every warp takes fragments of both (ptx.cuh). There is room for STAGES of each, so that all but one
+// may be under way while one is multiplied.
 //
-// The terms of the sum lie ALONG the rows of a tile (the row is a pixel, its channels follow) or DOWN the columns (the rows
-// are pixels or filters that are summed over). Either way a row's bytes are neighbours in memory, so tiles are copied in
-// chunks of 16 bytes; a tile whose terms lie DOWN is transposed while it is taken into registers.
+// The terms of the sum lie ALONG the rows of a tile (the row is a pixel, its channels follow) or DOWN the columns (the
+// rows are pixels or filters that are summed over). Either way a row's bytes are neighbours in memory, so tiles are
+// copied in chunks of 16 bytes; a tile whose terms lie DOWN is transposed while it is taken into registers.
 //
-// Banks. Shared memory serves 8 chunks at once if they lie in different places modulo 128 bytes. ldmatrix takes the same
-// chunk of 8 consecutive rows, so chunk c of row r is put where chunk c ^ (r mod 8) would be: all different
+// Banks. Shared memory serves 8 chunks at once if they lie in different places modulo 128 bytes. ldmatrix takes the
+// same chunk of 8 consecutive rows, so chunk c of row r is put where chunk c ^ (r mod 8) would be: all different
 // (`SharedTile::place`). ldmatrix cannot transpose floats: where they lie DOWN a warp takes words, 8 neighbours of 4
-// consecutive rows at once. There rows are 32 bytes longer than what they hold, so that the words lie in different banks.
+// consecutive rows at once. There rows are 32 bytes longer than what they hold, so that the words lie in different
+// banks.
 #include "common.cuh"
 #include "ptx.cuh"
 
@@ -48,9 +49,9 @@ struct SharedTile {
   }
 };
 
-// Start filling a tile: row r from base + offset_of(r), where `columns` elements lie `step` apart. What lies beyond them, and
-// rows whose offset is negative, become zero. VECTOR: step is 1, and all is aligned to 16 bytes. Otherwise a chunk is put
-// together in registers, and neighbouring threads take neighbouring rows.
+// Start filling a tile: row r from base + offset_of(r), where `columns` elements lie `step` apart. What lies beyond
+// them, and rows whose offset is negative, become zero. VECTOR: step is 1, and all is aligned to 16 bytes. Otherwise a
+// chunk is put together in registers, and neighbouring threads take neighbouring rows.
 template <Terms TERMS, int WIDTH, bool VECTOR, typename OffsetOf>
 __device__ __forceinline__ void stage(unsigned char* tile, int rows, const TYPE* base, int columns, offset_t step,
                                       OffsetOf offset_of) {
@@ -120,7 +121,8 @@ __device__ __forceinline__ void right_down(unsigned (&b)[4], const unsigned char
 
 // acc += one piece of 32 bytes of terms: the left fragments times those of the right tile.
 template <Terms RIGHT>
-__device__ __forceinline__ void multiply_piece(Sums& acc, const unsigned (&a)[MI][4], const unsigned char* right, int k) {
+__device__ __forceinline__ void multiply_piece(Sums& acc, const unsigned (&a)[MI][4], const unsigned char* right,
+                                               int k) {
 #pragma unroll
   for (int pair = 0; pair < NI / 2; ++pair) {
     unsigned b[4];
@@ -156,13 +158,13 @@ __device__ __forceinline__ void add(float* values, const TYPE* p) {
   for (int e = 0; e < EACH; ++e) values[e] += widen(run.at[e]);
 }
 
-// Store the block's sums: (row, column) at base + to[row] + column · step, where to[row] is not negative and column < columns.
-// Sums leave registers 16 rows of a warp at a time through the warp's own slab of shared memory, so that a thread holds
-// neighbours: VECTOR: 16 bytes of one row, which finish(values, row, column) may change before they are rounded. Otherwise one
-// element, and neighbouring threads have neighbouring rows.
+// Store the block's sums, (row, column) at base + to[row] + column · step, where to[row] is not negative and column is
+// below `columns`. Sums leave registers 16 rows of a warp at a time, through the warp's own slab of shared memory, so
+// that a thread holds neighbours. VECTOR: 16 bytes of one row; otherwise one element, and neighbouring threads have
+// neighbouring rows. finish(values, row, column) may change them before they are rounded.
 template <bool VECTOR, typename Result, typename Finish>
-__device__ __forceinline__ void store(const Sums& acc, unsigned char* slabs, Result* base, const offset_t* to, int columns,
-                                      offset_t step, Finish finish) {
+__device__ __forceinline__ void store(const Sums& acc, unsigned char* slabs, Result* base, const offset_t* to,
+                                      int columns, offset_t step, Finish finish) {
   constexpr int EACH = VECTOR ? Vector<Result>::SIZE : 1, ACROSS = WN / EACH, STEP = VECTOR ? 4 : 1;
   float* slab = reinterpret_cast<float*>(slabs) + threadIdx.x / 32 * 16 * SLAB_PITCH;
   const int g = lane() / 4, t = lane() % 4;

@@ -2,9 +2,9 @@
 // puts its share into its warp's slots (eight 64-bit words a lane), all meet, and each takes what it needs.
 //
 // Stricter than the hardware on purpose:
-// - a copy is made as late as the rules allow, at the wait for its group, and until then the destination holds NaN: data
-//   read without the wait are wrong, and the thread sanitizer sees writes at both ends of the time in which the hardware
-//   may write;
+// - a copy is made as late as the rules allow, at the wait for its group, and until then the destination holds NaN:
+//   data read without the wait are wrong, and the thread sanitizer sees writes at both ends of the time in which the
+//   hardware may write;
 // - ldmatrix refuses rows that are not multiples of 16 bytes and matrices whose rows meet in a bank of shared memory;
 // - TF32 operands are cut off to 10 bits of fraction, so that a result that needs more is wrong.
 #pragma once
