@@ -24,7 +24,7 @@ from gpuconv.train.model import NETWORKS
 from gpuconv.train.watch import Bar, Lines
 
 _STOPPED = {"SIGINT": 130, "SIGTERM": 143}
-_BACKENDS = f"auto, {', '.join(backends.names())}"
+_BACKENDS = ", ".join((*backends.CHOICES, *backends.names()))
 
 app = typer.Typer(
     name="gpuconv",

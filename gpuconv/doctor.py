@@ -41,7 +41,7 @@ def report() -> dict[str, Any]:
         },
         "selected": selected,
         "selected_by": "GPUCONV_BACKEND" if os.environ.get("GPUCONV_BACKEND") else "default",
-        "selected_trouble": None if selected == "auto" or selected in usable else _unknown(selected),
+        "selected_trouble": None if selected in (*backends.CHOICES, *usable) else _unknown(selected),
     }
 
 

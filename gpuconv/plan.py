@@ -1,16 +1,18 @@
 """Who computes a problem: from an op's arguments to the function that a backend has bound to them.
 
 The first call of a problem validates it, asks the backends and picks a tile by a closed formula (`gpuconv.predict`);
-every later call is one dictionary look-up. Nothing is tried out.
+every later call is one dictionary look-up. Nothing is tried out; what was measured on this machine before
+(`gpuconv.tuned`) goes before the formula.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
-from gpuconv import backends, problem as sizes
+from gpuconv import backends, problem as sizes, tuned
 from gpuconv.backends import Backend, BackendUnavailable
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.gpu import Gpu
@@ -79,7 +81,8 @@ def choose(
     settings: Settings,
     operands: Operands | None = None,
 ) -> Plan:
-    """The backend for `direction` of `problem`: the one that the settings name, or the first that `auto` finds willing.
+    """The backend for `direction` of `problem`: the one that the settings name, or the first willing one in the order of
+    `auto` or `fastest`.
 
     `operands`: how the tensors lie in memory; contiguous where it is not said.
 
@@ -87,15 +90,18 @@ def choose(
     """
     activation = Activation.parse(settings.activation)
     operands = operands or contiguous_operands(problem, direction)
-    automatic = settings.backend == "auto"
+    automatic = settings.backend in backends.CHOICES
     passed_over: list[tuple[str, str]] = []
-    for name in backends.auto_order(device.type) if automatic else (settings.backend,):
+    gpu = Gpu.of(device)
+    measured = tuned.look_up(problem, direction, device_name(device), operands)
+    for name in _order(settings.backend, device.type, measured) if automatic else (settings.backend,):
         backend = backends.get(name)
         reason = backend.unavailable() or backend.refuses(problem, direction, device)
         if reason is None:
-            gpu = Gpu.of(device)
-            candidates = backend.tiles(problem, direction, gpu, operands)
-            tile = best_tile(candidates, problem, direction, gpu, operands.tf32)
+            tiles = backend.tiles(problem, direction, gpu, operands)
+            tile = measured[name].tile if name in measured else None
+            if tile not in tiles:  # nothing was measured, or with kernels that are no more
+                tile = best_tile(tiles, problem, direction, gpu, operands.tf32)
             chosen = () if tile is None else (operands, tile)
             run = backend.bind(problem, direction, device, activation, *chosen)
             return Plan(problem, direction, backend, tuple(passed_over), tile, run)
@@ -105,6 +111,28 @@ def choose(
         f"no backend can do {direction} of {problem} on {device} ({because}); "
         + ("" if automatic else "use backend='auto' or 'aten' instead")
     )
+
+
+def _order(choice: str, device_type: str, measured: tuned.Winners) -> list[str]:
+    """The backends to try for 'auto' or 'fastest': those that were measured first, the quickest in front."""
+    order = backends.auto_order(device_type)
+    known = [*order, *(name for name in measured if name not in order and name in backends.names())]
+
+    def rank(name: str) -> tuple[bool, float]:
+        return choice == "auto" and name == "aten", measured[name].seconds if name in measured else math.inf
+
+    return sorted(order if choice == "auto" else known, key=rank)
+
+
+def device_name(device: torch.device) -> str:
+    """What times that are measured on `device` are recorded under: the name of the GPU, or 'cpu'."""
+    return Gpu.of(device).name if device.type == "cuda" else device.type
+
+
+def forget() -> None:
+    """Plan anew, with what is recorded now, when a problem comes next."""
+    _plans.clear()
+    tuned.forget()
 
 
 def contiguous_operands(

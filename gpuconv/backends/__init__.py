@@ -1,7 +1,10 @@
 """The backends by name, and which of them a call uses.
 
 A call names its backend by argument, else by the innermost `use_backend`, else by the environment variable
-GPUCONV_BACKEND (read when gpuconv is imported), else it is `auto`.
+GPUCONV_BACKEND (read when gpuconv is imported), else it is `auto`. Two names leave the choice to the planner:
+
+    auto      our kernels on a GPU, PyTorch's own where none of ours can do it and on any other device
+    fastest   whatever `gpuconv tune` found quickest on this device, PyTorch's own included; `auto` where it found nothing
 """
 
 import os
@@ -14,7 +17,17 @@ import torch
 
 from gpuconv.backends.base import Backend, BackendUnavailable
 
-__all__ = ["Backend", "BackendUnavailable", "auto_order", "get", "names", "register", "selected", "use_backend"]
+__all__ = [
+    "CHOICES",
+    "Backend",
+    "BackendUnavailable",
+    "auto_order",
+    "get",
+    "names",
+    "register",
+    "selected",
+    "use_backend",
+]
 
 # Where each backend of ours lives; imported when first asked for, so that importing gpuconv stays cheap.
 _MODULES = {
@@ -23,6 +36,7 @@ _MODULES = {
     "numpy": ("gpuconv.backends.numpy", "NumpyBackend"),
     "aten": ("gpuconv.backends.aten", "AtenBackend"),
 }
+CHOICES = ("auto", "fastest")
 _loaded: dict[str, Backend] = {}
 _on_register: list[Callable[[], None]] = []
 
@@ -36,7 +50,7 @@ _traced: str | None = None  # the same for code under compilation, on any thread
 
 
 def names() -> tuple[str, ...]:
-    """All backends that can be asked for by name, `auto` aside."""
+    """All backends that can be asked for by name, `CHOICES` aside."""
     return tuple(dict.fromkeys((*_MODULES, *_loaded)))
 
 
@@ -45,7 +59,7 @@ def get(name: str) -> Backend:
     backend = _loaded.get(name)
     if backend is None:
         if name not in _MODULES:
-            raise ValueError(f"backend must be one of auto, {', '.join(names())}, but got {name!r}")
+            raise ValueError(f"backend must be one of {', '.join((*CHOICES, *names()))}, but got {name!r}")
         module, cls = _MODULES[name]
         backend = _loaded[name] = getattr(import_module(module), cls)()
     return backend
@@ -55,8 +69,8 @@ def register(backend: Backend) -> None:
     """Make `backend` known by its name, for `use_backend` and as an argument. A name can be registered again."""
     if not isinstance(backend, Backend):
         raise TypeError(f"backend must be a gpuconv.backends.Backend, but got {type(backend).__name__}")
-    if not getattr(backend, "name", "") or backend.name == "auto":
-        raise ValueError("a backend needs a name, other than 'auto'")
+    if not getattr(backend, "name", "") or backend.name in CHOICES:
+        raise ValueError(f"a backend needs a name, other than {' and '.join(map(repr, CHOICES))}")
     _loaded[backend.name] = backend
     for forget in _on_register:
         forget()
@@ -73,9 +87,9 @@ def auto_order(device_type: str) -> tuple[str, ...]:
 
 
 def require(name: str) -> None:
-    """Raise unless `name` is `auto` or a backend that can run on this machine: ValueError for an unknown name,
+    """Raise unless `name` is one of `CHOICES` or a backend that can run on this machine: ValueError for an unknown name,
     BackendUnavailable, with the reason, for one that cannot run."""
-    if name == "auto":
+    if name in CHOICES:
         return
     reason = get(name).unavailable()
     if reason is not None:

@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 import gpuconv
+from gpuconv.files import write_atomically
 from gpuconv.train import loop
 from gpuconv.train.config import Config, UserError
 from gpuconv.train.data import DATASETS, Data
@@ -162,18 +163,11 @@ def load_weights(network: nn.Module, path: Path) -> None:
     network.load_state_dict(found)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def _save(path: Path, content: bytes) -> None:
     """Make `content` the file at `path`. Raises UserError where it cannot; a file that was there then stays."""
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_atomically(path, content)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         kept = "; the one saved before is still there" if path.exists() else ""
         raise UserError(f"cannot write {path}: {error.strerror}{kept}") from None
 
@@ -196,7 +190,7 @@ def _create(path: Path, config: Config, data: Data) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {path}: {error.strerror}") from None
-    write_atomically(path / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
+    _save(path / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
@@ -211,7 +205,7 @@ def _save(path: Path, network: nn.Module) -> None:
     import safetensors.torch
 
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
-    write_atomically(path / MODEL, safetensors.torch.save(tensors))
+    _save(path / MODEL, safetensors.torch.save(tensors))
 
 
 def _finite(value: float) -> float | None:
