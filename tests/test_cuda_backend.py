@@ -12,13 +12,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 from host_cuda import COMPILER, FLAGS, compiled
-from problems import CURATED
 
 from gpuconv import backends, plan
 from gpuconv.backends import cuda_cupy
 from gpuconv.backends.base import Operands
 from gpuconv.backends.cuda import WORKSPACE, CudaBackend, launches, simt_tiles
 from gpuconv.backends.cuda_launch import CONV, Instance, Launch, source
+from gpuconv.bench.problems import CURATED
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import DIRECTIONS, ConvProblem
 

@@ -5,6 +5,7 @@ GPUCONV_BACKEND (read when gpuconv is imported), else it is `auto`.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,7 +15,9 @@ import torch
 
 from gpuconv.backends.base import Backend, BackendUnavailable
 
-__all__ = ["Backend", "BackendUnavailable", "auto_order", "get", "names", "register", "selected", "use_backend"]
+__all__ = [
+    "Backend", "BackendUnavailable", "auto_order", "get", "load", "names", "register", "selected", "use_backend",
+]  # fmt: skip
 
 # Where each backend of ours lives; imported when first asked for, so that importing gpuconv stays cheap.
 _MODULES = {
@@ -60,6 +63,32 @@ def register(backend: Backend) -> None:
     _loaded[backend.name] = backend
     for forget in _on_register:
         forget()
+
+
+def load(spec: str) -> str:
+    """The name of the backend that `spec` means: one that is known already, or `package.module:Class`, which is
+    imported (from the current directory too), made and registered.
+
+    Raises ValueError, saying what is wrong, for anything else.
+    """
+    module, colon, attribute = spec.partition(":")
+    if not colon:
+        if spec not in names():
+            raise ValueError(f"backend must be package.module:Class or one of {', '.join(names())}, but got {spec!r}")
+        return spec
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(import_module(module), attribute)
+        backend = found() if isinstance(found, type) else found
+    except Exception as error:  # somebody else's module: whatever it raises
+        raise ValueError(f"backend {spec!r} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not isinstance(backend, Backend):
+        raise ValueError(f"backend {spec!r} must be a gpuconv.backends.Backend, but is {found!r}")
+    if getattr(backend, "name", "") in _MODULES:
+        raise ValueError(f"backend {spec!r} is called {backend.name!r}, as one of gpuconv's own; give it another name")
+    register(backend)
+    return backend.name
 
 
 def on_register(forget: Callable[[], None]) -> None:
