@@ -60,14 +60,11 @@ def _roofline(make: Any, found: list[Line], title: str) -> Any:
     """Each backend's best time of each layer, under this machine's ceilings; a panel for each direction."""
     names = backends_of(found)
     directions = [d for d in DIRECTIONS if any(line.direction == d for line in found)]
-    timed = {
-        (line, name): row
-        for line in found for name in names if (row := line.best(name)) is not None and "ms" in row
-    }  # fmt: skip
-    last = next(reversed(timed.values()))
-    unit, scale = ("GFLOP/s", 1e3) if max(row["tflops"] for row in timed.values()) < 1 else ("TFLOP/s", 1.0)
+    best = [row for line in found for name in names if (row := line.best(name)) is not None and "ms" in row]
+    last = best[-1]
+    unit, scale = ("GFLOP/s", 1e3) if max(row["tflops"] for row in best) < 1 else ("TFLOP/s", 1.0)
     memory, arithmetic = last["copy_gbs"] * scale / 1e3, last["matmul_tflops"] * scale
-    intensities = [row["gflop"] / row["gbyte"] for row in timed.values()]
+    intensities = [row["gflop"] / row["gbyte"] for row in best]
     ridge = arithmetic / memory
     low, high = min(*intensities, ridge) / 3, max(*intensities, ridge) * 2
     figure = make(figsize=(4.4 * len(directions) + 0.8, 4.8), layout="constrained")
@@ -80,7 +77,7 @@ def _roofline(make: Any, found: list[Line], title: str) -> Any:
         panel.annotate("matrix product", (high, arithmetic), (-2, 4), ha="right", **small)
         for name in names:
             colour, marker, _ = _style(names, name)
-            series = [row for (line, who), row in timed.items() if who == name and line.direction == direction]
+            series = [row for row in best if (row["backend"], row["direction"]) == (name, direction)]
             xs, ys = [row["gflop"] / row["gbyte"] for row in series], [row["tflops"] * scale for row in series]
             panel.scatter(xs, ys, label=name, c=colour, marker=marker, s=34, edgecolors="black", linewidths=0.6)
         panel.set(xscale="log", yscale="log", xlabel="operations a byte")
@@ -103,7 +100,7 @@ def _speedup(make: Any, found: list[Line], title: str) -> Any:
         return None
     directions = [d for d in DIRECTIONS if any(line.direction == d for line in found)]
     labels = list(dict.fromkeys(_label(line, found) for line in found))
-    height = 1.7 + 0.24 * len(labels) * max(1.0, 0.6 * len(others)) + 0.4
+    height = 2.0 + 0.24 * len(labels) * max(1.0, 0.6 * len(others)) + 0.4
     figure = make(figsize=(3.4 * len(directions) + 2.4, height), layout="constrained")
     figure.suptitle(title, fontsize=10)
     panels = figure.subplots(1, len(directions), sharey=True, sharex=True, squeeze=False)[0]
@@ -132,7 +129,9 @@ def _speedup(make: Any, found: list[Line], title: str) -> Any:
             means.append(f"{name} {geometric_mean(list(speedups.values())):.2f}")
         panel.axvline(1, color="black", linewidth=1)
         panel.set_xscale("log")
-        panel.set_title(f"{direction}\ngeometric mean: {', '.join(means)}", fontsize=9)
+        pairs = [", ".join(means[i : i + 2]) for i in range(0, len(means), 2)]
+        panel.set_title("\n".join((direction, *pairs, "(geometric mean)")), fontsize=9)
+        panel.tick_params(labelsize=8)
         panel.grid(True, axis="x", which="major", color="#dddddd", linewidth=0.6)
         panel.set_axisbelow(True)
         panel.set_xlabel("← slower   × PyTorch's speed   faster →", fontsize=8)
@@ -140,11 +139,12 @@ def _speedup(make: Any, found: list[Line], title: str) -> Any:
     low, high = min(*all_speedups, 0.9), max(*all_speedups, 1.1)
     room = (high / low) ** 0.18
     panels[0].set_xlim(low / room, high * room)
-    ticks = [t for t in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if low / room <= t <= high * room]
+    few = (0.001, 0.01, 0.1, 1, 10, 100, 1000) if high / low > 200 else (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
+    ticks = [t for t in few if low / room <= t <= high * room]
     panels[0].set_xticks(ticks, [f"{t:g}×" for t in ticks], fontsize=8)
     panels[0].xaxis.set_minor_locator(NullLocator())
     panels[0].set_yticks(range(len(labels)), labels, fontsize=8)
     panels[0].invert_yaxis()
     if len(others) > 1:
-        panels[0].legend(fontsize=8, loc="best")
+        figure.legend(*panels[0].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=len(others))
     return figure
