@@ -1,4 +1,4 @@
-"""The command line: gpuconv train | eval | plan | inspect | doctor.
+"""The command line: gpuconv train | eval | bench | check | plan | inspect | doctor.
 
 Commands turn options into calls and results into text; what they do lives below. Whatever a user can put right ends in
 one line `error: …` on stderr and a status other than 0: 2 for options that cannot be read, 1 for the rest.
@@ -16,7 +16,7 @@ import torch
 import typer
 
 import gpuconv
-from gpuconv import backends, cli_kernels, doctor as diagnosis
+from gpuconv import backends, cli_bench, cli_kernels, doctor as diagnosis
 from gpuconv.train import run as runs
 from gpuconv.train.config import DEFAULT_EPOCHS, DEFAULT_LR, DTYPES, Config, UserError
 from gpuconv.train.data import DATASETS
@@ -201,6 +201,10 @@ def doctor(json: Json = False) -> None:
         _print_json(found)
     else:
         print(diagnosis.text(found))
+
+
+app.command(name="bench")(cli_bench.bench)
+app.command(name="check")(cli_bench.check)
 
 
 def _print_json(value: Any) -> None:

@@ -5,23 +5,14 @@ import json as _json
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from gpuconv import backends, plan as planner
 from gpuconv.bench import suites
+from gpuconv.bench.cases import LAYOUTS, NUMBERS
 from gpuconv.gpu import KNOWN, REPRESENTATIVE, Gpu, named
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 from gpuconv.train.config import UserError
-
-NUMBERS = {
-    "float16": (torch.float16, False),
-    "bfloat16": (torch.bfloat16, False),
-    "tf32": (torch.float32, True),
-    "float32": (torch.float32, False),
-    "float64": (torch.float64, False),
-}
-LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 Layers = Annotated[
     list[str], typer.Option("--layer", show_default=False, help="A layer, suite.name, or a whole suite. Repeatable.")
@@ -52,7 +43,7 @@ def plan(
     Times are predicted by a closed formula, not measured.
     """
     gpus = [_known(named, name) for name in gpu]
-    tf32 = _of(NUMBERS, "dtype", dtype)[1]
+    tf32 = dtype == "tf32"
     rows: list[dict[str, Any]] = []
     for name, problem, where in _problems(layer, direction, dtype, layout, batch):
         for device in gpus:
@@ -135,7 +126,7 @@ def inspect(
     from gpuconv.examine import BACKENDS, examine
 
     gpus = [_of(REPRESENTATIVE, "arch", name) for name in arch or ("sm_80", "sm_90")]
-    tf32 = _of(NUMBERS, "dtype", dtype)[1]
+    tf32 = dtype == "tf32"
     found, refused = [], []
     for name, problem, where in _problems(layer, direction, dtype, layout, batch):
         for gpu in gpus:
@@ -162,7 +153,7 @@ def _problems(
     names: list[str], directions: list[str] | None, dtype: str, layout: str, batch: int | None
 ) -> Iterator[tuple[str, ConvProblem, Direction]]:
     """Each layer that is asked for, in each direction."""
-    numbers, memory_format = _of(NUMBERS, "dtype", dtype)[0], _of(LAYOUTS, "layout", layout)
+    numbers, memory_format = _of(NUMBERS, "dtype", dtype), _of(LAYOUTS, "layout", layout)
     wanted = [_of(dict(zip(DIRECTIONS, DIRECTIONS, strict=True)), "direction", d) for d in directions or DIRECTIONS]
     if batch is not None and batch < 1:
         raise UserError(f"batch must be at least 1, but got {batch}")

@@ -7,7 +7,8 @@ every later call is one dictionary look-up. Nothing is tried out; what was measu
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -81,8 +82,8 @@ def choose(
     settings: Settings,
     operands: Operands | None = None,
 ) -> Plan:
-    """The backend for `direction` of `problem`: the one that the settings name, or the first willing one in the order of
-    `auto` or `fastest`.
+    """The backend for `direction` of `problem`: the one that the settings name, or the first willing one in the order
+    of 'auto' or 'fastest'.
 
     `operands`: how the tensors lie in memory; contiguous where it is not said.
 
@@ -90,6 +91,8 @@ def choose(
     """
     activation = Activation.parse(settings.activation)
     operands = operands or contiguous_operands(problem, direction)
+    if _asked is not None:
+        _asked[Asked(problem, direction, device, operands)] = None
     automatic = settings.backend in backends.CHOICES
     passed_over: list[tuple[str, str]] = []
     gpu = Gpu.of(device)
@@ -133,6 +136,34 @@ def forget() -> None:
     """Plan anew, with what is recorded now, when a problem comes next."""
     _plans.clear()
     tuned.forget()
+
+
+class Asked(NamedTuple):
+    """What `choose` was asked to plan."""
+
+    problem: ConvProblem
+    direction: Direction
+    device: torch.device
+    operands: Operands
+
+
+@contextmanager
+def listening() -> Iterator[list[Asked]]:
+    """The different problems that are planned within this context, on any thread, in the order in which they come."""
+    global _asked
+    if _asked is not None:
+        raise RuntimeError("somebody is listening already")
+    _plans.clear()  # what was planned before is to be asked again
+    _asked = {}
+    heard: list[Asked] = []
+    try:
+        yield heard
+    finally:
+        heard.extend(_asked)
+        _asked = None
+
+
+_asked: dict[Asked, None] | None = None
 
 
 def contiguous_operands(

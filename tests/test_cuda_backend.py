@@ -10,17 +10,17 @@ import threading
 import types
 from collections.abc import Iterator
 
-import layers
 import pytest
 import torch
 from host_cuda import COMPILER, FLAGS, compiled
-from problems import CURATED
 
 from gpuconv import backends, plan, predict
 from gpuconv.backends import cuda_cupy
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda import WORKSPACE, CudaBackend, launches, simt_tiles
 from gpuconv.backends.cuda_launch import CONV, Instance, Launch, source
+from gpuconv.bench import suites
+from gpuconv.bench.problems import CURATED
 from gpuconv.gpu import KNOWN, Gpu
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 
@@ -137,11 +137,11 @@ def chosen(problem: ConvProblem, direction: Direction, gpu: Gpu, tf32: bool = Fa
     return tile
 
 
-@pytest.mark.parametrize("name", layers.NAMES)
+@pytest.mark.parametrize("name", suites.SUITES["thirty"].layers)
 @pytest.mark.parametrize("direction", ["forward", "grad_input"])
 def test_planner_counts_the_blocks_that_are_launched(direction: Direction, name: str) -> None:
     for dtype in (torch.float16, torch.float64):
-        problem = layers.layer(name, 3, dtype, torch.channels_last)
+        problem = suites.layer(f"thirty.{name}", 3, dtype, torch.channels_last)
         operands = plan.contiguous_operands(problem, direction, torch.channels_last)
         for tile in CudaBackend().tiles(problem, direction, KNOWN["A100"], operands):
             blocks = launches(problem, direction, operands, tile)[0].blocks
@@ -152,7 +152,7 @@ def test_planner_counts_the_blocks_that_are_launched(direction: Direction, name:
 @pytest.mark.parametrize("direction", ["forward", "grad_input"])
 def test_a_window_is_fetched_with_its_halo_where_that_fetches_less(direction: Direction, gpu: Gpu) -> None:
     def kernel(name: str) -> str:
-        return chosen(layers.layer(name, 32, torch.float16, torch.channels_last), direction, gpu).kernel
+        return chosen(suites.layer(f"thirty.{name}", 32, torch.float16, torch.channels_last), direction, gpu).kernel
 
     assert kernel("resnet50-56-3x3") == kernel("vgg-112-3x3") == kernel("unet-decoder") == "halo"
     assert kernel("deeplab-dilated") == "tensor"  # a margin of 24 pixels around a window of 8 × 16
@@ -160,7 +160,7 @@ def test_a_window_is_fetched_with_its_halo_where_that_fetches_less(direction: Di
 
 
 def test_a_halo_costs_what_it_fetches() -> None:
-    problem, gpu = layers.layer("vgg-112-3x3", 32, torch.float16, torch.channels_last), KNOWN["H100"]
+    problem, gpu = suites.layer("thirty.vgg-112-3x3", 32, torch.float16, torch.channels_last), KNOWN["H100"]
     operands = plan.contiguous_operands(problem, "forward", torch.channels_last)
     by_kernel = {}
     for tile in CudaBackend().tiles(problem, "forward", gpu, operands):
@@ -180,10 +180,13 @@ def test_a_halo_costs_what_it_fetches() -> None:
 def test_t4_takes_tensor_cores_for_float16_and_multiply_adds_for_the_rest() -> None:
     t4 = KNOWN["T4"]
     for name, direction in itertools.product(("resnet50-56-3x3", "resnet50-14-expand", "vgg-28-3x3"), DIRECTIONS):
-        tile = chosen(layers.layer(name, 32, torch.float16, torch.channels_last), direction, t4)
+        tile = chosen(suites.layer(f"thirty.{name}", 32, torch.float16, torch.channels_last), direction, t4)
         assert tile.kernel in ("tensor", "halo") and tile.stages == 2
         for dtype, tf32 in ((torch.bfloat16, False), (torch.float32, True), (torch.float64, False)):
-            assert chosen(layers.layer(name, 32, dtype, torch.channels_last), direction, t4, tf32).kernel == "simt"
+            assert (
+                chosen(suites.layer(f"thirty.{name}", 32, dtype, torch.channels_last), direction, t4, tf32).kernel
+                == "simt"
+            )
 
 
 # ---- through CuPy ----------------------------------------------------------------------------------------------------

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from lanes import INTERPRETING, Lane, each_lane
-from problems import CURATED, LAYOUTS, random_problem, tensors
 
 from gpuconv import ops, reference
+from gpuconv.bench.problems import CURATED, LAYOUTS, random_problem, tensors
 from gpuconv.plan import Settings
 from gpuconv.problem import ConvProblem, memory_format_of
 from gpuconv.reference import Activation, as_numpy, assert_close_to_oracle

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from problems import CURATED, random_problem
 
+from gpuconv.bench.problems import CURATED, random_problem
 from gpuconv.problem import ConvProblem, Gemm, is_channels_last
 
 

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from problems import CURATED, tensors
 
 from gpuconv import reference
+from gpuconv.bench.problems import CURATED, tensors
 from gpuconv.problem import ConvProblem
 from gpuconv.reference import Activation, Exact, assert_close_to_oracle, error_bound, worst_violation
 

@@ -4,10 +4,11 @@ A call names its backend by argument, else by the innermost `use_backend`, else 
 GPUCONV_BACKEND (read when gpuconv is imported), else it is `auto`. Two names leave the choice to the planner:
 
     auto      our kernels on a GPU, PyTorch's own where none of ours can do it and on any other device
-    fastest   whatever `gpuconv tune` found quickest on this device, PyTorch's own included; `auto` where it found nothing
+    fastest   what `gpuconv tune` found quickest on this device, PyTorch's own included; where it found nothing, as `auto`
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +24,7 @@ __all__ = [
     "BackendUnavailable",
     "auto_order",
     "get",
+    "load",
     "names",
     "register",
     "selected",
@@ -76,6 +78,32 @@ def register(backend: Backend) -> None:
         forget()
 
 
+def load(spec: str) -> str:
+    """The name of the backend that `spec` means: one that is known already, or `package.module:Class`, which is
+    imported (from the current directory too), made and registered.
+
+    Raises ValueError, saying what is wrong, for anything else.
+    """
+    module, colon, attribute = spec.partition(":")
+    if not colon:
+        if spec not in names():
+            raise ValueError(f"backend must be package.module:Class or one of {', '.join(names())}, but got {spec!r}")
+        return spec
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(import_module(module), attribute)
+        backend = found() if isinstance(found, type) else found
+    except Exception as error:  # somebody else's module: whatever it raises
+        raise ValueError(f"backend {spec!r} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not isinstance(backend, Backend):
+        raise ValueError(f"backend {spec!r} must be a gpuconv.backends.Backend, but is {found!r}")
+    if getattr(backend, "name", "") in _MODULES:
+        raise ValueError(f"backend {spec!r} is called {backend.name!r}, as one of gpuconv's own; give it another name")
+    register(backend)
+    return backend.name
+
+
 def on_register(forget: Callable[[], None]) -> None:
     """Call `forget` whenever a backend is registered: what was planned before may no longer hold."""
     _on_register.append(forget)
@@ -87,8 +115,10 @@ def auto_order(device_type: str) -> tuple[str, ...]:
 
 
 def require(name: str) -> None:
-    """Raise unless `name` is one of `CHOICES` or a backend that can run on this machine: ValueError for an unknown name,
-    BackendUnavailable, with the reason, for one that cannot run."""
+    """Raise unless `name` is one of `CHOICES` or a backend that can run on this machine.
+
+    ValueError for an unknown name; BackendUnavailable, with the reason, for one that cannot run.
+    """
     if name in CHOICES:
         return
     reason = get(name).unavailable()

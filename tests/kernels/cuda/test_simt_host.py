@@ -8,13 +8,13 @@ from typing import NamedTuple
 import pytest
 import torch
 from host_cuda import COMPILER, HostRuntime, Record, Recorder, compute, replay
-from problems import CURATED, tensors
 
 from gpuconv import reference
 from gpuconv.backends import cuda_launch
 from gpuconv.backends.base import Tile
 from gpuconv.backends.cuda import simt_tiles
 from gpuconv.backends.cuda_launch import source
+from gpuconv.bench.problems import CURATED, tensors
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 from gpuconv.reference import as_numpy, assert_close_to_oracle

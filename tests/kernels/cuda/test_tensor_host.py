@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from host_cuda import COMPILER, HostChecked, HostRuntime, Recorder, replay
-from problems import CURATED, tensors
 
 from gpuconv import reference
 from gpuconv.backends import cuda_tensor
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda_launch import source
+from gpuconv.bench.problems import CURATED, tensors
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 from gpuconv.reference import Activation, assert_close_to_oracle

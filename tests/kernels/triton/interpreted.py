@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from lanes import check_integer_overflow
-from problems import CURATED, laid_out, random_problem, tensors
 
 from gpuconv import ops, plan, reference
 from gpuconv.backends import triton as backend, triton_launch
 from gpuconv.backends.base import Tile
+from gpuconv.bench.problems import CURATED, laid_out, random_problem, tensors
 from gpuconv.plan import Settings
 from gpuconv.problem import ConvProblem, allocate
 from gpuconv.reference import Activation, as_numpy, assert_close_to_oracle, worst_violation

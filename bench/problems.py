@@ -1,4 +1,4 @@
-"""The problems that every backend is held to: a curated list, and random ones from a seed."""
+"""The problems that every backend is held to, by the tests and by `gpuconv check`: curated ones, and random ones."""
 
 import random
 import zlib
@@ -48,6 +48,35 @@ _CURATED = {
     "3d-strided": ((1, 4, 7, 6, 9), (6, 2, 2, 3, 3), {"stride": (2, 1, 2), "dilation": (1, 2, 1), "groups": 2}),
 }  # fmt: skip
 CURATED = {name: ConvProblem.of(x, w, **settings) for name, (x, w, settings) in _CURATED.items()}
+# Sums long enough that adding in another order gives other bits.
+LONG_SUMS = {"long-sums": ConvProblem.of((3, 24, 21, 23), (19, 24, 3, 3), padding=1)}
+
+
+def problem_called(name: str) -> ConvProblem:
+    """The curated problem of this name, or the random one that `random 7` means. Raises ValueError for another."""
+    head, _, seed = name.partition(" ")
+    if head == "random" and seed.isdigit():
+        return random_problem(int(seed))
+    known = CURATED | LONG_SUMS
+    if name not in known:
+        raise ValueError(f"problem must be 'random SEED' or one of {', '.join(known)}, but got {name!r}")
+    return known[name]
+
+
+def as_code(problem: ConvProblem) -> str:
+    """What makes this problem again, as Python."""
+    settings = {"stride": 1, "padding": ((0, 0),) * problem.ndim, "dilation": 1, "groups": 1}
+    plain = {"stride": (1,) * problem.ndim, "dilation": (1,) * problem.ndim}
+    given = [
+        f"{name}={getattr(problem, name)}"
+        for name, default in settings.items()
+        if getattr(problem, name) not in (default, plain.get(name))
+    ]
+    if problem.dtype is not torch.float32:
+        given.append(f"dtype={problem.dtype}")
+    if problem.memory_format is not torch.contiguous_format:
+        given.append(f"memory_format={problem.memory_format}")
+    return f"ConvProblem.of({', '.join([str(problem.input_shape), str(problem.weight_shape), *given])})"
 
 
 def seed_of(name: str) -> int:

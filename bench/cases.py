@@ -1,0 +1,103 @@
+"""What `gpuconv bench` times: a layer, a direction, a kind of numbers, a layout and who computes it."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from gpuconv import backends, ops, plan
+from gpuconv.bench import suites
+from gpuconv.problem import ConvProblem, Direction
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+NUMBERS = {
+    "bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.float32, "float32": torch.float32,
+    "float64": torch.float64,
+}  # fmt: skip
+BASELINES = ("aten", "inductor")  # PyTorch's own: timed even where they miss the bound
+CPU_BATCH = 2  # the largest batch on a CPU, unless one is asked for
+
+Call = Callable[[], torch.Tensor]
+
+
+class Case(NamedTuple):
+    """A layer and what is computed of it; `tensors` and `call` say the rest."""
+
+    layer: str  # suite.layer
+    direction: Direction
+    numbers: str
+    batch: int
+
+    def problem(self, layout: str) -> ConvProblem:
+        return suites.layer(self.layer, self.batch, NUMBERS[self.numbers], LAYOUTS[layout])
+
+
+def cases(
+    layers: Sequence[str], directions: Sequence[Direction], numbers: Sequence[str], batch: int | None, device: str
+) -> Iterator[Case]:
+    """Every combination; the batch is the layer's own where none is given (`CPU_BATCH` at most on a CPU)."""
+    for kind in numbers:
+        for name in layers:
+            own = suites.layer(name).batch
+            n = batch or (min(own, CPU_BATCH) if device == "cpu" else own)
+            for direction in directions:
+                yield Case(name, direction, kind, n)
+
+
+def layers_of(names: Sequence[str], layers: Sequence[str]) -> list[str]:
+    """`suite.layer` of all layers of the suites called so, and of the layers. Raises ValueError for unknown names."""
+    found = [f"{name}.{layer}" for name in names for layer in suites.suite(name).layers]
+    for name in layers:
+        suites.find(name)
+    return list(dict.fromkeys((*found, *layers)))
+
+
+def tensors(case: Case, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two random operands of a case, contiguous; the same values every time."""
+    p = case.problem("contiguous")
+    shapes = {
+        "forward": (p.input_shape, p.weight_shape),
+        "grad_input": (p.output_shape, p.weight_shape),
+        "grad_weight": (p.output_shape, p.input_shape),
+    }[case.direction]
+    generator = torch.Generator(device).manual_seed(1)
+    a, b = (torch.randn(shape, generator=generator, device=device, dtype=p.dtype) for shape in shapes)
+    return a, b
+
+
+def call(case: Case, backend: str, layout: str, a: torch.Tensor, b: torch.Tensor) -> Call:
+    """What computes a case from its operands, which lie in `layout`, as a user of PyTorch or of the ops would."""
+    p = case.problem(layout)
+    if backend in BASELINES:
+        run = pytorch(p, case.direction, a)
+        if backend == "inductor":
+            run = torch.compile(run, mode="max-autotune-no-cudagraphs", dynamic=False)
+        return functools.partial(run, a, b)
+    key = plan.Settings(p.stride, p.padding, p.dilation, p.groups, backend=backend).encode()
+    if case.direction == "forward":
+        return lambda: ops.forward(a, b, None, None, key)
+    if case.direction == "grad_input":
+        return lambda: ops.grad_input(a, b, p.input_shape, key)
+    return lambda: ops.grad_weight(a, b, p.weight_shape, False, key)[0]
+
+
+def pytorch(p: ConvProblem, direction: Direction, like: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """PyTorch's own `direction` of a problem, from two operands; its backward computes the one gradient alone."""
+    settings = (p.stride, [low for low, _ in p.padding], p.dilation, False, [0] * p.ndim, p.groups)
+    if direction == "forward":
+        return lambda x, w: torch.ops.aten.convolution(x, w, None, *settings)
+    backward: Any = torch.ops.aten.convolution_backward
+    if direction == "grad_input":  # only the shape and layout of the other tensor matter
+        x = torch.empty(p.input_shape, dtype=like.dtype, device=like.device, memory_format=p.memory_format)
+        return lambda gy, w: backward(gy, x, w, None, *settings, [True, False, False])[0]
+    w = torch.empty(p.weight_shape, dtype=like.dtype, device=like.device, memory_format=p.memory_format)
+    return lambda gy, x: backward(gy, x, w, None, *settings, [False, True, False])[1]
+
+
+def refusal(case: Case, backend: str, layout: str, device: torch.device) -> str | None:
+    """Why `backend` does not do a case, or None."""
+    if backend in BASELINES:
+        return None
+    found = backends.get(backend)
+    return found.unavailable() or found.refuses(case.problem(layout), case.direction, device)

@@ -1,0 +1,32 @@
+"""Prints the milliseconds of the first call of a case in this process; `runner.first_call` starts it.
+
+    python -m gpuconv.bench.first_call LAYER DIRECTION NUMBERS BATCH BACKEND LAYOUT DEVICE
+
+The device is in use before: making its context is not counted, importing and compiling kernels is.
+"""
+
+import sys
+import time
+
+import torch
+
+from gpuconv.bench import cases, runner, timing
+
+
+def main() -> None:
+    layer, direction, numbers, batch, spec, layout, device_name = sys.argv[1:]
+    case, device = cases.Case(layer, direction, numbers, int(batch)), torch.device(device_name)  # type: ignore[arg-type]
+    a, b = (t.contiguous(memory_format=case.problem(layout).memory_format) for t in cases.tensors(case, device))
+    backend = runner.register(spec)
+    with timing.float32_as(numbers):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        cases.call(case, backend, layout, a, b)()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    print((time.perf_counter() - start) * 1e3)
+
+
+if __name__ == "__main__":
+    main()

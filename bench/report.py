@@ -1,0 +1,137 @@
+"""Results as text: a table for each suite, with geometric means in which losses are as plain as wins."""
+
+import math
+from collections.abc import Sequence
+
+from gpuconv.bench.results import Comparison, Line, Row, backends_of, geometric_mean, lines, times_text
+
+_LAYOUT_LETTER = {"contiguous": "c", "channels_last": "l"}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A table for each suite, kind of numbers and batch, then the geometric means over all of them."""
+    found = lines(rows)
+    if not found:
+        return "no results"
+    out = [_machine(rows[-1])]
+    for suite, numbers in dict.fromkeys((line.layer.partition(".")[0], line.numbers) for line in found):
+        mine = [line for line in found if line.layer.startswith(f"{suite}.") and line.numbers == numbers]
+        out += ["", *_suite(suite, numbers, mine)]
+    out += ["", *_notes(found)]
+    return "\n".join(out)
+
+
+def _machine(row: Row) -> str:
+    versions = "".join(f", {name} {row[name]}" for name in ("driver", "cudnn", "torch", "triton") if row.get(name))
+    threads = f", {row['threads']} threads" if row["on"] == "cpu" else ""
+    note = " (no GPU: a check of the logic, and of what a CPU does)" if row["on"] == "cpu" else ""
+    return f"{row['device']}{threads}{note}{versions}, gpuconv {row['gpuconv']} {row['commit'] or ''}, {row['date']}"
+
+
+def _suite(suite: str, numbers: str, found: list[Line]) -> list[str]:
+    names = backends_of(found)
+    batches = sorted({line.batch for line in found})
+    batch = f"batch {batches[0]}" if len(batches) == 1 else "batch as listed"
+    width = max(24, *(len(_label(line, len(batches) > 1)) for line in found))
+    head = f"{'':{width}} {'direction':11} {'roofline':>9}" + "".join(f" {_ms_head(name):>12}" for name in names)
+    others = [name for name in names if name != "aten"]
+    head += "".join(f"  {f'{name} is':14}" for name in others)
+    out = [f"{suite}, {numbers}, {batch}: ms (median) in the faster layout, c contiguous or l channels last", head]
+    for line in found:
+        text = f"{_label(line, len(batches) > 1):{width}} {line.direction:11} {_allowed(line):>9}"
+        text += "".join(f" {_time(line.best(name)):>12}" for name in names)
+        for name in others:
+            speedup = line.speedup(name)
+            text += f"  {'' if speedup is None else times_text(speedup):14}"
+        out.append(text.rstrip())
+    for name in others:
+        for direction in dict.fromkeys(line.direction for line in found):
+            out += _mean(name, direction, [line for line in found if line.direction == direction])
+    return out
+
+
+def _label(line: Line, with_batch: bool) -> str:
+    name = line.layer.partition(".")[2]
+    return f"{name} ×{line.batch}" if with_batch else name
+
+
+def _ms_head(name: str) -> str:
+    return name if len(name) <= 12 else name[:11] + "…"
+
+
+def _time(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    if "ms" in row:
+        mark = "" if row["right"] else "!"
+        return f"{row['ms']:.{3 if row['ms'] < 100 else 1}f} {_LAYOUT_LETTER[row['layout']]}{mark:1}"
+    if row.get("right") is False:
+        return "WRONG"
+    return "failed" if "failed" in row else "refused"
+
+
+def _allowed(line: Line) -> str:
+    """The part of the roofline that the fastest reaches, and whether memory or arithmetic is the roof."""
+    timed = [row for row in line.rows if "roofline" in row]
+    if not timed:
+        return "-"
+    best = min(timed, key=lambda row: row["ms"])
+    return f"{best['roofline']:.0%} {best['bound'][:3]}"
+
+
+def _mean(name: str, direction: str, found: list[Line]) -> list[str]:
+    speedups = {line.layer.partition(".")[2]: line.speedup(name) for line in found}
+    known = {layer: s for layer, s in speedups.items() if s is not None}
+    if not known:
+        return []
+    if len(known) == 1:
+        return []
+    slowest, fastest = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
+    faster = sum(s > 1 for s in known.values())
+    text = (
+        f"  {name}, {direction}: {times_text(geometric_mean(list(known.values())))} than aten "
+        f"(geometric mean of {len(known)}; faster on {faster}, slower on {len(known) - faster}; "
+        f"worst {times_text(known[slowest])}: {slowest}; best {times_text(known[fastest])}: {fastest})"
+    )
+    missing = len(speedups) - len(known)
+    return [text + (f"; {missing} without a time" if missing else "")]
+
+
+def _notes(found: list[Line]) -> list[str]:
+    """What is wrong, refused or has failed, and what the columns mean."""
+    rows = [row for line in found for row in line.rows]
+    out = ["roofline: the time that this machine's copy and matrix product, measured in the same run, allow, as a part "
+           "of the fastest time; mem or ari is which of the two is the roof"]  # fmt: skip
+    missed: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.get("right") is False and row["role"] == "baseline":
+            missed.setdefault(row["backend"], []).append(row)
+    for name, wrong in missed.items():
+        worst = max(float(row["error"]) for row in wrong)
+        out.append(f"! {name} misses the error bound on {len(wrong)} of these, by up to {worst:.3g} times")
+    for row in rows:
+        what = f"{row['layer']} {row['direction']} {row['numbers']} {row['layout']} {row['backend']}"
+        if row.get("right") is False and row["role"] != "baseline":
+            out.append(f"WRONG  {what}: error {row['error']} × the bound; not timed")
+        elif "failed" in row:
+            out.append(f"failed {what}: {row['failed']}")
+    reasons: dict[tuple[str, str], int] = {}
+    for row in rows:
+        if "refused" in row:
+            reasons[row["backend"], row["refused"]] = reasons.get((row["backend"], row["refused"]), 0) + 1
+    return out + [f"refused by {name} {count}×: {reason}" for (name, reason), count in reasons.items()]
+
+
+def comparison(found: Comparison) -> str:
+    """What changed, the worst first, and the verdict."""
+    out = [str(change) for change in found.changes if change.row["role"] != "baseline"]
+    noise = [c for c in found.changes if c.row["role"] == "baseline"]
+    if noise:
+        ratios = [c.row["ms"] / c.before["ms"] for c in noise if "ms" in c.row and math.isfinite(c.row["ms"])]
+        mean = f", by {geometric_mean(ratios):.2f} × in the geometric mean" if ratios else ""
+        out.append(f"the baseline changed on {len(noise)}{mean}: that is the machine or PyTorch, and does not count")
+    worse = len(found.regressions)
+    better = sum(c.kind == "faster" and c.row["role"] != "baseline" for c in found.changes)
+    missing = f", {found.missing} not measured again" if found.missing else ""
+    out.append(f"{found.compared} compared{missing}: {worse} worse, {better} better beyond the noise")
+    return "\n".join(out)

@@ -1,0 +1,283 @@
+"""The commands `gpuconv bench` and `gpuconv check`; `gpuconv.cli` puts them on the command line."""
+
+import json as jsonlib
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from gpuconv import backends
+from gpuconv.bench import cases, check as checks, plots as pictures, report as reports, results, runner
+from gpuconv.bench.cases import CPU_BATCH, LAYOUTS, NUMBERS
+from gpuconv.bench.suites import SUITES
+from gpuconv.problem import DIRECTIONS, ConvProblem
+from gpuconv.train.config import UserError
+
+_BACKEND = f"{', '.join(backends.names())}, or package.module:Class for your own"
+_SUITE = "resnet18"
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in checks.DTYPES}
+
+Device = Annotated[
+    str | None,
+    typer.Option(show_default=False, help="cpu, cuda or cuda:N. Default: cuda where there is a GPU, else cpu."),
+]
+Directions = Annotated[
+    list[str] | None,
+    typer.Option("--direction", show_default=False, help=f"Of {', '.join(DIRECTIONS)}; repeat it. Default: all."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
+
+
+def chosen(name: str, given: list[str] | None, known: Any) -> list[Any]:
+    """What the words of a repeated option stand for, commas allowed; all of `known` where nothing was given."""
+    known = known if isinstance(known, dict) else {value: value for value in known}
+    words = [word for text in given or known for word in text.split(",")]
+    for word in words:
+        if word not in known:
+            raise UserError(f"{name} must be of {', '.join(known)}, but got {word!r}")
+    return [known[word] for word in words]
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device called `name`, or the default. Raises UserError for one that is not here."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except Exception as error:  # whatever PyTorch says of a device that it cannot have
+        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def check(
+    backend: Annotated[str, typer.Option(help=f"What to check: {_BACKEND}.", show_default=False)],
+    device: Device = None,
+    direction: Directions = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(show_default=False, help=f"Of {', '.join(_DTYPES)}; repeat it. Default: all."),
+    ] = None,
+    problem: Annotated[
+        list[str] | None,
+        typer.Option(show_default=False, help="A problem by name, or 'random SEED'; repeat it. Default: all."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Random problems.")] = checks.SEEDS,
+    json: Json = False,
+) -> int:
+    """Put a backend, yours or ours, through the oracle suite; exits with 1 if anything is wrong.
+
+    Values within the error bound, every output element written and nothing around it, the same bits every time, every
+    layout, and no NaN lost. Prints what fails, and the problem and options to see it again.
+    """
+    try:
+        name, where = backends.load(backend), device_of(device)
+        todo = checks.cases(
+            chosen("direction", direction, DIRECTIONS), chosen("dtype", dtype, _DTYPES), problem or (), seeds
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    with _Progress(len(todo), f"checking {name} on {where}") as show:
+        report = checks.check(name, where, todo, lambda done, so_far: show(done, f"{len(so_far.failures)} failed"))
+    if json:
+        print(jsonlib.dumps(_check_values(report), indent=2))
+    else:
+        print(_check_text(report))
+    return 0 if report.ok else 1
+
+
+def bench(
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(show_default=False, help=f"Of {', '.join(SUITES)}; repeat it. Default: {_SUITE}."),
+    ] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(show_default=False, help="suite.layer, beside or instead of suites; repeat it.")
+    ] = None,
+    direction: Directions = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            show_default=False, help=f"Of {', '.join(NUMBERS)}; repeat it. Default: bfloat16; float32 on a CPU."
+        ),
+    ] = None,
+    layout: Annotated[
+        list[str] | None,
+        typer.Option(show_default=False, help=f"Of {', '.join(LAYOUTS)}; repeat it. Default: both."),
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            show_default=False,
+            help=f"{_BACKEND}, or inductor; repeat it. PyTorch's own (aten) is always measured beside them. "
+            "Default: those of ours that run on the device.",
+        ),
+    ] = None,
+    device: Device = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(show_default=False, min=1, help=f"Default: the layer's own; on a CPU {CPU_BATCH} at most."),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(show_default=False, help="Start nothing new after so long; go on with --out later.")
+    ] = None,
+    first_call: Annotated[
+        bool, typer.Option("--first-call", help="Also time first calls in fresh processes, and compilation. Slow.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            show_default=False,
+            help="File of results, lines of JSON; one that exists is continued. Default: runs/bench-<time>.jsonl.",
+        ),
+    ] = None,
+    report: Annotated[
+        list[Path] | None,
+        typer.Option(show_default=False, help="Measure nothing, report on this file of results; repeat it."),
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            show_default=False, metavar="OLD NEW", help="Measure nothing, exit with 1 if NEW is worse beyond the noise."
+        ),
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(show_default=False, help="Also write the results as CSV.")] = None,
+    plots: Annotated[
+        Path | None, typer.Option(show_default=False, help="Also draw rooflines and speed-ups into this folder.")
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Time convolutions beside PyTorch's on layers of real networks. Every result is checked before it is timed.
+
+    Exits with 1 if a result of ours, or of a backend under test, is wrong or fails.
+    """
+    try:
+        if compare is not None:
+            found = results.compare(results.read([compare[0]]), results.read([compare[1]]))
+            print(reports.comparison(found))
+            return 1 if found.regressions else 0
+        status = 0
+        if report:
+            rows = results.read(report)
+        else:
+            where = device_of(device)
+            subjects = {runner.register(name): name for name in backend or _ours(where)}
+            options = runner.Options(
+                where, list(dict.fromkeys(("aten", *subjects))), chosen("layout", layout, LAYOUTS.keys()), seconds,
+                first_call, subjects,
+            )  # fmt: skip
+            todo = list(
+                cases.cases(
+                    cases.layers_of(suite or ([] if layer else [_SUITE]), layer or ()),
+                    chosen("direction", direction, DIRECTIONS),
+                    chosen("dtype", dtype or ["float32" if where.type == "cpu" else "bfloat16"], NUMBERS.keys()),
+                    batch, where.type,
+                )
+            )  # fmt: skip
+            out = out or Path("runs") / f"bench-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
+            status = _measure(todo, options, out)
+            rows = [row for row in results.read([out]) if row["on"] == where.type]
+        if csv is not None:
+            csv.write_text(results.as_csv(rows))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if json:
+        print(jsonlib.dumps(rows, indent=2))
+    else:
+        print(reports.table(rows))
+        if not report:
+            print(f"results  {out}")
+    if plots is not None:
+        try:
+            drawn = pictures.plot(rows, plots)
+        except ImportError as error:
+            raise UserError(f"plots need matplotlib: pip install 'gpuconv[bench]' ({error})") from error
+        print(*(f"plot     {path}" for path in drawn), sep="\n", file=sys.stderr if json else sys.stdout)
+    return status
+
+
+def _ours(device: torch.device) -> list[str]:
+    """The backends of ours that can run on the device."""
+    problem = ConvProblem.of((1, 1, 3, 3), (1, 1, 3, 3))
+    known = {name: backends.get(name) for name in runner.OURS}
+    return [n for n, b in known.items() if (b.unavailable() or b.refuses(problem, "forward", device)) is None]
+
+
+def _measure(todo: list[cases.Case], options: runner.Options, out: Path) -> int:
+    """Measure, with a bar; gives the exit status. Stopped by Ctrl-C, it keeps what there is."""
+    status = 0
+    with _Progress(len(todo), "") as show:
+        try:
+            for row in runner.run(todo, options, out, show):
+                bad = "failed" in row or row.get("right") is False
+                status = max(status, int(bad and row["role"] != "baseline"))
+        except KeyboardInterrupt:
+            print(f"stopped; --out {out} goes on from here", file=sys.stderr)
+            return 130
+        except runner.Lost as error:
+            print(f"error: {error} (--out {out})", file=sys.stderr)
+            return 1
+    return status
+
+
+def _check_values(report: checks.Report) -> dict[str, Any]:
+    failures = [
+        {"check": f.check, **f.case._asdict(), "dtype": str(f.case.dtype).removeprefix("torch."), "message": f.message,
+         "again": f.again} for f in report.failures
+    ]  # fmt: skip
+    fields = ("backend", "device", "passed", "refused", "ok")
+    return {name: getattr(report, name) for name in fields} | {"failures": failures}
+
+
+def _check_text(report: checks.Report, most: int = 5) -> str:
+    """A report for people: the totals, each kind of failure with its first, at most `most` in full."""
+    lines = [
+        f"{report.backend} on {report.device}: {sum(report.passed.values())} passed"
+        + "".join(f", {direction} {report.passed[direction]}" for direction in DIRECTIONS),
+        *(f"refused {count}: {reason}" for reason, count in report.refused.most_common()),
+    ]
+    if not report.passed and not report.failures:
+        lines.append("FAILED: nothing was checked, everything was refused")
+    if report.failures:
+        lines.append(f"FAILED {len(report.failures)}")
+        kinds = Counter((f.check, f.case.direction) for f in report.failures)
+        first = {(f.check, f.case.direction): f for f in reversed(report.failures)}
+        for kind, count in kinds.most_common(most):
+            lines += [
+                f"  {kind[0]}, {kind[1]}: {count}, the first:",
+                *(f"    {s}" for s in str(first[kind]).split("\n")),
+            ]
+        lines += [f"  {check}, {direction}: {n}" for (check, direction), n in kinds.most_common()[most:]]
+    return "\n".join(lines)
+
+
+class _Progress:
+    """A bar on stderr where that is a terminal; nothing elsewhere."""
+
+    def __init__(self, total: int, title: str) -> None:
+        self._bar = None
+        if sys.stderr.isatty():
+            from rich import console, progress
+
+            columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn())
+            self._bar = progress.Progress(
+                *columns, progress.TimeRemainingColumn(), console=console.Console(file=sys.stderr), transient=True
+            )
+            self._task = self._bar.add_task(title, total=total)
+        self._title = title
+
+    def __enter__(self) -> "_Progress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, text: str = "") -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, description=f"{self._title} {text}")
