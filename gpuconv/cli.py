@@ -1,4 +1,4 @@
-"""The command line: gpuconv train | eval | bench | check | plan | inspect | doctor.
+"""The command line: gpuconv train | eval | bench | check | plan | inspect | tune | doctor.
 
 Commands turn options into calls and results into text; what they do lives below. Whatever a user can put right ends in
 one line `error: …` on stderr and a status other than 0: 2 for options that cannot be read, 1 for the rest.
@@ -191,6 +191,7 @@ def evaluate(
 
 app.command()(cli_kernels.plan)
 app.command()(cli_kernels.inspect)
+app.command()(cli_kernels.tune)
 
 
 @app.command()

@@ -80,7 +80,7 @@ def check(
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    with _Progress(len(todo), f"checking {name} on {where}") as show:
+    with Progress(len(todo), f"checking {name} on {where}") as show:
         report = checks.check(name, where, todo, lambda done, so_far: show(done, f"{len(so_far.failures)} failed"))
     if json:
         print(jsonlib.dumps(_check_values(report), indent=2))
@@ -209,7 +209,7 @@ def _ours(device: torch.device) -> list[str]:
 def _measure(todo: list[cases.Case], options: runner.Options, out: Path) -> int:
     """Measure, with a bar; gives the exit status. Stopped by Ctrl-C, it keeps what there is."""
     status = 0
-    with _Progress(len(todo), "") as show:
+    with Progress(len(todo), "") as show:
         try:
             for row in runner.run(todo, options, out, show):
                 bad = "failed" in row or row.get("right") is False
@@ -254,7 +254,7 @@ def _check_text(report: checks.Report, most: int = 5) -> str:
     return "\n".join(lines)
 
 
-class _Progress:
+class Progress:
     """A bar on stderr where that is a terminal; nothing elsewhere."""
 
     def __init__(self, total: int, title: str) -> None:
@@ -269,7 +269,7 @@ class _Progress:
             self._task = self._bar.add_task(title, total=total)
         self._title = title
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> "Progress":
         if self._bar is not None:
             self._bar.start()
         return self

@@ -1,15 +1,20 @@
-"""The commands that look at kernels without running them: gpuconv plan | inspect. No GPU is needed."""
+"""The commands about the choice of kernels: gpuconv plan | inspect | tune. The first two need no GPU."""
 
 import dataclasses
+import importlib
 import json as _json
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Any
 
+import torch
 import typer
 
-from gpuconv import backends, plan as planner
+from gpuconv import backends, dropin, plan as planner, tuned
 from gpuconv.bench import suites
 from gpuconv.bench.cases import LAYOUTS, NUMBERS
+from gpuconv.cli_bench import Device, Directions, Json, Progress, chosen, device_of
 from gpuconv.gpu import KNOWN, REPRESENTATIVE, Gpu, named
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 from gpuconv.train.config import UserError
@@ -17,13 +22,9 @@ from gpuconv.train.config import UserError
 Layers = Annotated[
     list[str], typer.Option("--layer", show_default=False, help="A layer, suite.name, or a whole suite. Repeatable.")
 ]
-Directions = Annotated[
-    list[str] | None, typer.Option("--direction", show_default=False, help=f"{', '.join(DIRECTIONS)}. Default: all.")
-]
 Numbers = Annotated[str, typer.Option("--dtype", help=f"{', '.join(NUMBERS)}.")]
 Layout = Annotated[str, typer.Option(help=f"{', '.join(LAYOUTS)}.")]
 Batch = Annotated[int | None, typer.Option(show_default=False, help="Images. Default: the suite's.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
 
 
 def plan(
@@ -149,12 +150,118 @@ def inspect(
         print("\n".join(dict.fromkeys(refused)), end="\n" if refused else "")
 
 
+def tune(
+    layer: Annotated[
+        list[str] | None,
+        typer.Option("--layer", show_default=False, help="A layer, suite.name, or a whole suite. Repeatable."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(show_default=False, help="package.module:function that makes a model; its layers, as they come."),
+    ] = None,
+    input: Annotated[
+        str, typer.Option(help="The size of the model's input; a training step is run on random images of it.")
+    ] = "32x3x224x224",
+    direction: Directions = None,
+    dtype: Numbers = "float32",
+    layout: Layout = "channels_last",
+    batch: Batch = None,
+    device: Device = None,
+    backend: Annotated[
+        list[str] | None, typer.Option(show_default=False, help="Candidates; repeat it. Default: all that run here.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Start nothing new after so long.")] = 600,
+    json: Json = False,
+) -> int:
+    """Measure on this device which backend and tile are quickest for some layers, and record it for the planner.
+
+    Backend 'fastest' takes what was quickest, PyTorch's own included; 'auto' the quickest of ours. What is recorded
+    stays when it is interrupted. Layers that are recorded already are measured again.
+    """
+    from gpuconv.bench import tune as tuning
+
+    where = device_of(device)
+    names = tuple(_known(backends.load, name) for name in backend) if backend else backends.names()
+    if (layer is None) == (model is None):
+        raise UserError("say what to tune: either --layer or --model")
+    if model is not None:
+        todo = tuning.of_model(_step(model, input, _of(NUMBERS, "dtype", dtype), _of(LAYOUTS, "layout", layout), where))
+    else:
+        found = _problems(layer or [], direction, dtype, layout, batch)
+        operands = {"tf32": dtype == "tf32"}
+        todo = tuning.distinct(
+            planner.Asked(p, d, where, planner.contiguous_operands(p, d, p.memory_format)._replace(**operands))
+            for _, p, d in found
+        )
+    done: list[tuning.Tuned] = []
+    try:
+        with Progress(len(todo), "") as show:
+            for one in tuning.run(todo, names, seconds):
+                done.append(one)
+                show(len(done), str(one.asked.problem))
+    except KeyboardInterrupt:
+        print(f"stopped after {len(done)} of {len(todo)}; they are recorded", file=sys.stderr)
+        return 130
+    except OSError as error:
+        raise UserError(f"cannot write {tuned.path()}: {error.strerror}") from error
+    if json:
+        print(_json.dumps([_tuned_facts(one) for one in done], indent=2))
+        return 0
+    for one in done:
+        times = sorted(one.winners.items(), key=lambda pair: pair[1].seconds)
+        shown = ", ".join(f"{name} {m.seconds * 1e3:.4g} ms" for name, m in times) or "nothing"
+        print(f"{one.asked.direction:12}{one.asked.problem}: {shown}")
+        print("".join(f"    not timed: {reason}\n" for reason in one.wrong), end="")
+    wins = Counter(one.best for one in done if one.winners)
+    shown = ", ".join(f"{name} {count}" for name, count in wins.most_common()) or "none"
+    print(f"{len(done)} of {len(todo)} problems tuned on {planner.device_name(where)}; quickest: {shown}")
+    print(f"recorded in {tuned.path()}")
+    return 0
+
+
+def _tuned_facts(one: Any) -> dict[str, Any]:
+    return {
+        "problem": str(one.asked.problem),
+        "direction": one.asked.direction,
+        "times": {
+            name: {"seconds": m.seconds, "tile": m.tile and dataclasses.asdict(m.tile)}
+            for name, m in one.winners.items()
+        },
+        "wrong": list(one.wrong),
+    }
+
+
+def _step(model: str, size: str, dtype: torch.dtype, layout: torch.memory_format, device: torch.device) -> Any:
+    """A training step of a model that `package.module:function` makes, converted, on random images."""
+    module, _, name = model.partition(":")
+    try:
+        made = getattr(importlib.import_module(module), name)()
+        shape = tuple(int(n) for n in size.split("x"))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"cannot make model {model!r} with an input of {size!r}: {error}") from error
+    if not isinstance(made, torch.nn.Module):
+        raise UserError(f"model {model!r} makes a {type(made).__name__}, not a torch.nn.Module")
+    made = made.to(device, dtype)
+    dropin.convert(made)
+    x = torch.randn(shape, device=device, dtype=dtype)
+    if len(shape) == 4:
+        made, x = made.to(memory_format=layout), x.to(memory_format=layout)
+
+    def step() -> None:
+        with dropin.patch():
+            y = made(x)
+        y = next(iter(y.values())) if isinstance(y, dict) else y
+        y.float().square().sum().backward()  # not y.sum(), whose gradient is one number, expanded
+
+    return step
+
+
 def _problems(
     names: list[str], directions: list[str] | None, dtype: str, layout: str, batch: int | None
 ) -> Iterator[tuple[str, ConvProblem, Direction]]:
     """Each layer that is asked for, in each direction."""
     numbers, memory_format = _of(NUMBERS, "dtype", dtype), _of(LAYOUTS, "layout", layout)
-    wanted = [_of(dict(zip(DIRECTIONS, DIRECTIONS, strict=True)), "direction", d) for d in directions or DIRECTIONS]
+    wanted = chosen("direction", directions, DIRECTIONS)
     if batch is not None and batch < 1:
         raise UserError(f"batch must be at least 1, but got {batch}")
     for name in names:

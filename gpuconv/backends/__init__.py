@@ -4,7 +4,7 @@ A call names its backend by argument, else by the innermost `use_backend`, else 
 GPUCONV_BACKEND (read when gpuconv is imported), else it is `auto`. Two names leave the choice to the planner:
 
     auto      our kernels on a GPU, PyTorch's own where none of ours can do it and on any other device
-    fastest   what `gpuconv tune` found quickest on this device, PyTorch's own included; where it found nothing, as `auto`
+    fastest   what `gpuconv tune` found quickest on this device, PyTorch's own included; otherwise as `auto`
 """
 
 import os

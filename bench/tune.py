@@ -1,0 +1,134 @@
+"""Which backend and tile is quickest on this device, measured, and recorded in `gpuconv.tuned`.
+
+The candidates of a problem are, for each backend that can do it here, the tiles that the planner's formula finds most
+promising; PyTorch's own is one of them. A candidate whose result is not that of PyTorch in float64, within the bound,
+is not timed. What is found for a problem is recorded at once, so whatever stops a run loses no more than one problem.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from gpuconv import backends, plan, tuned
+from gpuconv.backends.base import Operands, Tile
+from gpuconv.bench import timing
+from gpuconv.bench.judge import Judge
+from gpuconv.gpu import Gpu
+from gpuconv.plan import Asked
+from gpuconv.predict import ranked
+from gpuconv.reference import IDENTITY
+
+MOST_TILES = 6  # of a backend
+
+
+class Tuned(NamedTuple):
+    """What came of one problem."""
+
+    asked: Asked
+    winners: tuned.Winners
+    wrong: tuple[str, ...]  # candidates that gave a wrong result, or failed, and how
+
+    @property
+    def best(self) -> str:
+        """The quickest backend."""
+        return min(self.winners, key=lambda name: self.winners[name].seconds)
+
+
+def candidates(asked: Asked, names: Sequence[str], most_tiles: int = MOST_TILES) -> Iterator[tuple[str, Tile | None]]:
+    """The backends of `names` that can do a problem, with the tiles worth trying; None where there are no tiles."""
+    problem, direction, device, operands = asked
+    gpu = Gpu.of(device)
+    for name in names:
+        backend = backends.get(name)
+        if (backend.unavailable() or backend.refuses(problem, direction, device)) is not None:
+            continue
+        tiles = ranked(backend.tiles(problem, direction, gpu, operands), problem, direction, gpu, operands.tf32)
+        yield from ((name, tile) for tile, _ in tiles[:most_tiles])
+        if not tiles:
+            yield name, None
+
+
+def tune(asked: Asked, names: Sequence[str], budget: float | None = None) -> Tuned:
+    """Time the candidates of one problem, `budget` seconds each, and record the best time of each backend."""
+    problem, direction, device, operands = asked
+    a, b = operands_of(asked)
+    winners: tuned.Winners = {}
+    wrong = []
+    right = Judge(problem, direction, a, b, operands.tf32)
+    with timing.float32_as("tf32" if operands.tf32 else "float32"):
+        for name, tile in candidates(asked, names):
+            run = bound(asked, name, tile, a, b)
+            try:
+                error = right.error(run())
+                if error > 1 and name != "aten":  # PyTorch's own is what a user would have otherwise
+                    wrong.append(f"{name} {tile}: error {error:.3g} × the bound")
+                    continue
+                seconds = timing.summary(timing.times(run, device, budget))["ms"] / 1e3
+            except RuntimeError as failure:  # out of memory, or a kernel that does not launch: the others may
+                wrong.append(f"{name} {tile}: {str(failure).splitlines()[0]}")
+                continue
+            if name not in winners or seconds < winners[name].seconds:
+                winners[name] = tuned.Measured(seconds, tile)
+    key = tuned.key_of(problem, direction, plan.device_name(device), operands)
+    if winners and key is not None:
+        tuned.record({key: winners})
+        plan.forget()
+    return Tuned(asked, winners, tuple(wrong))
+
+
+def operands_of(asked: Asked) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random tensors for a problem, which lie in memory as they did when it was asked."""
+    p = asked.problem
+    first, second = {
+        "forward": (p.input_shape, p.weight_shape),
+        "grad_input": (p.output_shape, p.weight_shape),
+        "grad_weight": (p.output_shape, p.input_shape),
+    }[asked.direction]
+    generator = torch.Generator(asked.device).manual_seed(1)
+
+    def draw(shape: tuple[int, ...], strides: tuple[int, ...]) -> torch.Tensor:
+        t = torch.empty_strided(shape, strides, dtype=p.dtype, device=asked.device)
+        return t.copy_(torch.randn(shape, generator=generator, device=asked.device))
+
+    return draw(first, asked.operands.strides[0]), draw(second, asked.operands.strides[1])
+
+
+def bound(asked: Asked, name: str, tile: Tile | None, a: torch.Tensor, b: torch.Tensor) -> Callable[[], Any]:
+    """What computes a problem by a backend with a tile, past the planner."""
+    problem, direction, device, operands = asked
+    plain = operands._replace(bias=False, residual=None)
+    run = backends.get(name).bind(problem, direction, device, IDENTITY, *(() if tile is None else (plain, tile)))
+    if direction == "forward":
+        return lambda: run(a, b, None, None)
+    if direction == "grad_input":
+        return lambda: run(a, b)
+    return lambda: run(a, b, False)[0]
+
+
+def distinct(found: Iterable[Asked]) -> list[Asked]:
+    """Those that can be recorded, once for each `tuned.key_of`; without bias and residual, which tiles do not mind."""
+    by_key = {}
+    for asked in found:
+        asked = asked._replace(operands=Operands(asked.operands.strides, tf32=asked.operands.tf32))
+        key = tuned.key_of(asked.problem, asked.direction, plan.device_name(asked.device), asked.operands)
+        if key is not None:
+            by_key.setdefault(key, asked)
+    return list(by_key.values())
+
+
+def of_model(step: Callable[[], Any]) -> list[Asked]:
+    """The problems that `step`, one training step or one forward pass, plans."""
+    with plan.listening() as heard, backends.use_backend("fastest"):
+        step()
+    return distinct(heard)
+
+
+def run(todo: Sequence[Asked], names: Sequence[str], limit: float, budget: float | None = None) -> Iterator[Tuned]:
+    """Tune one problem after the other; starts none after `limit` seconds."""
+    start = time.monotonic()
+    for asked in todo:
+        if time.monotonic() - start > limit:
+            return
+        yield tune(asked, names, budget)

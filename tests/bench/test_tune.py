@@ -1,0 +1,108 @@
+"""`gpuconv tune`: candidates are checked, timed and recorded, problem by problem."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import gpuconv
+from gpuconv import backends, cli, plan, tuned
+from gpuconv.backends.numpy import NumpyBackend
+from gpuconv.bench import suites, tune
+from gpuconv.problem import DIRECTIONS
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GPUCONV_CACHE", str(tmp_path / "cache"))
+    plan.forget()
+    yield tmp_path / "cache"
+    plan.forget()
+
+
+def asked(name: str = "resnet18.conv5_3x3", batch: int = 1) -> plan.Asked:
+    problem = suites.layer(name, batch, torch.float32)
+    return plan.Asked(problem, "forward", CPU, plan.contiguous_operands(problem, "forward"))
+
+
+class Wrong(NumpyBackend):
+    """Quick, and wrong."""
+
+    name = "wrong"
+
+    def forward(self, problem, input, weight, bias, residual, activation):
+        return torch.zeros(problem.output_shape, dtype=input.dtype)
+
+
+class Broken(NumpyBackend):
+    name = "broken"
+
+    def forward(self, problem, input, weight, bias, residual, activation):
+        raise RuntimeError("out of memory")
+
+
+def test_the_quickest_of_the_right_ones_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for ours in (Wrong(), Broken()):
+        monkeypatch.setitem(backends._loaded, ours.name, ours)
+    found = tune.tune(asked(), ("wrong", "broken", "numpy", "aten"), budget=0.01)
+    assert set(found.winners) == {"numpy", "aten"} and found.best in ("numpy", "aten")
+    assert "wrong None: error" in found.wrong[0] and found.wrong[1] == "broken None: out of memory"
+    table = tuned.look_up(asked().problem, "forward", "cpu", asked().operands)
+    assert table == found.winners
+
+
+def test_a_model_s_problems_are_recorded_and_then_taken(cache: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3)).float()
+    gpuconv.convert(net)
+    x = torch.randn(2, 3, 8, 8)
+    todo = tune.of_model(lambda: net(x).square().sum().backward())
+    assert sorted(a.direction for a in todo) == ["forward"] * 2 + ["grad_input"] + ["grad_weight"] * 2
+    done = list(tune.run(todo, ("numpy", "aten"), limit=60, budget=0.01))
+    assert len(done) == 5 and len(json.loads(tuned.path().read_text())["problems"]) == 5
+    with plan.listening() as heard, gpuconv.use_backend("fastest"):
+        net(x)
+    for one in heard:
+        settings = plan.Settings(one.problem.stride, one.problem.padding, one.problem.dilation, 1, backend="fastest")
+        best = next(d.best for d in done if d.asked.problem == one.problem and d.asked.direction == one.direction)
+        assert plan.choose(*one[:3], settings, one.operands).backend.name == best
+
+
+def test_time_is_limited_and_what_was_done_is_kept() -> None:
+    todo = [asked(), asked(batch=2)]
+    assert len(list(tune.run(todo, ("aten",), limit=-1, budget=0.01))) == 0
+    first = tune.run(todo, ("aten",), limit=60, budget=0.01)
+    next(first)
+    first.close()  # as Ctrl-C does
+    assert tuned.look_up(todo[0].problem, "forward", "cpu", todo[0].operands)
+    assert not tuned.look_up(todo[1].problem, "forward", "cpu", todo[1].operands)
+
+
+def test_the_command_says_what_it_found_and_where(capsys: pytest.CaptureFixture[str], cache: Path) -> None:
+    command = ["tune", "--device", "cpu", "--layer", "resnet18.conv5_3x3", "--batch", "1", "--layout", "contiguous"]
+    command += ["--backend", "aten", "--backend", "numpy"]
+    assert cli.run([*command, "--direction", "forward"]) == 0
+    text = capsys.readouterr().out
+    assert "1 of 1 problems tuned on cpu" in text and f"recorded in {cache / 'tuned.json'}" in text
+    assert cli.run([*command, "--json"]) == 0
+    assert [one["direction"] for one in json.loads(capsys.readouterr().out)] == list(DIRECTIONS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "either --layer or --model"),
+        (["--layer", "resnet18.conv9"], "no layer is called 'resnet18.conv9'"),
+        (["--model", "torch.nn:NoSuch"], "cannot make model 'torch.nn:NoSuch'"),
+        (["--model", "builtins:dict"], "makes a dict, not a torch.nn.Module"),
+        (["--layer", "resnet18.conv1", "--backend", "abacus"], "'abacus'"),
+    ],
+)
+def test_what_cannot_be_tuned_is_said_in_a_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["tune", "--device", "cpu", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error

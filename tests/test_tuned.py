@@ -1,0 +1,147 @@
+"""The table of what was measured: recorded, looked up, merged, and survived when it is damaged."""
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from lanes import LANES, Lane
+
+import gpuconv
+from gpuconv import plan, tuned
+from gpuconv.plan import Settings
+from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
+from gpuconv.tuned import Measured
+
+PROBLEM = ConvProblem.of((2, 3, 9, 8), (5, 3, 3, 3), padding=1)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GPUCONV_CACHE", str(tmp_path / "cache"))
+    plan.forget()
+    yield tmp_path / "cache"
+    plan.forget()
+
+
+def key(direction: Direction = "forward", problem: ConvProblem = PROBLEM) -> str:
+    found = tuned.key_of(problem, direction, "cpu", plan.contiguous_operands(problem, direction))
+    assert found is not None
+    return found
+
+
+def chosen(backend: str, direction: Direction = "forward") -> plan.Plan:
+    settings = Settings(PROBLEM.stride, PROBLEM.padding, PROBLEM.dilation, 1, backend=backend)
+    return plan.choose(PROBLEM, direction, CPU, settings)
+
+
+def test_fastest_takes_what_was_quickest_direction_by_direction() -> None:
+    for direction, quick in zip(DIRECTIONS, ("numpy", "aten", "numpy"), strict=True):
+        times = {name: Measured(1e-3 if name == quick else 2e-3, None) for name in ("numpy", "aten")}
+        tuned.record({key(direction): times})
+    plan.forget()  # as another process, which has not read the table yet
+    assert [chosen("fastest", d).backend.name for d in DIRECTIONS] == ["numpy", "aten", "numpy"]
+    assert chosen("auto").backend.name == "aten" and chosen("aten").backend.name == "aten"
+
+
+def test_fastest_is_auto_where_nothing_was_measured_and_computes_the_same() -> None:
+    assert chosen("fastest").backend.name == "aten"
+    x, w = torch.randn(2, 3, 9, 8, requires_grad=True), torch.randn(5, 3, 3, 3)
+    y = gpuconv.conv2d(x, w, padding=1, backend="fastest")
+    torch.testing.assert_close(y, torch.conv2d(x, w, padding=1))
+    y.sum().backward()
+    with gpuconv.use_backend("fastest"):
+        torch.testing.assert_close(gpuconv.conv2d(x, w, padding=1), y)
+
+
+def test_a_key_tells_apart_all_that_matters() -> None:
+    operands = plan.contiguous_operands(PROBLEM, "forward")
+    others = [
+        tuned.key_of(PROBLEM, "forward", "NVIDIA H100", operands),
+        tuned.key_of(PROBLEM, "forward", "cpu", operands._replace(tf32=True)),
+        key("grad_input"),
+        *(
+            key(problem=ConvProblem.of(x, w, **settings))
+            for x, w, settings in (
+                ((3, 3, 9, 8), (5, 3, 3, 3), {"padding": 1}),
+                ((2, 3, 9, 8), (5, 3, 3, 3), {"padding": ((1, 0), (1, 1))}),
+                ((2, 3, 9, 8), (5, 3, 3, 3), {"padding": 1, "stride": 2}),
+                ((2, 3, 9, 8), (5, 3, 3, 3), {"padding": 1, "dilation": 2}),
+                ((2, 3, 9, 8), (5, 3, 3, 3), {"padding": 1, "dtype": torch.float64}),
+            )
+        ),
+    ]
+    assert len({key(), *others}) == 1 + len(others)
+    sliced = operands._replace(strides=((1000, 300, 10, 1), operands.strides[1]))
+    assert tuned.key_of(PROBLEM, "forward", "cpu", sliced) is None
+
+
+@pytest.mark.skipif(Lane("cuda", "cpu") not in LANES, reason="no C++ compiler to run CUDA kernels on the CPU")
+def test_a_recorded_tile_goes_before_the_formula_and_one_that_is_no_more_does_not() -> None:
+    formula = chosen("cuda").tile
+    operands = plan.contiguous_operands(PROBLEM, "forward")
+    tiles = chosen("cuda").backend.tiles(PROBLEM, "forward", plan.Gpu.of(CPU), operands)
+    other = next(tile for tile in tiles if tile != formula)
+    tuned.record({key(): {"cuda": Measured(1.0, other)}})
+    assert chosen("cuda").tile == other
+    tuned.record({key(): {"cuda": Measured(1.0, other.__class__(1, 2, 3, 4, 5))}})
+    assert chosen("cuda").tile == formula
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"version": 99}', '{"version": 1, "problems": {"k": {"aten": {"seconds": "x"}}}}', "\udcff"],
+    ids=["cut off", "a list", "of another version", "with a strange entry", "not text"],
+)
+def test_a_damaged_table_is_ignored_with_one_warning_and_kept_aside(cache: Path, text: str) -> None:
+    cache.mkdir()
+    file = tuned.path()
+    file.write_text(text, errors="surrogateescape")
+    with pytest.warns(UserWarning, match=r"tuned\.json is ignored"):
+        assert chosen("fastest").backend.name == "aten"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chosen("fastest", "grad_input")
+    with pytest.warns(UserWarning, match="kept as"):
+        tuned.record({key(): {"numpy": Measured(1.0, None)}})
+    assert (cache / "tuned.damaged.json").read_text(errors="surrogateescape") == text
+    assert chosen("fastest").backend.name == "numpy"
+
+
+def test_a_table_that_cannot_be_written_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned.record({key(): {"numpy": Measured(1.0, None)}})
+    before = tuned.path().read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        tuned.record({key("grad_input"): {"numpy": Measured(1.0, None)}})
+    assert tuned.path().read_bytes() == before
+    assert sorted(p.name for p in tuned.path().parent.iterdir()) == ["tuned.json", "tuned.lock"]
+
+
+def test_processes_that_record_at_once_lose_nothing(clean_environment: dict[str, str], cache: Path) -> None:
+    code = (
+        "import sys; from gpuconv import tuned\n"
+        "for i in range(20): tuned.record({f'{sys.argv[1]} {i}': {'aten': tuned.Measured(1.0, None)}})"
+    )
+    environment = clean_environment | {"GPUCONV_CACHE": str(cache)}
+    processes = [subprocess.Popen([sys.executable, "-c", code, name], env=environment) for name in "ab"]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert len(json.loads(tuned.path().read_text())["problems"]) == 40
+
+
+def test_what_is_planned_can_be_heard() -> None:
+    x, w = torch.randn(2, 3, 9, 8, requires_grad=True), torch.randn(5, 3, 3, 3, requires_grad=True)
+    for _ in range(2):  # also what is planned already
+        with plan.listening() as heard:
+            for _ in range(2):
+                gpuconv.conv2d(x, w, padding=1, backend="numpy").sum().backward()
+        assert [asked.direction for asked in heard] == ["forward", "grad_input", "grad_weight"]
+        assert all(asked.problem == PROBLEM and asked.device == CPU for asked in heard)
