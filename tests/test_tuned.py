@@ -34,9 +34,9 @@ def key(direction: Direction = "forward", problem: ConvProblem = PROBLEM) -> str
     return found
 
 
-def chosen(backend: str, direction: Direction = "forward") -> plan.Plan:
-    settings = Settings(PROBLEM.stride, PROBLEM.padding, PROBLEM.dilation, 1, backend=backend)
-    return plan.choose(PROBLEM, direction, CPU, settings)
+def chosen(backend: str, direction: Direction = "forward", problem: ConvProblem = PROBLEM) -> plan.Plan:
+    settings = Settings(problem.stride, problem.padding, problem.dilation, 1, backend=backend)
+    return plan.choose(problem, direction, CPU, settings)
 
 
 def test_fastest_takes_what_was_quickest_direction_by_direction() -> None:
@@ -82,14 +82,15 @@ def test_a_key_tells_apart_all_that_matters() -> None:
 
 @pytest.mark.skipif(Lane("cuda", "cpu") not in LANES, reason="no C++ compiler to run CUDA kernels on the CPU")
 def test_a_recorded_tile_goes_before_the_formula_and_one_that_is_no_more_does_not() -> None:
-    formula = chosen("cuda").tile
-    operands = plan.contiguous_operands(PROBLEM, "forward")
-    tiles = chosen("cuda").backend.tiles(PROBLEM, "forward", plan.Gpu.of(CPU), operands)
-    other = next(tile for tile in tiles if tile != formula)
-    tuned.record({key(): {"cuda": Measured(1.0, other)}})
-    assert chosen("cuda").tile == other
-    tuned.record({key(): {"cuda": Measured(1.0, other.__class__(1, 2, 3, 4, 5))}})
-    assert chosen("cuda").tile == formula
+    problem = ConvProblem.of((2, 3, 9, 8), (96, 3, 3, 3), padding=1)
+    operands = plan.contiguous_operands(problem, "forward")
+    formula = chosen("cuda", problem=problem)
+    tiles = formula.backend.tiles(problem, "forward", plan.Gpu.of(CPU), operands)
+    other = next(tile for tile in tiles if tile != formula.tile)
+    tuned.record({key(problem=problem): {"cuda": Measured(1.0, other)}})
+    assert chosen("cuda", problem=problem).tile == other
+    tuned.record({key(problem=problem): {"cuda": Measured(1.0, other.__class__(1, 2, 3, 4, 5))}})
+    assert chosen("cuda", problem=problem).tile == formula.tile
 
 
 @pytest.mark.parametrize(
