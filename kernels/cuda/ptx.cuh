@@ -1,7 +1,8 @@
-// The instructions that CUDA C has no word for, each in one small function. All but the copies are *collective*: the 32
-// threads of a warp execute them together, and each holds a share (a fragment) of the matrices.
+// The instructions that CUDA C has no word for, each in one small function. All but copies and stores are *collective*:
+// the 32 threads of a warp execute them together, and each holds a share (a fragment) of the matrices.
 //
 //   copy_16       16 bytes, global → shared memory, without passing through registers (cp.async; from sm_80)
+//   store_16      16 bytes, registers → global memory, as one (st.v4)
 //   ldmatrix      four 8 × 8 matrices of 16-bit elements, shared memory → fragments; each row has its own address
 //   exchange      a value of the lane whose number differs in one bit (shfl.sync)
 //   multiply      acc[16 × 8] += a[16 × k] · b[k × 8] on tensor cores (mma.sync), k being 32 bytes of operand: 16
@@ -48,6 +49,14 @@ __device__ __forceinline__ void close_group() {}
 template <int NEWEST>
 __device__ __forceinline__ void wait_for_groups() {}
 #endif
+
+// An assignment would do, but compilers have been seen to take it apart.
+__device__ __forceinline__ void store_16(void* to, uint4 v) {
+  asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};"
+               :
+               : "l"(__cvta_generic_to_global(to)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
 
 // ---- fragments ------------------------------------------------------------------------------------------------------
 

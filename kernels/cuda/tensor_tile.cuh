@@ -193,7 +193,7 @@ __device__ __forceinline__ void store(const Sums& acc, unsigned char* slabs, Res
         Vector<Result> out;
 #pragma unroll
         for (int e = 0; e < EACH; ++e) out.at[e] = narrow<Result>(values[e]);
-        *reinterpret_cast<Vector<Result>*>(base + to[row] + column) = out;
+        store_16(base + to[row] + column, *reinterpret_cast<const uint4*>(&out));
       } else {
         base[to[row] + column * step] = narrow<Result>(values[0]);
       }

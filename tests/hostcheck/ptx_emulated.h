@@ -86,6 +86,11 @@ NOT_INLINE void wait_for_groups() {
       *(uint4*)copy.to = copy.inside ? *(const uint4*)copy.from : uint4{0, 0, 0, 0};
 }
 
+inline void store_16(void* to, uint4 v) {
+  host::check_aligned(to, "st.v4: destination is not aligned to 16 bytes");
+  std::memcpy(to, &v, sizeof v);
+}
+
 NOT_INLINE inline void ldmatrix(unsigned (&r)[4], const void* row) {
   const host::MatrixRows rows(row);
   const int g = host::lane() / 4, t = host::lane() % 4;
