@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from lanes import LANES, Lane
 
 import gpuconv
-from gpuconv import plan, tuned
+from gpuconv import backends, plan, tuned
+from gpuconv.backends.base import Tile
+from gpuconv.backends.numpy import NumpyBackend
 from gpuconv.plan import Settings
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 from gpuconv.tuned import Measured
@@ -34,9 +35,9 @@ def key(direction: Direction = "forward", problem: ConvProblem = PROBLEM) -> str
     return found
 
 
-def chosen(backend: str, direction: Direction = "forward", problem: ConvProblem = PROBLEM) -> plan.Plan:
-    settings = Settings(problem.stride, problem.padding, problem.dilation, 1, backend=backend)
-    return plan.choose(problem, direction, CPU, settings)
+def chosen(backend: str, direction: Direction = "forward") -> plan.Plan:
+    settings = Settings(PROBLEM.stride, PROBLEM.padding, PROBLEM.dilation, 1, backend=backend)
+    return plan.choose(PROBLEM, direction, CPU, settings)
 
 
 def test_fastest_takes_what_was_quickest_direction_by_direction() -> None:
@@ -80,17 +81,29 @@ def test_a_key_tells_apart_all_that_matters() -> None:
     assert tuned.key_of(PROBLEM, "forward", "cpu", sliced) is None
 
 
-@pytest.mark.skipif(Lane("cuda", "cpu") not in LANES, reason="no C++ compiler to run CUDA kernels on the CPU")
-def test_a_recorded_tile_goes_before_the_formula_and_one_that_is_no_more_does_not() -> None:
-    problem = ConvProblem.of((2, 3, 9, 8), (96, 3, 3, 3), padding=1)
-    operands = plan.contiguous_operands(problem, "forward")
-    formula = chosen("cuda", problem=problem)
-    tiles = formula.backend.tiles(problem, "forward", plan.Gpu.of(CPU), operands)
-    other = next(tile for tile in tiles if tile != formula.tile)
-    tuned.record({key(problem=problem): {"cuda": Measured(1.0, other)}})
-    assert chosen("cuda", problem=problem).tile == other
-    tuned.record({key(problem=problem): {"cuda": Measured(1.0, other.__class__(1, 2, 3, 4, 5))}})
-    assert chosen("cuda", problem=problem).tile == formula.tile
+class Tiled(NumpyBackend):
+    """As a backend with kernels: it has tiles to choose from."""
+
+    name = "tiled"
+    offers = (Tile(128, 128, 64, 8, 4), Tile(64, 64, 32, 4, 3), Tile(16, 16, 16, 4, 2))
+
+    def tiles(self, problem, direction, gpu, operands):
+        return self.offers
+
+    def bind(self, problem, direction, device, activation, operands, tile):
+        return super().bind(problem, direction, device, activation)
+
+
+def test_a_recorded_tile_goes_before_the_formula_and_one_that_is_no_more_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(backends._loaded, "tiled", Tiled())
+    formula = chosen("tiled").tile
+    other = next(tile for tile in Tiled.offers if tile != formula)
+    tuned.record({key(): {"tiled": Measured(1.0, other)}})
+    assert chosen("tiled").tile == other
+    tuned.record({key(): {"tiled": Measured(1.0, Tile(1, 2, 3, 4, 5))}})
+    assert chosen("tiled").tile == formula
 
 
 @pytest.mark.parametrize(
