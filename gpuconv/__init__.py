@@ -15,6 +15,7 @@ from gpuconv.backends import BackendUnavailable, use_backend
 from gpuconv.dropin import Report, convert, patch, revert
 from gpuconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from gpuconv.problem import ConvProblem
+from gpuconv.warm import warmup
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,4 +38,5 @@ __all__ = [
     "patch",
     "revert",
     "use_backend",
+    "warmup",
 ]

@@ -1,7 +1,8 @@
-"""Files that are replaced whole or not at all."""
+"""Files that several processes may use at once: the user's cache directory, atomic writing, and locks."""
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -18,3 +19,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def cache_folder() -> Path:
+    """$GPUCONV_CACHE, else $XDG_CACHE_HOME/gpuconv, else ~/.cache/gpuconv. Makes nothing."""
+    folder = os.environ.get("GPUCONV_CACHE")
+    return Path(folder) if folder else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "gpuconv")
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """While no other process is in here with the same lock, a file (where the system has such locks)."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: whoever comes goes in
+        yield
+        return
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

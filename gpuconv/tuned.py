@@ -12,15 +12,14 @@ import json
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.files import write_atomically
+from gpuconv.files import alone, cache_folder, write_atomically
 from gpuconv.problem import ConvProblem, Direction
 
 VERSION = 1  # of the file; another one is not read
@@ -39,11 +38,8 @@ _reading = threading.Lock()
 
 
 def path() -> Path:
-    """Where the table is: $GPUCONV_CACHE, else $XDG_CACHE_HOME/gpuconv, else ~/.cache/gpuconv; then tuned.json."""
-    folder = os.environ.get("GPUCONV_CACHE")
-    if folder:
-        return Path(folder, "tuned.json")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "gpuconv", "tuned.json")
+    """Where the table is."""
+    return cache_folder() / "tuned.json"
 
 
 def key_of(problem: ConvProblem, direction: Direction, device: str, operands: Operands) -> str | None:
@@ -88,7 +84,7 @@ def record(found: Mapping[str, Winners]) -> None:
     """
     file = path()
     file.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(file):
+    with alone(file.with_suffix(".lock")):
         try:
             table = _read(file)
         except (OSError, ValueError) as error:
@@ -151,16 +147,3 @@ def _plain(table: dict[str, Winners]) -> dict[str, Any]:
         }
         for key, winners in table.items()
     }
-
-
-@contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """While no other process is in here for the same file (where the system has such locks)."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: the last writer wins
-        yield
-        return
-    with open(file.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
