@@ -202,7 +202,7 @@ def test_autocast_casts_as_pytorch_does(lane: Lane, dtype: torch.dtype) -> None:
     torch.testing.assert_close(y.double(), wide, rtol=0.02, atol=0.05)
 
 
-def test_deterministic_mode_and_cudnn_settings_change_nothing(monkeypatch) -> None:
+def test_deterministic_mode_and_cudnn_settings_change_nothing() -> None:
     x, w = torch.randn(2, 4, 6, 6), torch.randn(4, 4, 3, 3, requires_grad=True)
 
     def run() -> list[torch.Tensor]:
@@ -211,9 +211,9 @@ def test_deterministic_mode_and_cudnn_settings_change_nothing(monkeypatch) -> No
 
     before = run()
     torch.use_deterministic_algorithms(True)  # not with warn_only: what is not deterministic would raise
-    for setting, value in (("deterministic", True), ("benchmark", True), ("enabled", False)):
-        monkeypatch.setattr(torch.backends.cudnn, setting, value)
-    assert all(torch.equal(a, b) for a, b in zip(run(), before, strict=True))
+    with torch.backends.cudnn.flags(enabled=False, benchmark=True, deterministic=True):
+        after = run()
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
 X, W, B = torch.randn(2, 4, 8, 8), torch.randn(6, 4, 3, 3), torch.randn(6)

@@ -15,7 +15,7 @@ from lanes import INTERPRETING, Lane, each_lane
 from torch import Tensor
 
 from gpuconv import functional
-from gpuconv.reference import Exact, assert_close_to_oracle
+from gpuconv.reference import Exact, as_numpy, assert_close_to_oracle
 
 FUNCTIONS = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
 DTYPES = [torch.float64, torch.float32, torch.complex128, torch.complex64]
@@ -47,6 +47,7 @@ def absolute(t: Tensor) -> Tensor:
 
 
 def hold_to_the_bound(got: list[Tensor], theirs: Callable[..., Tensor], tensors: list[Tensor], grad: Tensor) -> None:
+    tf32 = grad.is_cuda and torch.backends.cudnn.conv.fp32_precision == "tf32"
     wide = torch.complex128 if grad.is_complex() else torch.float64
     values = with_gradients(theirs, [t.to(wide) for t in tensors], grad.to(wide))
     magnitudes = with_gradients(theirs, [absolute(t) for t in tensors], absolute(grad))
@@ -54,12 +55,13 @@ def hold_to_the_bound(got: list[Tensor], theirs: Callable[..., Tensor], tensors:
     for g, value, magnitude, count in zip(got, values, magnitudes, terms, strict=True):
         n = max(1, int(count.max())) if count.numel() else 1
         if not g.is_complex():
-            assert_close_to_oracle(g, Exact(value.numpy(), magnitude.numpy(), n), "")
+            assert_close_to_oracle(g, Exact(as_numpy(value), as_numpy(magnitude), n), tf32=tf32)
             continue
         # Three real ones: with M = Σ(|a| + |b|)(|c| + |d|), ac and bd have terms of M together, (a + b)(c + d) of M
         # again; five sums before and after add a rounding of at most M each, and γ ≥ 4·u: 2γM + 5uM ≤ 4γM.
         for part, exactly in ((g.real, value.real), (g.imag, value.imag)):
-            assert_close_to_oracle(part.resolve_neg(), Exact(exactly.numpy(), 4 * magnitude.numpy(), n), "")
+            exact = Exact(as_numpy(exactly), 4 * as_numpy(magnitude), n)
+            assert_close_to_oracle(part.resolve_neg(), exact, tf32=tf32)
 
 
 def some(samples: list[Any], lane: Lane, function: str, dtype: torch.dtype) -> list[Any]:
