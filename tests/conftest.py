@@ -11,7 +11,7 @@ import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="hundreds of random problems instead of twenty")
+    parser.addoption("--full", action="store_true", help="hundreds of random problems, large networks")
     parser.addoption("--shard", default="0/1", metavar="I/N", help="every N-th test only, from the I-th on")
 
 
