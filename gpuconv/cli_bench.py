@@ -184,7 +184,7 @@ def bench(
             rows = [row for row in results.read([out]) if row["on"] == where.type]
         if csv is not None:
             csv.write_text(results.as_csv(rows))
-    except ValueError as error:
+    except (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise UserError(str(error)) from error
     if json:
         print(jsonlib.dumps(rows, indent=2))
