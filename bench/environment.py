@@ -91,8 +91,8 @@ def source(backend: str) -> str:
     roots = [Path(gpuconv.__file__).parent, *map(Path, kernels.__path__)]
     files = {file for root in roots for end in ("*.py", "*.cu", "*.cuh") for file in root.rglob(end)}
     if backend in backends.names():
-        file = inspect.getsourcefile(type(backends.get(backend)))
-        files |= {Path(file)} if file else set()
+        own = inspect.getsourcefile(type(backends.get(backend)))
+        files |= {Path(own)} if own else set()
     found = hashlib.sha256()
     for file in sorted(files):
         found.update(file.read_bytes())

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What is worth doing where there is an NVIDIA GPU, in under nine minutes: tests on it, the kernels under
-# compute-sanitizer, then a table against PyTorch.
+# What is worth doing where there is an NVIDIA GPU, in nine minutes: are the kernels right, then how quick are they.
 #
-#   bash bench/on_gpu.sh                 results in ${OUT:-bench/results}; PYTHON names the interpreter
+#   bash bench/on_gpu.sh                     results in ${OUT:-bench/results}; PYTHON names the interpreter
+#   RESUME=FILE.jsonl bash bench/on_gpu.sh   goes on with an earlier call's measurements, and does not check again
 #
 # Each step has a time limit and survives the failure of another; the exit status says whether all went well. Steps that
 # time nothing run side by side. What a step says is kept whole in its log; its end is shown here.
@@ -10,8 +10,10 @@ set -u
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 out=${OUT:-bench/results}
+resume=${RESUME:-}
 mkdir -p "$out"
 name=$(date -u +%Y-%m-%d)
+results=$out/$name-gpu.jsonl
 failures=$(mktemp -d) # a file for each step that failed: steps side by side share no variables
 trap 'rm -rf "$failures"' EXIT
 
@@ -26,35 +28,35 @@ step() { # step NAME SECONDS COMMAND…
         : >"$failures/$label"
     fi
 }
+bench() { # bench NAME SECONDS OPTIONS…: stops by itself before it is stopped
+    step "$1" $(($2 + 25)) "$python" -m gpuconv bench --device cuda --seconds "$2" --out "$results" "${@:3}"
+}
 
-step environment 40 "$python" -c '
-import torch, triton, gpuconv
-print("torch", torch.__version__, "cuda", torch.version.cuda, "triton", triton.__version__, "gpuconv", gpuconv.__version__)
-for i in range(torch.cuda.device_count()):
-    print(i, torch.cuda.get_device_properties(i))
-for name in ("triton", "cuda"):
-    print(f"{name} backend:", gpuconv.backends.get(name).unavailable() or "available")
-assert torch.cuda.is_available()
-'
-step smoke 60 "$python" -m gpuconv.bench.table --layers resnet50-14-3x3 --numbers bfloat16 --seconds 40
-
-step tests 200 "$python" -m pytest -q -n 6 -k "triton-cuda or cuda-cuda" \
-    tests/test_on_gpu.py tests/test_oracle_suite.py tests/test_ops.py tests/test_functional.py &
-{
-    # The first one compiles for those that follow: CuPy and Triton keep what they compile on disk.
-    step problems-cuda 60 "$python" -m gpuconv.bench.sanitize --backend cuda --seconds 50
-    step memcheck-cuda 70 "$python" -m gpuconv.bench.sanitize --backend cuda --tool memcheck --seconds 45
-    step racecheck-cuda 70 "$python" -m gpuconv.bench.sanitize --backend cuda --tool racecheck --seconds 45
-} &
-{
-    # No racecheck: it is for barriers placed by hand, and Triton's compiler places these.
-    step problems-triton 60 "$python" -m gpuconv.bench.sanitize --backend triton --seconds 50
-    step memcheck-triton 70 "$python" -m gpuconv.bench.sanitize --backend triton --tool memcheck --seconds 45
-} &
-wait
-
-step table 140 "$python" -m gpuconv.bench.table --seconds 115 --out "$out/$name-table.jsonl"
-step table-cuda 80 "$python" -m gpuconv.bench.table --backend cuda --seconds 60 --out "$out/$name-table-cuda.jsonl"
+if [ -n "$resume" ] && [ "$resume" != "$results" ]; then cp "$resume" "$results"; fi
+step doctor 40 "$python" -m gpuconv doctor
+if [ -z "$resume" ]; then
+    step smoke 45 "$python" -m gpuconv bench --device cuda --layer resnet50.conv4_3x3 --out "$out/$name-smoke.jsonl"
+    step tests 180 "$python" -m pytest -q -n 6 -k "triton-cuda or cuda-cuda" \
+        tests/test_on_gpu.py tests/test_oracle_suite.py tests/test_ops.py tests/test_functional.py &
+    {
+        # The first one compiles for those that follow: CuPy and Triton keep what they compile on disk.
+        step problems-cuda 60 "$python" -m gpuconv.bench.sanitize --backend cuda --seconds 50
+        step memcheck-cuda 60 "$python" -m gpuconv.bench.sanitize --backend cuda --tool memcheck --seconds 40
+        step racecheck-cuda 60 "$python" -m gpuconv.bench.sanitize --backend cuda --tool racecheck --seconds 40
+    } &
+    {
+        # No racecheck: it does not know every way in which Triton's kernels wait for their copies.
+        step problems-triton 60 "$python" -m gpuconv.bench.sanitize --backend triton --seconds 50
+        step memcheck-triton 60 "$python" -m gpuconv.bench.sanitize --backend triton --tool memcheck --seconds 40
+    } &
+    wait
+fi
+# The most telling first; what there was no time for is left to the next call.
+bench resnet50 $((SECONDS < 330 ? 90 : 40)) --suite resnet50
+bench depthwise $((SECONDS < 430 ? 40 : 20)) --suite convnext_t --suite replknet31
+bench rest $((SECONDS < 450 ? 480 - SECONDS : 20)) --suite airbench94 --suite resnet9 --suite mobilenetv2 --suite stems \
+    --suite unet --suite resnext50 --suite segmentation --suite vgg16 --suite deepbench --suite r3d18 --suite wav2vec2
+step report 25 "$python" -m gpuconv bench --report "$results" --csv "$out/$name-gpu.csv" --plots "$out/$name-plots"
 echo
 echo "results in $out; $SECONDS s in all"
 [ -z "$(ls "$failures")" ]

@@ -135,7 +135,7 @@ def _speedup(make: Any, found: list[Line], title: str) -> Any:
         panel.grid(True, axis="x", which="major", color="#dddddd", linewidth=0.6)
         panel.set_axisbelow(True)
         panel.set_xlabel("← slower   × PyTorch's speed   faster →", fontsize=8)
-    all_speedups = [s for line in found for name in others if (s := line.speedup(name)) is not None]
+    all_speedups = [known for line in found for name in others if (known := line.speedup(name)) is not None]
     low, high = min(*all_speedups, 0.9), max(*all_speedups, 1.1)
     room = (high / low) ** 0.18
     panels[0].set_xlim(low / room, high * room)

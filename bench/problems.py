@@ -2,13 +2,14 @@
 
 import random
 import zlib
+from typing import Any
 
 import torch
 
 from gpuconv.problem import ConvProblem
 
 # Odd on purpose: nothing is a multiple of anything unless that is the point. input, weight, settings.
-_CURATED = {
+_CURATED: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "1x1": ((2, 5, 7, 6), (3, 5, 1, 1), {}),
     "1x1-stride2": ((2, 5, 7, 6), (3, 5, 1, 1), {"stride": 2}),
     "3x3": ((2, 3, 9, 7), (5, 3, 3, 3), {}),

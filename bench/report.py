@@ -36,6 +36,7 @@ def _suite(suite: str, numbers: str, found: list[Line]) -> list[str]:
     head = f"{'':{width}} {'direction':11} {'roofline':>9}" + "".join(f" {_ms_head(name):>12}" for name in names)
     others = [name for name in names if name != "aten"]
     head += "".join(f"  {f'{name} is':14}" for name in others)
+    numbers = {"float32": "float32 (IEEE)", "tf32": "float32 as TF32"}.get(numbers, numbers)
     out = [f"{suite}, {numbers}, {batch}: ms (median) in the faster layout, c contiguous or l channels last", head]
     for line in found:
         text = f"{_label(line, len(batches) > 1):{width}} {line.direction:11} {_allowed(line):>9}"

@@ -31,9 +31,9 @@ def read(paths: Iterable[Path]) -> list[Row]:
     found: dict[tuple[Any, ...], Row] = {}
     for path in paths:
         try:
-            lines = path.read_text().splitlines()
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
@@ -75,7 +75,10 @@ def lines(rows: Iterable[Row]) -> list[Line]:
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for case, row in latest.items():
         groups.setdefault(case[:4], []).append(row)
-    return [Line(*case, tuple(found)) for case, found in groups.items()]
+    return [
+        Line(layer, direction, numbers, batch, tuple(found))
+        for (layer, direction, numbers, batch), found in groups.items()
+    ]
 
 
 def backends_of(found: Iterable[Line]) -> list[str]:

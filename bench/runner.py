@@ -48,7 +48,7 @@ def run(cases: Sequence[Case], options: Options, out: Path, say: Callable[[int, 
     here, start = environment(options.device), time.monotonic()
     done = {key(row): row for row in (read([out]) if out.exists() else []) if "failed" not in row or row.get("fatal")}
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a+") as file:
+    with out.open("a+", encoding="utf-8") as file:
         _drop_cut_line(out, file)
         for number, case in enumerate(cases):
             say(number, f"{case.layer} {case.direction} {case.numbers}")
@@ -64,7 +64,7 @@ def run(cases: Sequence[Case], options: Options, out: Path, say: Callable[[int, 
                 if options.seconds is not None and time.monotonic() - start > options.seconds:
                     return
                 line = {**row, **here}
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 file.flush()
                 yield line
                 if row.get("fatal"):
@@ -91,7 +91,7 @@ def _measure_case(case: Case, what: list[tuple[str, str]], options: Options) -> 
     with timing.float32_as(case.numbers):
         judge, operands = None, None
         for backend, layout in what:
-            row, p = _what(case, backend, layout), case.problem(layout)
+            row = _what(case, backend, layout)
             try:
                 reason = todo.refusal(case, backend, layout, device)
                 if reason is not None:
@@ -100,21 +100,20 @@ def _measure_case(case: Case, what: list[tuple[str, str]], options: Options) -> 
                 if operands is None or judge is None:
                     operands = todo.tensors(case, device)
                     judge = Judge(case.problem("contiguous"), case.direction, *operands, case.numbers == "tf32")
-                a, b = (t.contiguous(memory_format=p.memory_format) for t in operands)
-                yield row | _measure(case, backend, layout, judge, a, b, options)
+                yield row | _measure(case, backend, layout, judge, operands, options)
             except Exception as error:  # one case that fails must not cost the others
                 text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
                 yield {**row, "failed": text, **({"fatal": True} if _lost(device) else {})}
             finally:
-                a = b = None
-                if device.type == "cuda" and p.flops > 1e12:
+                if device.type == "cuda" and case.problem(layout).flops > 1e12:
                     torch.cuda.empty_cache()
 
 
 def _measure(
-    case: Case, backend: str, layout: str, judge: Judge, a: torch.Tensor, b: torch.Tensor, options: Options
+    case: Case, backend: str, layout: str, judge: Judge, operands: tuple[torch.Tensor, torch.Tensor], options: Options
 ) -> Row:
     device, p = options.device, case.problem(layout)
+    a, b = (t.contiguous(memory_format=p.memory_format) for t in operands)
     call = todo.call(case, backend, layout, a, b)
     with _poisoned() if backend not in BASELINES else contextlib.nullcontext():
         error = judge.error(call())

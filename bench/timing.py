@@ -17,6 +17,7 @@ from gpuconv.bench.cases import NUMBERS
 BUDGET = {"cuda": 0.1, "cpu": 0.15}  # seconds of runs for one measurement
 _FEWEST = {"cuda": 10, "cpu": 5}
 _MOST = 100
+_PATIENCE = 20  # budgets, after which two runs are enough
 
 
 @functools.cache
@@ -28,12 +29,18 @@ def times(run: Callable[[], Any], device: torch.device, budget: float | None = N
     """Milliseconds of each of several runs, for about `budget` seconds."""
     budget = BUDGET[device.type] if budget is None else budget
     on_gpu, fewest = device.type == "cuda", _FEWEST[device.type]
-    flush, found, events = _flush(device), [], []
+    flush = _flush(device)
+    found: list[float] = []
+    events: list[tuple[Any, Any]] = []
     for _ in range(3 if on_gpu else 1):
         run()
     _wait(device)
     start = time.perf_counter()
-    while len(found) < fewest or (time.perf_counter() - start < budget and len(found) < _MOST):
+    while True:
+        spent = time.perf_counter() - start
+        enough = len(found) >= _MOST or (spent >= budget and len(found) >= fewest) or spent >= _PATIENCE * budget
+        if enough and len(found) >= 2:
+            break
         flush.zero_()
         if on_gpu:
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -54,7 +61,7 @@ def times(run: Callable[[], Any], device: torch.device, budget: float | None = N
 
 def summary(found: list[float], prefix: str = "ms") -> dict[str, float]:
     """Median, 20 % and 80 % quantile, and how many."""
-    low, *_, high = statistics.quantiles(found, n=5)
+    low, *_, high = statistics.quantiles(found, n=5, method="inclusive")
     return {prefix: statistics.median(found), f"{prefix}_20": low, f"{prefix}_80": high, "runs": len(found)}
 
 

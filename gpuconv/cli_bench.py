@@ -164,6 +164,9 @@ def bench(
             rows = results.read(report)
         else:
             where = device_of(device)
+            numbers = chosen("dtype", dtype or ["float32" if where.type == "cpu" else "bfloat16"], NUMBERS.keys())
+            if where.type == "cpu" and "tf32" in numbers:
+                raise UserError("tf32 is how GPUs multiply float32; on a CPU ask for float32")
             subjects = {runner.register(name): name for name in backend or _ours(where)}
             options = runner.Options(
                 where, list(dict.fromkeys(("aten", *subjects))), chosen("layout", layout, LAYOUTS.keys()), seconds,
@@ -173,8 +176,7 @@ def bench(
                 cases.cases(
                     cases.layers_of(suite or ([] if layer else [_SUITE]), layer or ()),
                     chosen("direction", direction, DIRECTIONS),
-                    chosen("dtype", dtype or ["float32" if where.type == "cpu" else "bfloat16"], NUMBERS.keys()),
-                    batch, where.type,
+                    numbers, batch, where.type,
                 )
             )  # fmt: skip
             out = out or Path("runs") / f"bench-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
@@ -182,7 +184,7 @@ def bench(
             rows = [row for row in results.read([out]) if row["on"] == where.type]
         if csv is not None:
             csv.write_text(results.as_csv(rows))
-    except ValueError as error:
+    except (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise UserError(str(error)) from error
     if json:
         print(jsonlib.dumps(rows, indent=2))
@@ -208,7 +210,7 @@ def _ours(device: torch.device) -> list[str]:
 
 def _measure(todo: list[cases.Case], options: runner.Options, out: Path) -> int:
     """Measure, with a bar; gives the exit status. Stopped by Ctrl-C, it keeps what there is."""
-    status = 0
+    status, start = 0, time.monotonic()
     with Progress(len(todo), "") as show:
         try:
             for row in runner.run(todo, options, out, show):
@@ -220,6 +222,8 @@ def _measure(todo: list[cases.Case], options: runner.Options, out: Path) -> int:
         except runner.Lost as error:
             print(f"error: {error} (--out {out})", file=sys.stderr)
             return 1
+    if options.seconds is not None and time.monotonic() - start > options.seconds:
+        print(f"time is up; --out {out} goes on from here", file=sys.stderr)
     return status
 
 

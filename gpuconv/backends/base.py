@@ -1,8 +1,16 @@
 """What a backend is: an implementation of the three functions that says which problems it can do.
 
-To bring your own, subclass `Backend`, implement the three functions (or refuse a direction in `refuses`), and pass it
-to `gpuconv.backends.register`. Tensors arrive validated, of one dtype and on one device, possibly non-contiguous;
-results are fresh tensors of the problem's shape and memory format, made with `gpuconv.problem.allocate`.
+To bring your own, subclass `Backend`, give it a `name`, and implement those of the three functions that you have. Then
+
+    gpuconv check --backend package.module:Class     # is it right? Everything that the oracle suite asks
+    gpuconv bench --backend package.module:Class     # is it quick? Beside ours and PyTorch's, each result checked first
+    gpuconv.backends.register(Class())               # use it: gpuconv.conv2d(…, backend=name), use_backend(name)
+
+What holds for every call: the problem is validated; tensors are of its dtype, on one device, with any strides (sliced,
+channels last, stride 0); the device is current; work goes to PyTorch's current stream. What a backend owes: a fresh
+tensor of the problem's shape and memory format (`gpuconv.problem.allocate` makes it), every element written, inputs
+untouched, the same bits for the same inputs, values within the bound of `gpuconv.reference`. What it cannot do it says
+in `refuses`, with the reason; an epilogue that it lacks it may answer with NotImplementedError.
 """
 
 import dataclasses

@@ -1,10 +1,6 @@
 """`gpuconv check`: our backends pass it, and it finds mistakes such as kernels have."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import planted
 import pytest
@@ -122,18 +118,3 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert cli.run(["check", "--backend", "numpy", *wrong]) == 1
         assert words in capsys.readouterr().err
-
-
-def test_the_readme_kernel_is_checked_and_benched(tmp_path: Path) -> None:
-    """The Triton kernel that the README shows passes, interpreted."""
-    pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    source = readme.split("```python\n# my_conv.py\n")[1].split("```")[0]
-    (tmp_path / "my_conv.py").write_text(source)
-    run = subprocess.run(
-        [sys.executable, "-m", "gpuconv", "check", "--backend", "my_conv:MyBackend", "--problem", "3x3-same",
-         "--problem", "3x3-stride2", "--dtype", "float32", "--device", "cpu"],
-        cwd=tmp_path, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "passed, forward" in run.stdout

@@ -1,0 +1,335 @@
+"""`gpuconv bench`: the gate before the clock, files that survive an interruption, reports, plots and comparisons."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import planted
+import pytest
+import torch
+
+from gpuconv import backends, cli
+from gpuconv.bench import cases, judge, plots, report, results, runner, timing
+from gpuconv.bench.cases import Case
+from gpuconv.problem import DIRECTIONS, ConvProblem
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "bench/results/2026-11-24-cpu.jsonl"
+CPU = torch.device("cpu")
+SMALL = "airbench96.proxy_group3_conv2"  # 64 → 64 channels on 3×3 pixels
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few runs are enough, and the ceilings are made up."""
+    monkeypatch.setitem(timing.BUDGET, "cpu", 0.0)
+    monkeypatch.setattr(timing, "_flush", lambda device: torch.empty(1))
+    monkeypatch.setattr(timing, "ceilings", lambda *_: {"copy_gbs": 10.0, "matmul_tflops": 0.1})
+
+
+@pytest.fixture
+def sample() -> list[results.Row]:
+    return results.read([SAMPLE])
+
+
+def measure(out: Path, *subjects: str, directions=DIRECTIONS, **options) -> list[results.Row]:
+    todo = list(cases.cases([SMALL], directions, ["float32"], None, "cpu"))
+    return list(runner.run(todo, runner.Options(CPU, subjects, **options), out, lambda number, text: None))
+
+
+# ---- the gate --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_right_is_timed_with_all_that_a_row_has_to_say(quick: None, tmp_path: Path) -> None:
+    rows = measure(tmp_path / "a.jsonl", "aten", "numpy")
+    assert len(rows) == 3 * 2 * 2
+    for row in rows:
+        assert row["right"] and row["error"] <= 1 and row["judged_by"] == "oracle"
+        assert 0 < row["ms_20"] <= row["ms"] <= row["ms_80"]
+        assert row["tflops"] > 0 and row["gbs"] > 0 and row["roofline"] > 0
+        assert row["on"] == "cpu" and row["device"].startswith("CPU") and row["torch"] == torch.__version__
+        assert {"driver", "clocks_sm", "commit", "date", "triton", "cudnn", "tf32", "cudnn_benchmark"} <= set(row)
+
+
+@pytest.mark.parametrize("cls", [planted.DroppedTap, planted.WrongPad])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_wrong_kernel_is_reported_and_not_timed(quick: None, tmp_path: Path, cls: type, direction: str) -> None:
+    name = backends.load(f"planted:{cls.__name__}")
+    rows = measure(tmp_path / "a.jsonl", "aten", name, directions=(direction,))
+    wrong = [row for row in rows if row["backend"] == name]
+    assert len(wrong) == 2 and all(row["right"] is False and row["error"] > 1 and "ms" not in row for row in wrong)
+    assert report.table(rows).count("WRONG  ") == 2
+
+
+def test_an_element_that_is_not_written_is_wrong(quick: None, tmp_path: Path) -> None:
+    class Unwritten(planted.Planted):
+        name = "unwritten"
+
+        def result(self, result):
+            fresh = torch.empty_like(result)
+            fresh[:1] = result[:1]
+            return fresh
+
+    backends.register(Unwritten())
+    (row, *_) = measure(tmp_path / "a.jsonl", "unwritten", directions=("forward",))
+    assert row["error"] == "inf" and "ms" not in row
+
+
+def test_what_fails_or_is_refused_does_not_stop_the_rest(quick: None, tmp_path: Path) -> None:
+    class Broken(planted.Planted):
+        name = "broken"
+
+        def forward(self, *tensors, activation):
+            raise RuntimeError("no such thing")
+
+    backends.register(Broken())
+    float16_alone = backends.load("planted:Float16Sums")
+    rows = measure(tmp_path / "a.jsonl", "broken", float16_alone, "aten", directions=("forward",))
+    assert [row.get("failed") or row.get("refused") for row in rows[:3]] == [
+        "RuntimeError: no such thing", "it does float16", None,
+    ]  # fmt: skip
+    text = report.table(rows)
+    assert "no such thing" in text and "it does float16" in text
+
+
+def test_a_baseline_is_timed_and_its_error_reported(quick: None, tmp_path: Path) -> None:
+    todo = list(cases.cases([SMALL], ("grad_weight",), ["float16"], 2, "cpu"))
+    rows = list(runner.run(todo, runner.Options(CPU, ("aten",)), tmp_path / "a.jsonl", lambda number, text: None))
+    assert all("ms" in row and row["role"] == "baseline" for row in rows)
+    missed = [row for row in rows if not row["right"]]
+    assert ("misses the error bound" in report.table(rows)) == bool(missed)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_both_judges_agree(monkeypatch: pytest.MonkeyPatch, direction: str, dtype: torch.dtype) -> None:
+    p = ConvProblem.of((5, 6, 9, 8), (4, 3, 3, 3), 2, 1, groups=2, dtype=dtype)
+    shapes = {"forward": (p.input_shape, p.weight_shape), "grad_input": (p.output_shape, p.weight_shape),
+              "grad_weight": (p.output_shape, p.input_shape)}  # fmt: skip
+    a, b = (torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(dtype) for shape in shapes[direction])
+    got = cases.pytorch(p, direction, a)(a, b)
+    by_oracle = judge.Judge(p, direction, a, b, False)
+    monkeypatch.setattr(judge, "MOST_FLOPS_FOR_THE_ORACLE", 0)
+    monkeypatch.setattr(judge, "_ELEMENTS_AT_ONCE", 2 * 6 * 9 * 8)  # two images at a time
+    by_pytorch = judge.Judge(p, direction, a, b, False)
+    assert (by_oracle.by, by_pytorch.by) == ("oracle", "PyTorch in float64")
+    if dtype is not torch.float64:  # there PyTorch would be compared with itself
+        assert by_pytorch.error(got) == pytest.approx(by_oracle.error(got), rel=1e-3)
+    got = got.clone()
+    got.view(-1)[-1] += 1
+    assert by_oracle.error(got) > 1 and by_pytorch.error(got) > 1
+    got.view(-1)[0] = float("nan")
+    assert by_oracle.error(got) == by_pytorch.error(got) == float("inf")
+    assert by_pytorch.error(got[:1]) == float("inf")
+
+
+def test_float32_settings_are_put_back() -> None:
+    before = (torch.backends.cudnn.benchmark, torch.backends.cudnn.conv.fp32_precision)
+    with timing.float32_as("tf32"):
+        assert torch.backends.cudnn.benchmark and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.conv.fp32_precision) == before
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_run_keeps_its_rows_and_goes_on(quick: None, tmp_path: Path) -> None:
+    out = tmp_path / "new folder" / "a.jsonl"
+    todo = list(cases.cases([SMALL], DIRECTIONS, ["float32"], None, "cpu"))
+    going = runner.run(todo, runner.Options(CPU, ("aten", "numpy")), out, lambda number, text: None)
+    first = [next(going) for _ in range(5)]
+    going.close()
+    with out.open("a") as file:
+        file.write('{"layer": "cut sho')
+    assert results.read([out]) == first
+    rest = measure(out, "aten", "numpy")
+    assert len(first) + len(rest) == 12
+    assert len(results.read([out])) == len(out.read_text().splitlines()) == 12
+    assert measure(out, "aten", "numpy") == []
+
+
+def test_other_code_is_measured_again(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "a.jsonl"
+    measure(out, "numpy", directions=("forward",))
+    monkeypatch.setattr(runner, "source", lambda backend: "changed")
+    assert len(measure(out, "numpy", directions=("forward",))) == 2
+
+
+def test_nothing_new_is_started_when_time_is_up(quick: None, tmp_path: Path) -> None:
+    assert measure(tmp_path / "a.jsonl", "aten", seconds=0.0) == []
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"loss": 1}\n{"loss": 2}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 1, is not a result"):
+        results.read([tmp_path / "a.jsonl"])
+    with pytest.raises(ValueError, match="cannot be read"):
+        results.read([tmp_path / "none"])
+
+
+# ---- reports ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_sample_is_honest(sample: list[results.Row]) -> None:
+    assert all(row["on"] == "cpu" and row["device"].startswith("CPU") and row["commit"] for row in sample)
+    assert {row["direction"] for row in sample} == set(DIRECTIONS)
+
+
+def test_the_table_shows_losses_as_plainly_as_wins(sample: list[results.Row]) -> None:
+    text = report.table(sample)
+    assert text.startswith("CPU") and "no GPU" in text
+    (line,) = [
+        line for line in results.lines(sample) if (line.layer, line.direction) == ("resnet18.conv3_3x3", "forward")
+    ]
+    speedup = line.speedup("numpy")
+    assert results.times_text(speedup) in next(
+        t for t in text.splitlines() if t.startswith("conv3_3x3 ") and "forward" in t
+    )
+    assert "geometric mean of 11; faster on" in text
+    assert (results.times_text(2), results.times_text(0.5), results.times_text(1)) == (
+        "2.00× faster", "2.00× slower", "as fast",
+    )  # fmt: skip
+    speedups = [line.speedup("numpy") for line in results.lines(sample) if line.direction == "forward"]
+    assert f"numpy, forward: {results.times_text(results.geometric_mean(speedups))} than aten" in text
+
+
+def test_csv_has_all_rows(sample: list[results.Row]) -> None:
+    rows = list(csv.DictReader(io.StringIO(results.as_csv(sample))))
+    assert len(rows) == len(sample)
+    assert float(rows[0]["ms"]) == sample[0]["ms"]
+
+
+def test_plots_are_drawn_and_can_be_told_apart_in_grey(sample: list[results.Row], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="plots need matplotlib, of the extra `bench`")
+    paths = plots.plot(sample, tmp_path / "plots")
+    assert [path.name for path in paths] == ["resnet18-float32-roofline.png", "resnet18-float32-speedup.png"]
+    from matplotlib import image
+
+    for path in paths:
+        pixels = image.imread(path)
+        assert pixels.shape[0] > 400 and pixels.shape[1] > 1000
+        assert 0.01 < (pixels[..., :3].mean(-1) < 0.9).mean() < 0.6  # neither blank nor filled
+    assert len({marker for _, marker, _ in plots._STYLES}) == len({hatch for *_, hatch in plots._STYLES}) == 6
+
+
+# ---- comparing -------------------------------------------------------------------------------------------------------
+
+
+def slower(rows: list[results.Row], factor: float, backend: str = "numpy", which: int = 0) -> list[results.Row]:
+    """A copy of rows in which the one row of a backend takes longer."""
+    rows = [dict(row) for row in rows]
+    row = [row for row in rows if row["backend"] == backend][which]
+    row.update({name: row[name] * factor for name in ("ms", "ms_20", "ms_80")})
+    return rows
+
+
+def test_a_planted_regression_is_found(sample: list[results.Row]) -> None:
+    found = results.compare(sample, slower(sample, 30))
+    assert [change.kind for change in found.regressions] == ["slower"]
+    assert "30.00 × the time" in report.comparison(found) and "1 worse, 0 better" in report.comparison(found)
+    assert [c.kind for c in results.compare(slower(sample, 30), sample).changes] == ["faster"]
+
+
+def test_noise_is_no_regression(sample: list[results.Row]) -> None:
+    assert not results.compare(sample, sample).changes
+    row = next(row for row in sample if row["backend"] == "numpy")
+    within = 0.5 * (1 + row["ms_80"] / row["ms_20"])  # the ranges still meet
+    assert not results.compare(sample, slower(sample, within)).changes
+
+
+def test_a_slower_baseline_is_the_machine(sample: list[results.Row]) -> None:
+    found = results.compare(sample, slower(sample, 30, "aten"))
+    assert not found.regressions and "does not count" in report.comparison(found)
+
+
+@pytest.mark.parametrize("state", [{"right": False, "error": 7.0}, {"failed": "out of memory"}])
+def test_what_is_wrong_or_fails_now_is_a_regression(sample: list[results.Row], state: dict) -> None:
+    new = slower(sample, 1)
+    row = next(row for row in new if row["backend"] == "numpy")
+    for name in ("ms", "ms_20", "ms_80"):
+        del row[name]
+    row.update(state)
+    assert [c.kind for c in results.compare(sample, new).regressions] == ["wrong" if "right" in state else "failed"]
+
+
+def test_only_like_is_compared_with_like(sample: list[results.Row]) -> None:
+    with pytest.raises(ValueError, match="different devices"):
+        results.compare(sample, [row | {"device": "NVIDIA H100"} for row in sample])
+    with pytest.raises(ValueError, match="no measurement in common"):
+        results.compare(sample, [])
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_command_line(
+    quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], sample: list[results.Row]
+) -> None:
+    out, new = tmp_path / "a.jsonl", tmp_path / "new.jsonl"
+    few = ["bench", "--device", "cpu", "--layer", SMALL, "--direction", "forward", "--out", str(out), "--backend"]
+    assert cli.run([*few, "numpy", "--csv", str(tmp_path / "a.csv")]) == 0
+    text = capsys.readouterr().out
+    assert "no GPU" in text and f"results  {out}" in text and (tmp_path / "a.csv").exists()
+    assert cli.run([*few, "numpy", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 4
+    assert cli.run([*few, "planted:WrongPad"]) == 1
+    assert "WRONG  " in capsys.readouterr().out
+    new.write_text("".join(json.dumps(row) + "\n" for row in slower(sample, 30)))
+    assert cli.run(["bench", "--compare", str(SAMPLE), str(new)]) == 1
+    assert cli.run(["bench", "--compare", str(SAMPLE), str(SAMPLE)]) == 0
+    assert cli.run(["bench", "--report", str(SAMPLE)]) == 0
+    assert "geometric mean" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--suite", "resnet"], "no suite is called 'resnet' (did you mean resnet"),
+        (["--layer", "resnet18.conv"], "did you mean resnet18.conv"),
+        (["--dtype", "float8"], "dtype must be of bfloat16"),
+        (["--dtype", "tf32"], "tf32 is how GPUs multiply float32"),
+        (["--backend", "nonsense"], "backend must be package.module:Class or one of"),
+        (["--report", "none.jsonl"], "none.jsonl cannot be read"),
+    ],
+)
+def test_wrong_options_are_named(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["bench", "--device", "cpu", *options]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_first_call_in_a_fresh_process() -> None:
+    found = runner.first_call(Case(SMALL, "forward", "float32", 2), "numpy", "contiguous", CPU)
+    assert found["first_call_ms"] > 0 and found["compile_ms"] >= 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="times a GPU")
+def test_a_gpu_is_timed_three_ways(tmp_path: Path) -> None:
+    todo = list(cases.cases([SMALL], DIRECTIONS, ["bfloat16"], None, "cuda"))
+    options = runner.Options(torch.device("cuda"), ("aten", "triton"), first_call=True)
+    for row in runner.run(todo, options, tmp_path / "a.jsonl", lambda number, text: None):
+        assert (
+            row["right"] and row["ms"] > 0 and row["graph_ms"] > 0 and row["host_us"] > 0 and row["first_call_ms"] > 0
+        ), row
+
+
+def test_the_readme_kernel_is_checked_and_benched(tmp_path: Path) -> None:
+    """As the README says, interpreted."""
+    pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
+    source = (ROOT / "README.md").read_text().split("```python\n# my_conv.py\n")[1].split("```")[0]
+    (tmp_path / "my_conv.py").write_text(source)
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "gpuconv", *arguments, "--backend", "my_conv:MyBackend", "--device", "cpu"]
+        environment = os.environ | {"TRITON_INTERPRET": "1"}
+        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stdout + run.stderr
+        return run.stdout
+
+    few = ("--problem", "3x3-same", "--direction", "forward", "--dtype", "float32")
+    assert "mine on cpu: 11 passed" in run("check", *few)
+    table = run("bench", "--layer", "airbench94.group3_conv2", "--direction", "forward", "--layout", "contiguous")
+    assert "mine is" in table and "WRONG" not in table
