@@ -106,7 +106,7 @@ def test_inspect_prints_json_with_what_it_promises(capsys: pytest.CaptureFixture
         (["plan", "--layer", "resnet50.conv3_3x4", "--gpu", "h100"], "did you mean resnet50.conv3_3x3"),
         (["plan", "--layer", LAYER, "--gpu", "h1000"], "gpu must be one of T4, A100"),
         (["inspect", "--layer", LAYER, "--arch", "sm_70"], "arch must be one of sm_75"),
-        (["inspect", "--layer", LAYER, "--dtype", "int8"], "dtype must be one of float16"),
+        (["inspect", "--layer", LAYER, "--dtype", "int8"], "dtype must be one of bfloat16"),
         (["inspect", "--layer", LAYER, "--backend", "numpy"], "backend must be one of triton, cuda"),
         (["inspect", "--layer", LAYER, "--backend", "triton", "--arch", "sm_75"], "use cuda or aten"),
         (["inspect", "--layer", LAYER, "--batch", "0"], "batch must be at least 1"),

@@ -163,7 +163,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     network.load_state_dict(found)
 
 
-def _save(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes) -> None:
     """Make `content` the file at `path`. Raises UserError where it cannot; a file that was there then stays."""
     try:
         write_atomically(path, content)
@@ -190,7 +190,7 @@ def _create(path: Path, config: Config, data: Data) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {path}: {error.strerror}") from None
-    _save(path / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
+    _write(path / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
@@ -205,7 +205,7 @@ def _save(path: Path, network: nn.Module) -> None:
     import safetensors.torch
 
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
-    _save(path / MODEL, safetensors.torch.save(tensors))
+    _write(path / MODEL, safetensors.torch.save(tensors))
 
 
 def _finite(value: float) -> float | None:

@@ -165,12 +165,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_weights_of_the_epo
 def test_what_cannot_be_written_leaves_the_file_before_it(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource", reason="file sizes can only be limited on Unix")
     path = tmp_path / "file"
-    runs.write_atomically(path, b"first")
+    runs._write(path, b"first")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(UserError, match=r"cannot write .*file: .*; the one saved before is still there"):
-            runs.write_atomically(path, bytes(2000))
+            runs._write(path, bytes(2000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == b"first"
