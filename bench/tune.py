@@ -109,20 +109,13 @@ def bound(asked: Asked, name: str, tile: Tile | None, a: torch.Tensor, b: torch.
 
 def distinct(found: Iterable[Asked]) -> list[Asked]:
     """Those that can be recorded, once for each `tuned.key_of`; without bias and residual, which tiles do not mind."""
-    by_key = {}
+    by_key: dict[str, Asked] = {}
     for asked in found:
         asked = asked._replace(operands=Operands(asked.operands.strides, tf32=asked.operands.tf32))
         key = tuned.key_of(asked.problem, asked.direction, plan.device_name(asked.device), asked.operands)
         if key is not None:
             by_key.setdefault(key, asked)
     return list(by_key.values())
-
-
-def of_model(step: Callable[[], Any]) -> list[Asked]:
-    """The problems that `step`, one training step or one forward pass, plans."""
-    with plan.listening() as heard, backends.use_backend("fastest"):
-        step()
-    return distinct(heard)
 
 
 def run(todo: Sequence[Asked], names: Sequence[str], limit: float, budget: float | None = None) -> Iterator[Tuned]:

@@ -18,6 +18,7 @@ from gpuconv.cli_bench import Device, Directions, Json, Progress, chosen, device
 from gpuconv.gpu import KNOWN, REPRESENTATIVE, Gpu, named
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 from gpuconv.train.config import UserError
+from gpuconv.warm import warmup
 
 Layers = Annotated[
     list[str], typer.Option("--layer", show_default=False, help="A layer, suite.name, or a whole suite. Repeatable.")
@@ -128,7 +129,8 @@ def inspect(
 
     gpus = [_of(REPRESENTATIVE, "arch", name) for name in arch or ("sm_80", "sm_90")]
     tf32 = dtype == "tf32"
-    found, refused = [], []
+    found: list[Any] = []
+    refused: list[str] = []
     for name, problem, where in _problems(layer, direction, dtype, layout, batch):
         for gpu in gpus:
             for one in backend or BACKENDS:
@@ -171,6 +173,10 @@ def tune(
         list[str] | None, typer.Option(show_default=False, help="Candidates; repeat it. Default: all that run here.")
     ] = None,
     seconds: Annotated[float, typer.Option(help="Start nothing new after so long.")] = 600,
+    compile_only: Annotated[
+        bool,
+        typer.Option("--compile-only", help="Measure nothing: compile what --model needs, as gpuconv.warmup does."),
+    ] = False,
     json: Json = False,
 ) -> int:
     """Measure on this device which backend and tile are quickest for some layers, and record it for the planner.
@@ -184,13 +190,22 @@ def tune(
     names = tuple(_known(backends.load, name) for name in backend) if backend else backends.names()
     if (layer is None) == (model is None):
         raise UserError("say what to tune: either --layer or --model")
+    if compile_only and model is None:
+        raise UserError("--compile-only needs a --model")
     if model is not None:
-        todo = tuning.of_model(_step(model, input, _of(NUMBERS, "dtype", dtype), _of(LAYOUTS, "layout", layout), where))
+        net, x = _model(model, input, _of(NUMBERS, "dtype", dtype), _of(LAYOUTS, "layout", layout), where)
+        with dropin.patch(), planner.listening() as heard, backends.use_backend("fastest"):
+            warmup(net, x)
+        todo = tuning.distinct(heard)
+        if compile_only:
+            print(_json.dumps(len(todo)) if json else f"{len(todo)} problems are planned and their kernels compiled")
+            return 0
     else:
         found = _problems(layer or [], direction, dtype, layout, batch)
-        operands = {"tf32": dtype == "tf32"}
         todo = tuning.distinct(
-            planner.Asked(p, d, where, planner.contiguous_operands(p, d, p.memory_format)._replace(**operands))
+            planner.Asked(
+                p, d, where, planner.contiguous_operands(p, d, p.memory_format)._replace(tf32=dtype == "tf32")
+            )
             for _, p, d in found
         )
     done: list[tuning.Tuned] = []
@@ -231,29 +246,22 @@ def _tuned_facts(one: Any) -> dict[str, Any]:
     }
 
 
-def _step(model: str, size: str, dtype: torch.dtype, layout: torch.memory_format, device: torch.device) -> Any:
-    """A training step of a model that `package.module:function` makes, converted, on random images."""
+def _model(
+    model: str, size: str, dtype: torch.dtype, layout: torch.memory_format, device: torch.device
+) -> tuple[torch.nn.Module, torch.Tensor]:
+    """What `package.module:function` makes, converted, and random images for it."""
     module, _, name = model.partition(":")
     try:
         made = getattr(importlib.import_module(module), name)()
         shape = tuple(int(n) for n in size.split("x"))
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"cannot make model {model!r} with an input of {size!r}: {error}") from error
     if not isinstance(made, torch.nn.Module):
         raise UserError(f"model {model!r} makes a {type(made).__name__}, not a torch.nn.Module")
     made = made.to(device, dtype)
     dropin.convert(made)
     x = torch.randn(shape, device=device, dtype=dtype)
-    if len(shape) == 4:
-        made, x = made.to(memory_format=layout), x.to(memory_format=layout)
-
-    def step() -> None:
-        with dropin.patch():
-            y = made(x)
-        y = next(iter(y.values())) if isinstance(y, dict) else y
-        y.float().square().sum().backward()  # not y.sum(), whose gradient is one number, expanded
-
-    return step
+    return (made.to(memory_format=layout), x.to(memory_format=layout)) if len(shape) == 4 else (made, x)
 
 
 def _problems(

@@ -58,7 +58,9 @@ def test_a_model_s_problems_are_recorded_and_then_taken(cache: Path) -> None:
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3)).float()
     gpuconv.convert(net)
     x = torch.randn(2, 3, 8, 8)
-    todo = tune.of_model(lambda: net(x).square().sum().backward())
+    with plan.listening() as heard, gpuconv.use_backend("fastest"):
+        gpuconv.warmup(net, x)
+    todo = tune.distinct(heard)
     assert sorted(a.direction for a in todo) == ["forward"] * 2 + ["grad_input"] + ["grad_weight"] * 2
     done = list(tune.run(todo, ("numpy", "aten"), limit=60, budget=0.01))
     assert len(done) == 5 and len(json.loads(tuned.path().read_text())["problems"]) == 5
@@ -90,9 +92,25 @@ def test_the_command_says_what_it_found_and_where(capsys: pytest.CaptureFixture[
     assert [one["direction"] for one in json.loads(capsys.readouterr().out)] == list(DIRECTIONS)
 
 
+def a_network() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 4, 3))
+
+
+def test_a_model_is_tuned_or_only_compiled(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    command = ["tune", "--device", "cpu", "--model", "test_tune:a_network", "--input", "2x3x9x9", "--backend", "aten"]
+    assert cli.run([*command, "--compile-only"]) == 0
+    assert "5 problems are planned" in capsys.readouterr().out and not tuned.path().exists()
+    assert cli.run(command) == 0
+    assert "5 of 5 problems tuned on cpu; quickest: aten 5" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--layer", "resnet18.conv1", "--compile-only"], "--compile-only needs a --model"),
         ([], "either --layer or --model"),
         (["--layer", "resnet18.conv9"], "no layer is called 'resnet18.conv9'"),
         (["--model", "torch.nn:NoSuch"], "cannot make model 'torch.nn:NoSuch'"),
