@@ -10,6 +10,10 @@ import pytest
 import torch
 
 
+# PyTorch's databases for tests freeze its flags (cudnn.deterministic, …) for the whole process when they are imported.
+torch.backends.disable_global_flags = lambda: None
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="hundreds of random problems, large networks")
     parser.addoption("--shard", default="0/1", metavar="I/N", help="every N-th test only, from the I-th on")
