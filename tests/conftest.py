@@ -9,7 +9,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one worker of several: NumPy is not t
 import pytest
 import torch
 
-
 # PyTorch's databases for tests freeze its flags (cudnn.deterministic, …) for the whole process when they are imported.
 torch.backends.disable_global_flags = lambda: None
 
