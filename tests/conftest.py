@@ -2,12 +2,16 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one worker of several: NumPy is not to fight for the cores either
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 import torch
+
+import gpuconv
 
 # PyTorch's databases for tests freeze its flags (cudnn.deterministic, …) for the whole process when they are imported.
 torch.backends.disable_global_flags = lambda: None
@@ -54,3 +58,12 @@ def clean_environment() -> dict[str, str]:
     """The environment for a child process: ours, without what would change how gpuconv behaves."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("GPUCONV_", "TRITON_", "PYTEST_", "COV_"))}
     return environment | {"PATH": os.path.dirname(sys.executable) + os.pathsep + environment.get("PATH", "")}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache folder of the test's own, which is not there yet: nothing is tuned."""
+    monkeypatch.setenv("GPUCONV_CACHE", str(tmp_path / "cache"))
+    gpuconv.plan.forget()
+    yield tmp_path / "cache"
+    gpuconv.plan.forget()

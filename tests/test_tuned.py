@@ -20,13 +20,7 @@ from gpuconv.tuned import Measured
 PROBLEM = ConvProblem.of((2, 3, 9, 8), (5, 3, 3, 3), padding=1)
 CPU = torch.device("cpu")
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GPUCONV_CACHE", str(tmp_path / "cache"))
-    plan.forget()
-    yield tmp_path / "cache"
-    plan.forget()
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def key(direction: Direction = "forward", problem: ConvProblem = PROBLEM) -> str:

@@ -14,13 +14,7 @@ from gpuconv.problem import DIRECTIONS
 
 CPU = torch.device("cpu")
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GPUCONV_CACHE", str(tmp_path / "cache"))
-    plan.forget()
-    yield tmp_path / "cache"
-    plan.forget()
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def asked(name: str = "resnet18.conv5_3x3", batch: int = 1) -> plan.Asked:
