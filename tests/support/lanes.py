@@ -19,8 +19,30 @@ def check_integer_overflow(wanted: bool) -> None:
     interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=wanted)
 
 
-if INTERPRETING:  # tests/kernels/triton/interpreted.py turns it on
-    check_integer_overflow(False)
+def prepare_triton_once_a_launch() -> None:
+    """Triton's interpreter prepares triton.language anew for every call of a helper function, which takes half of what
+    time is left; once a launch is enough."""
+    from triton.runtime import interpreter
+
+    prepare, launch, prepared = interpreter._patch_lang, interpreter.GridExecutor.__call__, set()
+
+    def call(self: interpreter.InterpretedFunction, *arguments: object, **named: object) -> object:
+        modules = id(self.fn.__globals__.get("tl")), id(self.fn.__globals__.get("core"))
+        if modules not in prepared:
+            prepare(self.fn)
+            prepared.add(modules)
+        return self.rewrite()(*arguments, **named)
+
+    def launch_afresh(self: interpreter.GridExecutor, *arguments: object, **named: object) -> None:
+        prepared.clear()
+        launch(self, *arguments, **named)
+
+    interpreter.InterpretedFunction.__call__, interpreter.GridExecutor.__call__ = call, launch_afresh
+
+
+if INTERPRETING:
+    check_integer_overflow(False)  # tests/kernels/triton/interpreted.py turns it on
+    prepare_triton_once_a_launch()
 
 
 class Lane(NamedTuple):
