@@ -56,13 +56,11 @@ def layers_of(names: Sequence[str], layers: Sequence[str]) -> list[str]:
 def tensors(case: Case, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """The two random operands of a case, contiguous; the same values every time."""
     p = case.problem("contiguous")
-    shapes = {
-        "forward": (p.input_shape, p.weight_shape),
-        "grad_input": (p.output_shape, p.weight_shape),
-        "grad_weight": (p.output_shape, p.input_shape),
-    }[case.direction]
     generator = torch.Generator(device).manual_seed(1)
-    a, b = (torch.randn(shape, generator=generator, device=device, dtype=p.dtype) for shape in shapes)
+    a, b = (
+        torch.randn(shape, generator=generator, device=device, dtype=p.dtype)
+        for shape in p.operand_shapes(case.direction)
+    )
     return a, b
 
 

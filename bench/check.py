@@ -12,8 +12,7 @@ Every direction that the backend claims, on odd problems (`gpuconv.bench.problem
     non-finite   no NaN or infinity that takes part in an output is lost
 
 A backend claims what it implements and does not refuse (`Backend.refuses`; of an epilogue that it lacks it may raise
-NotImplementedError). Bound functions are called as the ops call
-them, beneath registration and autograd.
+NotImplementedError). Bound functions are called as the ops call them, beneath registration and autograd.
 """
 
 import dataclasses

@@ -81,11 +81,7 @@ def tune(asked: Asked, names: Sequence[str], budget: float | None = None) -> Tun
 def operands_of(asked: Asked) -> tuple[torch.Tensor, torch.Tensor]:
     """Random tensors for a problem, which lie in memory as they did when it was asked."""
     p = asked.problem
-    first, second = {
-        "forward": (p.input_shape, p.weight_shape),
-        "grad_input": (p.output_shape, p.weight_shape),
-        "grad_weight": (p.output_shape, p.input_shape),
-    }[asked.direction]
+    first, second = p.operand_shapes(asked.direction)
     generator = torch.Generator(asked.device).manual_seed(1)
 
     def draw(shape: tuple[int, ...], strides: tuple[int, ...]) -> torch.Tensor:

@@ -17,6 +17,7 @@ import typer
 
 import gpuconv
 from gpuconv import backends, cli_bench, cli_kernels, doctor as diagnosis
+from gpuconv.cli_bench import Json
 from gpuconv.train import run as runs
 from gpuconv.train.config import DEFAULT_EPOCHS, DEFAULT_LR, DTYPES, Config, UserError
 from gpuconv.train.data import DATASETS
@@ -33,8 +34,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,20 +1,20 @@
 """What a backend would launch for a problem on a GPU, and what that compiles to: `gpuconv inspect`. Needs no GPU.
 
-for kernel in examine(problem, "forward", "triton", KNOWN["H100"]):
-    print(kernel.text())
+    for kernel in examine(problem, "forward", "triton", KNOWN["H100"]):
+        print(kernel.text())
+
+Compiled by Triton, and by the NVRTC that CuPy uses; read by `gpuconv.inspect`.
 """
 
 import dataclasses
 import math
 from typing import Any
 
-import torch
-
 from gpuconv import backends, plan
 from gpuconv.backends import BackendUnavailable
-from gpuconv.backends.base import Operands, Tile
+from gpuconv.backends.base import Operands, Tile, numbers
 from gpuconv.gpu import Gpu
-from gpuconv.inspect import MachineCode, cuda_machine_code, cuda_ptx, machine_code
+from gpuconv.inspect import MachineCode, cuda_architecture, cuda_machine_code, cuda_ptx, machine_code
 from gpuconv.predict import Prediction, ranked
 from gpuconv.problem import ConvProblem, Direction
 
@@ -106,11 +106,6 @@ class Kernel:
         return "\n".join(lines)
 
 
-def numbers(dtype: torch.dtype, tf32: bool) -> str:
-    """The name of a number type: 'float16', …, 'tf32'."""
-    return "tf32" if tf32 else str(dtype).removeprefix("torch.")
-
-
 def describe(tile: Tile) -> str:
     """A tile in a few words."""
     splits = f", {tile.splits} splits" if tile.splits > 1 else ""
@@ -169,8 +164,7 @@ def _cuda(
 ) -> list[_Compiled]:
     from gpuconv.backends import cuda
 
-    major, minor = gpu.capability
-    architecture = f"sm_{major}{minor}{'a' if major == 9 else ''}"
+    architecture = cuda_architecture(gpu)
     found: list[_Compiled] = []
     try:
         for launch in cuda.launches(problem, direction, operands, tile, with_bias=True):

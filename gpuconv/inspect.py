@@ -24,6 +24,7 @@ from triton.runtime.jit import MockTensor, create_function_from_signature
 from gpuconv.backends.cuda_cupy import COMMON_OPTIONS
 from gpuconv.backends.cuda_launch import Instance, source
 from gpuconv.backends.triton_launch import Launch
+from gpuconv.gpu import Gpu
 
 _TENSOR_CORE_PTX = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 _TENSOR_CORE = ("HMMA", "HGMMA", "UTCHMMA", "UTCMMA", "DMMA", "QMMA")
@@ -119,6 +120,12 @@ def machine_code(launch: Launch, capability: int) -> MachineCode:
     """Compile `launch` for a GPU of this capability and read the result."""
     compiled = compile_for(launch, capability)
     return _read(compiled.asm["cubin"], compiled.metadata.shared, ptx=compiled.asm["ptx"])
+
+
+def cuda_architecture(gpu: Gpu) -> str:
+    """What NVRTC compiles for on a GPU: "sm_80"; "sm_90a", whose own instructions later GPUs lack."""
+    major, minor = gpu.capability
+    return f"sm_{major}{minor}{'a' if major == 9 else ''}"
 
 
 def cuda_machine_code(instance: Instance, architecture: str) -> MachineCode:

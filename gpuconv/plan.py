@@ -15,7 +15,7 @@ import torch
 
 from gpuconv import backends, problem as sizes, tuned
 from gpuconv.backends import Backend, BackendUnavailable
-from gpuconv.backends.base import Operands, Tile
+from gpuconv.backends.base import Operands, Tile, contiguous_operands
 from gpuconv.gpu import Gpu
 from gpuconv.predict import Prediction, best_tile, ranked
 from gpuconv.problem import ConvProblem, Direction, Pads
@@ -164,19 +164,6 @@ def listening() -> Iterator[list[Asked]]:
 
 
 _asked: dict[Asked, None] | None = None
-
-
-def contiguous_operands(
-    problem: ConvProblem, direction: Direction, memory_format: torch.memory_format = torch.contiguous_format
-) -> Operands:
-    """The operands of a call whose tensors all lie in `memory_format` (and are not TF32): to plan without tensors."""
-    shapes = {
-        "forward": (problem.input_shape, problem.weight_shape),
-        "grad_input": (problem.output_shape, problem.weight_shape),
-        "grad_weight": (problem.output_shape, problem.input_shape),
-    }[direction]
-    first, second = (torch.empty(s, device="meta", memory_format=memory_format).stride() for s in shapes)
-    return Operands((first, second))
 
 
 class Candidate(NamedTuple):

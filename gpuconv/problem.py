@@ -314,6 +314,11 @@ class ConvProblem:
             memory_format=memory_format,
         )
 
+    def operand_shapes(self, direction: Direction) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of the two tensors that `direction` multiplies, in the order of its op."""
+        x, w, y = self.input_shape, self.weight_shape, self.output_shape
+        return {"forward": (x, w), "grad_input": (y, w), "grad_weight": (y, x)}[direction]
+
     @property
     def ndim(self) -> int:
         """Number of spatial axes."""

@@ -7,7 +7,6 @@ something new is recorded.
 """
 
 import dataclasses
-import functools
 import json
 import os
 import threading
@@ -16,9 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from gpuconv.backends.base import Operands, Tile
+from gpuconv.backends.base import Operands, Tile, contiguous_operands, numbers
 from gpuconv.files import alone, cache_folder, write_atomically
 from gpuconv.problem import ConvProblem, Direction
 
@@ -47,27 +44,19 @@ def key_of(problem: ConvProblem, direction: Direction, device: str, operands: Op
 
     None where the tensors lie in no memory format: such calls are not tuned.
     """
-    if operands.strides != _strides(problem, direction):
+    if operands.strides != contiguous_operands(problem, direction, problem.memory_format).strides:
         return None
-    numbers = "tf32" if operands.tf32 else str(problem.dtype).removeprefix("torch.")
 
     def by(values: tuple[int, ...]) -> str:
         return "x".join(map(str, values))
 
     return (
-        f"{device} {direction} {numbers} {str(problem.memory_format).removeprefix('torch.')} "
+        f"{device} {direction} {numbers(problem.dtype, operands.tf32)} "
+        f"{str(problem.memory_format).removeprefix('torch.')} "
         f"n{problem.batch} c{problem.in_channels} k{problem.out_channels} g{problem.groups} "
         f"in{by(problem.input_size)} filter{by(problem.filter_size)} stride{by(problem.stride)} "
         f"pad{','.join(f'{low}:{high}' for low, high in problem.padding)} dilation{by(problem.dilation)}"
     )
-
-
-def _strides(problem: ConvProblem, direction: Direction) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The strides of the two tensors of a direction in the problem's memory format."""
-    x, w, y = problem.input_shape, problem.weight_shape, problem.output_shape
-    first, second = {"forward": (x, w), "grad_input": (y, w), "grad_weight": (y, x)}[direction]
-    formatted = functools.partial(torch.empty, device="meta", memory_format=problem.memory_format)
-    return formatted(first).stride(), formatted(second).stride()
 
 
 def look_up(problem: ConvProblem, direction: Direction, device: str, operands: Operands) -> Winners:

@@ -17,8 +17,9 @@ from host_cuda import COMPILER, FLAGS, compiled
 from gpuconv import backends, plan, predict
 from gpuconv.backends import cuda_cupy
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import WORKSPACE, CudaBackend, launches, simt_tiles
+from gpuconv.backends.cuda import CudaBackend, launches, simt_tiles
 from gpuconv.backends.cuda_launch import CONV, Instance, Launch, source
+from gpuconv.backends.derived import WORKSPACE
 from gpuconv.bench import suites
 from gpuconv.bench.problems import CURATED
 from gpuconv.gpu import KNOWN, Gpu

@@ -66,7 +66,7 @@ def test_grad_weight_is_split_to_fill_the_gpu_and_no_further(gpu: Gpu) -> None:
 
 
 def test_the_workspace_is_bounded() -> None:
-    from gpuconv.backends.triton import WORKSPACE
+    from gpuconv.backends.derived import WORKSPACE
 
     for c in (512, 2048, 4096):
         problem = ConvProblem.of((256, c, 14, 14), (c, c, 3, 3), padding=1, dtype=torch.float16)
@@ -76,7 +76,7 @@ def test_the_workspace_is_bounded() -> None:
 
 
 def test_splits_are_never_empty() -> None:
-    from gpuconv.backends.triton_launch import splits_of
+    from gpuconv.backends.derived import splits_of
 
     for pixels in range(1, 200, 7):
         problem = ConvProblem.of((1, 1, pixels), (1, 1, 1))

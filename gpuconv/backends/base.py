@@ -38,6 +38,22 @@ class Operands(NamedTuple):
     tf32: bool = False  # float32 may be multiplied as TF32
 
 
+def numbers(dtype: torch.dtype, tf32: bool) -> str:
+    """The name of what is multiplied: 'float16', …, 'tf32'."""
+    return "tf32" if tf32 else str(dtype).removeprefix("torch.")
+
+
+def contiguous_operands(
+    problem: ConvProblem, direction: Direction, memory_format: torch.memory_format = torch.contiguous_format
+) -> Operands:
+    """The operands of a call whose tensors all lie in `memory_format` (and are not TF32): to plan without tensors."""
+    first, second = (
+        torch.empty(shape, device="meta", memory_format=memory_format).stride()
+        for shape in problem.operand_shapes(direction)
+    )
+    return Operands((first, second))
+
+
 @dataclasses.dataclass(frozen=True)
 class Tile:
     """What one program of a kernel computes: rows × columns of the result, `depth` terms of the sum in each step.

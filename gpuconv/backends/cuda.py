@@ -23,18 +23,15 @@ from gpuconv.backends.cuda_launch import (
     Launch,
     Runtime,
     Strides,
-    axes,
     conv,
-    splits_of,
     wide,
 )
+from gpuconv.backends.derived import accumulator, axes, programs_of_grad_weight, splits_of, splits_to_choose
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction, allocate
 from gpuconv.reference import IDENTITY, Activation
 
-WORKSPACE = 256 << 20  # bytes of partial sums at most
 _SUM_THREADS = 256  # of sum_partials.cuh
-_FEWEST_STEPS = 8  # of a split
 
 
 class CudaBackend(Backend):
@@ -261,7 +258,7 @@ def _bind_grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, call
         for aligned in (False, True)
     }  # fmt: skip
     shape, memory_format, filters = problem.weight_shape, problem.memory_format, problem.out_channels
-    splits, size, accumulate = splits_of(problem, tile), math.prod(shape), _accumulator(problem.dtype)
+    splits, size, accumulate = splits_of(problem, tile), math.prod(shape), accumulator(problem.dtype)
 
     def grad_weight(
         grad_output: torch.Tensor, input: torch.Tensor, with_bias: bool
@@ -279,10 +276,6 @@ def _bind_grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, call
         return gw, gb
 
     return grad_weight
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 # ---- which tiles there are -------------------------------------------------------------------------------------------
@@ -307,18 +300,10 @@ def simt_tiles(problem: ConvProblem, direction: Direction, gpu: Gpu) -> list[Til
             continue
         tile = Tile(rows, width, depth, warps, stages=2, kernel="simt")
         if direction == "grad_weight":
-            chosen += [dataclasses.replace(tile, splits=splits) for splits in _splits(problem, tile, gpu)]
+            chosen += [
+                dataclasses.replace(tile, splits=splits)
+                for splits in splits_to_choose(problem, tile, gpu, programs_of_grad_weight(problem, tile))
+            ]
         else:
             chosen.append(tile)
     return chosen
-
-
-def _splits(problem: ConvProblem, tile: Tile, gpu: Gpu) -> list[int]:
-    """Numbers of splits worth considering: none, and enough to give each multiprocessor one, two or four blocks."""
-    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
-    blocks = math.ceil(k / tile.rows) * math.ceil(c / tile.columns) * problem.taps * problem.groups
-    pixels = problem.batch * math.prod(problem.output_size)
-    partial = (math.prod(problem.weight_shape) + problem.out_channels) * _accumulator(problem.dtype).itemsize
-    most = max(1, min(math.ceil(pixels / tile.depth) // _FEWEST_STEPS, WORKSPACE // max(1, partial)))
-    wanted = (math.ceil(each * gpu.multiprocessors / max(1, blocks)) for each in (1, 2, 4))
-    return sorted({1, *(min(most, splits) for splits in wanted)})

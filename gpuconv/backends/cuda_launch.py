@@ -15,7 +15,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from gpuconv.backends.base import Operands, Tile
+from gpuconv.backends.base import Operands
+from gpuconv.backends.derived import axes, phase_steps
 from gpuconv.problem import ConvProblem, Direction, allocate
 from gpuconv.reference import IDENTITY, Activation
 
@@ -101,11 +102,6 @@ def _expanded(file: str, seen: set[str]) -> str:
 # ---- the struct of a problem -----------------------------------------------------------------------------------------
 
 
-def axes(values: tuple[int, ...], missing: int) -> tuple[int, ...]:
-    """The values of d, h and w, where a problem has one, two or three axes."""
-    return (*(missing,) * (3 - len(values)), *values)
-
-
 def strides_of(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
     """The strides of a tensor as the struct has them: of five axes, 0 for an axis of size 1."""
     first, second, *pixel = (0 if size == 1 else stride for size, stride in zip(shape, strides, strict=True))
@@ -153,11 +149,7 @@ def conv(problem: ConvProblem, direction: Direction, strides: Strides, activatio
     """The struct, without what depends on a tile."""
     result = np.zeros((), CONV)
     backwards = direction == "grad_input"
-    common = tuple(math.gcd(u, d) for u, d in zip(problem.stride, problem.dilation, strict=True))
-    inverse = tuple(
-        0 if u == q else pow(d // q, -1, u // q)
-        for u, d, q in zip(problem.stride, problem.dilation, common, strict=True)
-    )
+    common, inverse = phase_steps(problem)
     for name, value in {
         "N": problem.batch,
         "C": problem.in_channels // problem.groups,
@@ -183,9 +175,3 @@ def conv(problem: ConvProblem, direction: Direction, strides: Strides, activatio
     }.items():
         result[name] = value
     return result
-
-
-def splits_of(problem: ConvProblem, tile: Tile) -> int:
-    """The splits that grad_weight makes of `tile.splits`: none of them empty."""
-    steps = math.ceil(problem.batch * math.prod(problem.output_size) / tile.depth)
-    return math.ceil(steps / math.ceil(steps / tile.splits)) if steps else 1

@@ -13,15 +13,14 @@ from collections.abc import Iterator
 import torch
 
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda_launch import ACTIVATIONS, TYPES, Instance, fresh_strides, splits_of, strides_of
+from gpuconv.backends.cuda_launch import ACTIVATIONS, TYPES, Instance, fresh_strides, strides_of
+from gpuconv.backends.derived import splits_of, splits_to_choose
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.reference import IDENTITY, Activation
 
-WORKSPACE = 256 << 20  # bytes of partial sums at most
 _MOST_PIXELS = 2**31 - 2**20  # they are counted in 32 bits
 _FEWEST_CHANNELS = 4  # in a group, both in and out; with fewer, tensor cores would multiply little but zeros
-_FEWEST_STEPS = 8  # of a split
 
 # Warps along the rows and the columns, for each size of tile.
 WARPS = {
@@ -234,7 +233,11 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
         chosen += _fitting(shape, problem, direction, gpu)
     if direction != "grad_weight":
         return chosen
-    return [dataclasses.replace(tile, splits=s) for tile in chosen for s in _splits(problem, tile, gpu)]
+    return [
+        dataclasses.replace(tile, splits=splits)
+        for tile in chosen
+        for splits in splits_to_choose(problem, tile, gpu, programs(problem, "grad_weight", tile))
+    ]
 
 
 def _fitting(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu) -> list[Tile]:
@@ -248,13 +251,3 @@ def _fitting(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu) -
         if tile.depth * problem.dtype.itemsize <= 32:
             return []
         tile = dataclasses.replace(tile, depth=tile.depth // 2)
-
-
-def _splits(problem: ConvProblem, tile: Tile, gpu: Gpu) -> list[int]:
-    """Numbers of splits worth considering: none, and enough to give each multiprocessor one, two or four blocks."""
-    blocks = programs(problem, "grad_weight", tile)
-    pixels = problem.batch * math.prod(problem.output_size)
-    partial = 4 * (math.prod(problem.weight_shape) + problem.out_channels)
-    most = max(1, min(math.ceil(pixels / tile.depth) // _FEWEST_STEPS, WORKSPACE // max(1, partial)))
-    wanted = (math.ceil(each * gpu.multiprocessors / max(1, blocks)) for each in (1, 2, 4))
-    return sorted({1, *(min(most, splits) for splits in wanted)})

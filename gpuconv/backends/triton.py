@@ -13,21 +13,18 @@ import numpy as np
 import torch
 
 from gpuconv.backends.base import Backend, Operands, Tile
+from gpuconv.backends.derived import accumulator, programs_of_grad_weight, splits_of, splits_to_choose
 from gpuconv.backends.triton_launch import (
     INTERPRETING,
     Launch,
-    accumulator,
     bias_offset,
     launches,
     masks_show,
-    splits_of,
     why_not,
 )
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction, allocate
 from gpuconv.reference import Activation
-
-WORKSPACE = 256 << 20  # bytes of partial sums at most
 
 
 class TritonBackend(Backend):
@@ -171,7 +168,6 @@ _BY_ELEMENT = ((64, 64, 8), _NARROW)  # each element loaded by itself, with an a
 _FMA = ((64, 64, 8), _NARROW)
 _DOUBLE = ((64, 32, 4), _NARROW)
 _INTERPRETED = ((1024, 64, 4), (128, 64, 4), (64, 64, 4), (128, 16, 4), (16, 16, 4))
-_FEWEST_STEPS = 8  # of a split
 
 
 def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> list[Tile]:
@@ -210,18 +206,10 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
         stages = min(2 if few else 4, gpu.shared_memory // ((rows + width) * depth * size))
         tile = Tile(rows, width, depth, warps, stages)
         if direction == "grad_weight":
-            chosen += [dataclasses.replace(tile, splits=splits) for splits in _splits(problem, tile, gpu)]
+            chosen += [
+                dataclasses.replace(tile, splits=splits)
+                for splits in splits_to_choose(problem, tile, gpu, programs_of_grad_weight(problem, tile))
+            ]
         else:
             chosen.append(tile)
     return chosen
-
-
-def _splits(problem: ConvProblem, tile: Tile, gpu: Gpu) -> list[int]:
-    """Numbers of splits worth considering: none, and enough to give each multiprocessor one, two or four programs."""
-    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
-    programs = math.ceil(k / tile.rows) * math.ceil(c / tile.columns) * problem.taps * problem.groups
-    pixels = problem.batch * math.prod(problem.output_size)
-    partial = (math.prod(problem.weight_shape) + problem.out_channels) * accumulator(problem.dtype).itemsize
-    most = max(1, min(math.ceil(pixels / tile.depth) // _FEWEST_STEPS, WORKSPACE // max(1, partial)))
-    wanted = (math.ceil(programs_each * gpu.multiprocessors / max(1, programs)) for programs_each in (1, 2, 4))
-    return sorted({1, *(min(most, splits) for splits in wanted)})

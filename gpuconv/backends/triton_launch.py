@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from gpuconv.backends.base import Operands, Tile
+from gpuconv.backends.derived import accumulator, axes, phase_steps, splits_of
 from gpuconv.problem import ConvProblem, Direction, allocate
 from gpuconv.reference import Activation
 
@@ -170,12 +171,11 @@ def _layout(shape: tuple[int, ...], strides: tuple[int, ...], problem: ConvProbl
 
 def _operands(problem: ConvProblem, direction: Direction, operands: Operands) -> tuple[_Layout, _Layout, int]:
     """The layouts of the two tensors that `direction` multiplies, and the VECTOR of `gpuconv.kernels.triton.common`."""
-    x, w, y = problem.input_shape, problem.weight_shape, problem.output_shape
-    shapes = {"forward": (x, w), "grad_input": (y, w), "grad_weight": (y, x)}[direction]
+    shapes = problem.operand_shapes(direction)
     a, b = (_layout(shape, strides, problem) for shape, strides in zip(shapes, operands.strides, strict=True))
     unit = 16 // problem.dtype.itemsize
-    channels = x[1] // problem.groups, *(() if direction == "forward" else (y[1] // problem.groups,))
-    together = a.vectors(unit) and b.vectors(unit) and not any(count % unit for count in channels)
+    channels = problem.in_channels, *(() if direction == "forward" else (problem.out_channels,))
+    together = a.vectors(unit) and b.vectors(unit) and not any(count // problem.groups % unit for count in channels)
     return a, b, unit if together and problem.memory_format is not torch.contiguous_format else 1
 
 
@@ -185,20 +185,15 @@ def _fresh(shape: tuple[int, ...], problem: ConvProblem) -> tuple[int, int, int]
     return strides[0], strides[1], strides[-1]
 
 
-def _axes(values: tuple[int, ...], missing: int) -> tuple[int, ...]:
-    """The values of D, H and W, where a problem has one, two or three axes."""
-    return (*(missing,) * (3 - len(values)), *values)
-
-
 def _sizes(problem: ConvProblem) -> tuple[int, ...]:
     """D, H, W, Z, P, Q, T, R, S, and stride, padding, dilation of each: what all three kernels are given."""
     return (
-        *_axes(problem.input_size, 1),
-        *_axes(problem.output_size, 1),
-        *_axes(problem.filter_size, 1),
-        *_axes(problem.stride, 1),
-        *_axes(tuple(low for low, _ in problem.padding), 0),
-        *_axes(problem.dilation, 1),
+        *axes(problem.input_size, 1),
+        *axes(problem.output_size, 1),
+        *axes(problem.filter_size, 1),
+        *axes(problem.stride, 1),
+        *axes(tuple(low for low, _ in problem.padding), 0),
+        *axes(problem.dilation, 1),
     )
 
 
@@ -218,7 +213,11 @@ def masks_show(problem: ConvProblem, direction: Direction, operands: Operands) -
 
     Elsewhere one kernel, with all its masks, serves layers that need them and layers that do not.
     """
-    return (problem.dtype.itemsize == 2 or operands.tf32) and _operands(problem, direction, operands)[2] > 1
+    return _masks_show(problem, operands, _operands(problem, direction, operands)[2])
+
+
+def _masks_show(problem: ConvProblem, operands: Operands, vector: int) -> bool:
+    return vector > 1 and (problem.dtype.itemsize == 2 or operands.tf32)
 
 
 def _inside(problem: ConvProblem, always: bool) -> str:
@@ -257,7 +256,7 @@ def _scatters_inside(problem: ConvProblem) -> bool:
 def _forward(problem: ConvProblem, activation: Activation, operands: Operands, tile: Tile) -> Launch:
     k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
     x, w, vector = _operands(problem, "forward", operands)
-    quick = masks_show(problem, "forward", operands)
+    quick = _masks_show(problem, operands, vector)
     y_n, y_k, y_pixel = _fresh(problem.output_shape, problem)
     y_vector = 1 if k % vector else vector
     channels_last = problem.memory_format is not torch.contiguous_format
@@ -287,13 +286,9 @@ def _forward(problem: ConvProblem, activation: Activation, operands: Operands, t
 def _grad_input(problem: ConvProblem, operands: Operands, tile: Tile) -> Launch:
     k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
     gy, w, vector = _operands(problem, "grad_input", operands)
-    quick = masks_show(problem, "grad_input", operands)
+    quick = _masks_show(problem, operands, vector)
     gx_n, gx_c, gx_pixel = _fresh(problem.input_shape, problem)
-    common = tuple(math.gcd(u, d) for u, d in zip(problem.stride, problem.dilation, strict=True))
-    inverse = tuple(
-        0 if u == q else pow(d // q, -1, u // q)
-        for u, d, q in zip(problem.stride, problem.dilation, common, strict=True)
-    )
+    common, inverse = phase_steps(problem)
     phase = [math.ceil(h / u) for h, u in zip(problem.input_size, problem.stride, strict=True)]  # the largest
     phase_blocks = math.ceil(problem.batch * math.prod(phase) / tile.rows)
     programs = phase_blocks * math.ceil(c / tile.columns) * math.prod(problem.stride) * problem.groups
@@ -307,7 +302,7 @@ def _grad_input(problem: ConvProblem, operands: Operands, tile: Tile) -> Launch:
         **_numbers(problem, operands),
     }  # fmt: skip
     scalars = (
-        problem.batch, c // vector, k // vector, *_sizes(problem), *_axes(common, 1), *_axes(inverse, 0),
+        problem.batch, c // vector, k // vector, *_sizes(problem), *axes(common, 1), *axes(inverse, 0),
         *gy.divided(vector), *w.divided(vector), gx_n // vector, gx_c, gx_pixel // vector, phase_blocks,
     )  # fmt: skip
     return Launch(gather_grad_input, programs, (problem.dtype,) * 3, scalars, constants, tile)
@@ -328,7 +323,7 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     )
     constants = {
         "BM": tile.rows, "BN": tile.columns, "BC": tile.depth,
-        "MASKED": not (masks_show(problem, "grad_weight", operands) and _reads_inside(problem)),
+        "MASKED": not (_masks_show(problem, operands, vector) and _reads_inside(problem)),
         "GY_PIXELS_FAST": not gy.channels_fast, "X_PIXELS_FAST": not x.channels_fast,
         "VECTOR": vector,
         "WIDE": max(gy.extent, x.extent, size, pixels) > _MOST_OFFSET,
@@ -360,16 +355,6 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     return gather, add
 
 
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype is torch.float64 else torch.float32
-
-
 def bias_offset(splits: int, size: int) -> int:
     """Where the bias's partial sums begin in the workspace: after the weight's, at a multiple of 16 bytes."""
     return math.ceil(splits * size / 4) * 4
-
-
-def splits_of(problem: ConvProblem, tile: Tile) -> int:
-    """The splits that grad_weight makes of `tile.splits`: none of them empty."""
-    steps = math.ceil(problem.batch * math.prod(problem.output_size) / tile.depth)
-    return math.ceil(steps / math.ceil(steps / tile.splits)) if steps else 1

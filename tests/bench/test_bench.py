@@ -108,9 +108,10 @@ def test_a_baseline_is_timed_and_its_error_reported(quick: None, tmp_path: Path)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_both_judges_agree(monkeypatch: pytest.MonkeyPatch, direction: str, dtype: torch.dtype) -> None:
     p = ConvProblem.of((5, 6, 9, 8), (4, 3, 3, 3), 2, 1, groups=2, dtype=dtype)
-    shapes = {"forward": (p.input_shape, p.weight_shape), "grad_input": (p.output_shape, p.weight_shape),
-              "grad_weight": (p.output_shape, p.input_shape)}  # fmt: skip
-    a, b = (torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(dtype) for shape in shapes[direction])
+    a, b = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+        for shape in p.operand_shapes(direction)
+    )
     got = cases.pytorch(p, direction, a)(a, b)
     by_oracle = judge.Judge(p, direction, a, b, False)
     monkeypatch.setattr(judge, "MOST_FLOPS_FOR_THE_ORACLE", 0)

@@ -14,22 +14,14 @@ from gpuconv.backends import cuda_tensor
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda import launches, simt_tiles
 from gpuconv.backends.cuda_launch import Instance
-from gpuconv.gpu import KNOWN, Gpu
+from gpuconv.gpu import REPRESENTATIVE, Gpu
 from gpuconv.plan import contiguous_operands
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 
 pytest.importorskip("cupy", reason="CuPy, whose NVRTC compiles these, is not installed")
 inspect = pytest.importorskip("gpuconv.inspect", reason="Triton, whose cuobjdump reads cubins, is not installed")
 
-GPUS = {
-    "sm_75": KNOWN["T4"],
-    "sm_80": KNOWN["A100"],
-    "sm_86": KNOWN["RTX 3090"],
-    "sm_89": KNOWN["L4"],
-    "sm_90a": KNOWN["H100"],
-    "sm_100": KNOWN["B200"],
-    "sm_120": KNOWN["RTX 5090"],
-}
+GPUS = {inspect.cuda_architecture(gpu): gpu for gpu in REPRESENTATIVE.values()}
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 REGISTERS = 65536  # of a multiprocessor
 

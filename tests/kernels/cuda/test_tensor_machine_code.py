@@ -12,20 +12,12 @@ pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not install
 from gpuconv.backends import cuda_tensor
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda_launch import Instance
-from gpuconv.gpu import KNOWN, Gpu
-from gpuconv.inspect import MachineCode, cuda_machine_code
+from gpuconv.gpu import REPRESENTATIVE, Gpu
+from gpuconv.inspect import MachineCode, cuda_architecture, cuda_machine_code
 from gpuconv.plan import contiguous_operands
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 
-GPUS = {
-    "sm_75": KNOWN["T4"],
-    "sm_80": KNOWN["A100"],
-    "sm_86": KNOWN["RTX 3090"],
-    "sm_89": KNOWN["L4"],
-    "sm_90a": KNOWN["H100"],
-    "sm_100": KNOWN["B200"],
-    "sm_120": KNOWN["RTX 5090"],
-}
+GPUS = {cuda_architecture(gpu): gpu for gpu in REPRESENTATIVE.values()}
 REGISTERS = 65536  # of a multiprocessor
 KINDS = [(direction, kernel) for direction in DIRECTIONS for kernel in ("tensor", "halo")][:-1]
 

@@ -15,14 +15,13 @@ from lanes import check_integer_overflow
 from gpuconv import ops, plan, reference
 from gpuconv.backends import triton as backend, triton_launch
 from gpuconv.backends.base import Tile
+from gpuconv.bench.check import CANARY, MARGIN, surrounded
 from gpuconv.bench.problems import CURATED, laid_out, random_problem, tensors
 from gpuconv.plan import Settings
 from gpuconv.problem import ConvProblem, allocate
 from gpuconv.reference import Activation, as_numpy, assert_close_to_oracle, worst_violation
 
 SMALL = Tile(16, 16, 16, warps=4, stages=2)
-MARGIN = 64  # elements on either side of a result that nobody may write
-CANARY = 12345.0
 
 
 @pytest.fixture
@@ -52,13 +51,6 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> object:
     for buffer in buffers:
         outside = torch.cat((buffer[:MARGIN], buffer[-MARGIN:]))
         assert (outside == torch.tensor(CANARY, dtype=buffer.dtype)).all(), "written outside the result"
-
-
-def surrounded(t: torch.Tensor) -> torch.Tensor:
-    """t with the same strides, inside a buffer of NaN."""
-    extent = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
-    buffer = torch.full((extent + 2 * MARGIN,), math.nan, dtype=t.dtype)
-    return buffer.as_strided(t.shape, t.stride(), MARGIN).copy_(t)
 
 
 def check(
