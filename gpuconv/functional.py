@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gpuconv import backends, ops, problem as sizes
+from gpuconv import backends, ops, sizes
 from gpuconv.plan import Settings, check_tensors
 
 Ints = int | Sequence[int]

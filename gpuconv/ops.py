@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gpuconv import plan, problem as sizes
+from gpuconv import plan, sizes
 from gpuconv.plan import Settings
+from gpuconv.problem import allocate, memory_format_of
 from gpuconv.reference import Activation
 
 _library = torch.library.Library("gpuconv", "DEF")
@@ -79,14 +80,14 @@ def _forward_fake(input: Tensor, weight: Tensor, bias: Tensor | None, residual: 
         sizes.check_bias(weight.shape, bias.shape)
     if residual is not None:
         sizes.check_same("residual", residual.shape, shape)
-    return sizes.allocate(shape, input, sizes.memory_format_of(input, weight))
+    return allocate(shape, input, memory_format_of(input, weight))
 
 
 @torch.library.register_fake("gpuconv::conv_grad_input", lib=_library)
 def _grad_input_fake(grad_output: Tensor, weight: Tensor, input_size: Sequence[int], key: str) -> Tensor:
     plan.check_tensors(grad_output=grad_output, weight=weight)
     sizes.check_same("grad_output", grad_output.shape, _output_shape(input_size, weight.shape, key))
-    return sizes.allocate(input_size, grad_output, sizes.memory_format_of(grad_output, weight))
+    return allocate(input_size, grad_output, memory_format_of(grad_output, weight))
 
 
 @torch.library.register_fake("gpuconv::conv_grad_weight", lib=_library)
@@ -95,7 +96,7 @@ def _grad_weight_fake(
 ) -> tuple[Tensor, Tensor]:
     plan.check_tensors(grad_output=grad_output, input=input)
     sizes.check_same("grad_output", grad_output.shape, _output_shape(input.shape, weight_size, key))
-    gw = sizes.allocate(weight_size, grad_output, sizes.memory_format_of(grad_output, input))
+    gw = allocate(weight_size, grad_output, memory_format_of(grad_output, input))
     return gw, grad_output.new_empty(weight_size[0] if with_bias else 0)
 
 

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gpuconv import backends, problem as sizes, tuned
+from gpuconv import backends, sizes, tuned
 from gpuconv.backends import Backend, BackendUnavailable
 from gpuconv.backends.base import Operands, Tile, contiguous_operands
 from gpuconv.gpu import Gpu
 from gpuconv.predict import Prediction, best_tile, ranked
-from gpuconv.problem import ConvProblem, Direction, Pads
+from gpuconv.problem import ConvProblem, Direction, memory_format_of
 from gpuconv.reference import Activation
+from gpuconv.sizes import Pads
 
 
 class Settings(NamedTuple):
@@ -222,7 +223,7 @@ def check_tensors(**tensors: torch.Tensor | None) -> None:
 def _problem(settings: Settings, x: Any, w: Any, a: torch.Tensor, b: torch.Tensor) -> ConvProblem:
     """The problem of an input of shape x and a weight of shape w, computed from tensors a and b."""
     return ConvProblem.of(
-        tuple(x), tuple(w), *settings[:4], dtype=a.dtype, memory_format=sizes.memory_format_of(a, b)
+        tuple(x), tuple(w), *settings[:4], dtype=a.dtype, memory_format=memory_format_of(a, b)
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from gpuconv.backends.base import Tile
 from gpuconv.bench.check import CANARY, MARGIN, surrounded
 from gpuconv.bench.problems import CURATED, laid_out, random_problem, tensors
 from gpuconv.plan import Settings
-from gpuconv.problem import ConvProblem, allocate
+from gpuconv.problem import ConvProblem, allocate, memory_format_of
 from gpuconv.reference import Activation, as_numpy, assert_close_to_oracle, worst_violation
 
 SMALL = Tile(16, 16, 16, warps=4, stages=2)
@@ -71,7 +71,7 @@ def check(
         return plan.Operands((first.stride(), second.stride()), **more)
 
     def formatted(first: torch.Tensor, second: torch.Tensor) -> ConvProblem:
-        return dataclasses.replace(problem, memory_format=plan.sizes.memory_format_of(first, second))
+        return dataclasses.replace(problem, memory_format=memory_format_of(first, second))
 
     with_epilogue = operands(x, w, residual=residual.stride(), bias=True)
     y = bind(formatted(x, w), "forward", cpu, act, with_epilogue, tile)(x, w, b, residual)
