@@ -4,7 +4,7 @@ It is a model for choosing among tiles, and for explaining the choice. Its times
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -50,8 +50,8 @@ def programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -
     return programs, math.ceil(math.ceil(pixels / tile.depth) / tile.splits)
 
 
-def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
-    """The time that `direction` takes with this tile, and why: good for comparing tiles, not for telling the time.
+def implicit_gemm(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """Of the families that are one.
 
     Programs run in waves of as many as fit on the multiprocessors at once. A step of a program takes as long as the
     slowest of: multiplying its tiles, fetching them from the L2 cache, and the latency of a fetch divided by the
@@ -92,6 +92,15 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
         seconds += 2 * 4 * tile.splits * math.prod(problem.weight_shape) / gpu.bandwidth + _ONE_MORE_LAUNCH
     intensity = 2 * tile.rows * tile.columns * tile.depth / fetched
     return Prediction(seconds, bound, programs, steps, together, waves, intensity)
+
+
+# By family of kernels (`Tile.kernel`), where one is no implicit GEMM.
+FORMULAS: dict[str, Callable[[ConvProblem, Direction, Tile, Gpu, bool], Prediction]] = {}
+
+
+def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """The time that `direction` takes with this tile, and why: good for comparing tiles, not for telling the time."""
+    return FORMULAS.get(tile.kernel, implicit_gemm)(problem, direction, tile, gpu, tf32)
 
 
 def ranked(

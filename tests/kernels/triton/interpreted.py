@@ -116,7 +116,7 @@ def test_vectors(settings: dict[str, object], dtype: torch.dtype) -> None:
     problem = ConvProblem.of((2, 48, 4, 5), (32, 48 // settings.get("groups", 1), 2, 2), **settings, dtype=dtype)
     operands = plan.contiguous_operands(problem, "forward", torch.channels_last)
     channels_last = dataclasses.replace(problem, memory_format=torch.channels_last)
-    launch = triton_launch.launches(channels_last, "forward", operands, SMALL)[0]
+    launch = backend.launches(channels_last, "forward", operands, SMALL)[0]
     assert launch.constants["VECTOR"] == 16 // dtype.itemsize
     check(problem, f"vectors {settings}", "channels_last", dataclasses.replace(SMALL, splits=2))
 
@@ -127,7 +127,7 @@ def test_vectors_are_not_claimed_where_they_are_not() -> None:
 
     def vector(problem: ConvProblem, strides: tuple[int, ...]) -> int:
         operands = aligned._replace(strides=(strides, aligned.strides[1]))
-        return triton_launch.launches(problem, "forward", operands, SMALL)[0].constants["VECTOR"]
+        return backend.launches(problem, "forward", operands, SMALL)[0].constants["VECTOR"]
 
     assert vector(problem, (480, 1, 96, 16)) == 4
     assert vector(problem, (600, 1, 120, 20)) == 4  # a slice of a tensor with 20 channels
@@ -141,16 +141,16 @@ def test_64_bit_offsets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_launch, "_MOST_OFFSET", 0)
     problem = CURATED[name]
     operands = plan.contiguous_operands(problem, "forward")
-    assert all(launch.constants["WIDE"] for launch in triton_launch.launches(problem, "forward", operands, SMALL))
+    assert all(launch.constants["WIDE"] for launch in backend.launches(problem, "forward", operands, SMALL))
     check(problem, name, "sliced", dataclasses.replace(SMALL, splits=2))
 
 
 def test_64_bit_offsets_are_chosen_by_size() -> None:
     def is_wide(batch: int) -> bool:
         problem = ConvProblem.of((batch, 64, 1024, 1024), (1, 64, 1, 1))
-        return triton_launch.launches(problem, "forward", plan.contiguous_operands(problem, "forward"), SMALL)[
-            0
-        ].constants["WIDE"]
+        return backend.launches(problem, "forward", plan.contiguous_operands(problem, "forward"), SMALL)[0].constants[
+            "WIDE"
+        ]
 
     assert not is_wide(31) and is_wide(32)  # 2³¹ elements
 
@@ -158,7 +158,7 @@ def test_64_bit_offsets_are_chosen_by_size() -> None:
 def test_filters_of_more_than_ten_taps_compare_coordinates() -> None:
     problem = ConvProblem.of((2, 3, 13, 4), (4, 3, 11, 1), padding=((5, 4), (1, 0)), stride=(2, 1))
     operands = plan.contiguous_operands(problem, "forward")
-    assert triton_launch.launches(problem, "forward", operands, SMALL)[0].constants["INSIDE"] == "compare"
+    assert backend.launches(problem, "forward", operands, SMALL)[0].constants["INSIDE"] == "compare"
     check(problem, "long filter", "sliced", Tile(64, 16, 16, 4, 2))
 
 

@@ -11,7 +11,8 @@ pytest.importorskip("triton", reason="Triton is not installed (it is on Linux al
 from gpuconv import plan, predict
 from gpuconv.backends import triton as backend, triton_launch
 from gpuconv.backends.base import Tile
-from gpuconv.backends.triton_launch import Launch, launches
+from gpuconv.backends.triton import launches
+from gpuconv.backends.triton_launch import Launch
 from gpuconv.bench import suites
 from gpuconv.gpu import KNOWN
 from gpuconv.inspect import MachineCode, machine_code
