@@ -16,6 +16,9 @@ from gpuconv.problem import ConvProblem, Direction
 _REUSE_FOR_HALF_THE_RATE = 16.0
 _L2_SPEEDUP = 3.0  # over device memory
 _ONE_MORE_LAUNCH = 3e-6  # seconds
+# What of the peak rate mma.sync reaches where newer instructions reach all of it: on Hopper 0.63 (Luo et al. 2024,
+# 'Benchmarking and dissecting the Nvidia Hopper GPU architecture via microbenchmarking'); on sm_100 a guess.
+_MMA_SYNC = {(9, 0): 0.63, (10, 0): 0.3}
 
 
 class Prediction(NamedTuple):
@@ -78,6 +81,8 @@ def implicit_gemm(problem: ConvProblem, direction: Direction, tile: Tile, gpu: G
         rate = gpu.rate(torch.float32 if size == 2 else problem.dtype, tf32=False)
     else:
         rate = gpu.rate(problem.dtype, tf32)
+        if tile.kernel in ("tensor", "halo"):
+            rate *= _MMA_SYNC.get(gpu.capability, 1.0)
     rate *= reuse / (reuse + _REUSE_FOR_HALF_THE_RATE) / gpu.multiprocessors
     step, bound = max(
         (together * 2 * tile.rows * tile.columns * tile.depth / rate, "products"),
