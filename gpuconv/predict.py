@@ -40,6 +40,8 @@ def programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -
     if direction == "forward":
         row_blocks = tile.windows or math.ceil(pixels / tile.rows)
         programs = row_blocks * math.ceil(k / tile.columns) * problem.groups
+        if tile.kernel == "stem":
+            return programs, math.ceil(problem.taps * c / tile.depth)
         return programs, problem.taps * math.ceil(c / tile.depth)
     if direction == "grad_input":
         phases = math.prod(problem.stride)
@@ -49,7 +51,11 @@ def programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -
         row_blocks = tile.windows or math.ceil(largest / tile.rows)
         programs = phases * row_blocks * math.ceil(c / tile.columns) * problem.groups
         return programs, problem.taps / phases * math.ceil(k / tile.depth)
-    programs = math.ceil(k / tile.rows) * math.ceil(c / tile.columns) * problem.taps * problem.groups * tile.splits
+    if tile.kernel == "stem":
+        columns = math.ceil(problem.taps * c / tile.columns)
+    else:
+        columns = problem.taps * math.ceil(c / tile.columns)
+    programs = math.ceil(k / tile.rows) * columns * problem.groups * tile.splits
     return programs, math.ceil(math.ceil(pixels / tile.depth) / tile.splits)
 
 

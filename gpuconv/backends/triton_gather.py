@@ -5,6 +5,7 @@ Which tiles there are for a problem, and what is launched with one.
 
 import dataclasses
 import math
+from contextlib import suppress
 
 import torch
 
@@ -31,12 +32,10 @@ from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.reference import IDENTITY, Activation
 
-try:
+with suppress(ImportError):  # no Triton: `triton_launch.why_not` says so
     from gpuconv.kernels.triton.gather_forward import gather_forward
     from gpuconv.kernels.triton.gather_grad_input import gather_grad_input
     from gpuconv.kernels.triton.gather_grad_weight import gather_grad_weight
-except ImportError:  # no Triton: `triton_launch.why_not` says so
-    pass
 
 _BAND = 8  # rows of tiles that are walked column by column
 
