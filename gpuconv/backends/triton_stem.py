@@ -132,13 +132,14 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
         filters = columns if direction == "forward" else rows
         if filters > 16 and filters >= 2 * problem.out_channels and len(shapes) > 1:
             continue  # more than half of it idle
+        while direction == "forward" and tile.depth > 16 and terms <= tile.depth // 2:
+            tile = dataclasses.replace(tile, depth=tile.depth // 2)
+        tile = dataclasses.replace(tile, addressed=(rows + columns) * tile.depth)
         if direction == "grad_weight":
             chosen += [
                 dataclasses.replace(tile, splits=splits)
                 for splits in splits_to_choose(problem, tile, gpu, _tiles_of_result(problem, tile))
             ]
         else:
-            while tile.depth > 16 and terms <= tile.depth // 2:
-                tile = dataclasses.replace(tile, depth=tile.depth // 2)
             chosen.append(tile)
     return chosen

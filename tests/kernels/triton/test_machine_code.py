@@ -162,4 +162,4 @@ def test_every_tile_of_the_stem_compiles_well(capability: int, numbers: str) -> 
 def test_few_kernels_serve_many_layers() -> None:
     for capability in GPUS:
         for numbers in NUMBERS:
-            assert len(instances(capability, numbers)) <= 48, (capability, numbers)
+            assert len(instances(capability, numbers)) <= 50, (capability, numbers)
