@@ -146,7 +146,7 @@ def test_planner_counts_the_blocks_that_are_launched(direction: Direction, name:
         operands = plan.contiguous_operands(problem, direction, torch.channels_last)
         for tile in CudaBackend().tiles(problem, direction, KNOWN["A100"], operands):
             blocks = launches(problem, direction, operands, tile)[0].blocks
-            assert blocks == predict.programs_and_steps(problem, direction, tile)[0], tile
+            assert blocks == predict.predict(problem, direction, tile, KNOWN["A100"], False).programs, tile
 
 
 @each_gpu
@@ -176,6 +176,23 @@ def test_a_halo_costs_what_it_fetches() -> None:
 
     assert seconds(halo) < seconds(tensor) == seconds(dataclasses.replace(halo, kernel="tensor", windows=0, halo=0))
     assert seconds(dataclasses.replace(halo, halo=2000)) > seconds(tensor)
+
+
+@each_gpu
+def test_large_depthwise_filters_are_banded_products_where_that_is_quicker(gpu: Gpu) -> None:
+    for name, layout, direction, dtype in itertools.product(
+        ("depthwise31", "depthwise29", "depthwise27", "depthwise13", "depthwise5_128"),
+        (torch.contiguous_format, torch.channels_last), DIRECTIONS, (torch.bfloat16, torch.float32),
+    ):  # fmt: skip
+        problem = suites.layer(f"replknet31.{name}", None, dtype, layout)
+        tile = chosen(problem, direction, gpu, tf32=dtype is torch.float32)
+        banded = gpu.capability >= (8, 0) and min(problem.filter_size) >= 9
+        assert (tile.kernel == "banded") == banded, (name, layout, direction, dtype)
+
+
+def test_shares_of_banded_products_that_are_taps() -> None:
+    assert [round(taps / predict.band_width(taps, 16), 2) for taps in (31, 13, 9)] == [0.65, 0.41, 0.28]
+    assert predict.band_width(9, 8) == 16
 
 
 def test_t4_takes_tensor_cores_for_float16_and_multiply_adds_for_the_rest() -> None:

@@ -35,16 +35,20 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def splits_of(problem: ConvProblem, tile: Tile) -> int:
     """The splits that grad_weight makes of `tile.splits`: none of them empty."""
-    steps = math.ceil(problem.batch * math.prod(problem.output_size) / tile.depth)
+    steps = _steps(problem, tile)
     return math.ceil(steps / math.ceil(steps / tile.splits)) if steps else 1
+
+
+def _steps(problem: ConvProblem, tile: Tile) -> int:
+    """Of grad_weight without splits: windows, or pixels by `depth`."""
+    return tile.windows or math.ceil(problem.batch * math.prod(problem.output_size) / tile.depth)
 
 
 def splits_to_choose(problem: ConvProblem, tile: Tile, gpu: Gpu, programs: int) -> list[int]:
     """Numbers of splits worth considering where `programs` compute the whole: none, and enough to give each
     multiprocessor one, two or four."""
-    pixels = problem.batch * math.prod(problem.output_size)
     partial = (math.prod(problem.weight_shape) + problem.out_channels) * accumulator(problem.dtype).itemsize
-    most = max(1, min(math.ceil(pixels / tile.depth) // _FEWEST_STEPS, WORKSPACE // max(1, partial)))
+    most = max(1, min(_steps(problem, tile) // _FEWEST_STEPS, WORKSPACE // max(1, partial)))
     wanted = (math.ceil(each * gpu.multiprocessors / max(1, programs)) for each in (1, 2, 4))
     return sorted({1, *(min(most, splits) for splits in wanted)})
 

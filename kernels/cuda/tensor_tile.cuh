@@ -144,12 +144,6 @@ __device__ __forceinline__ void multiply_piece(Sums& acc, const unsigned (&a)[MI
 constexpr int SLAB_PITCH = WN + 8;  // floats; the 8 keep a warp's rows in different banks
 constexpr int SLABS = WARPS_M * WARPS_N * 16 * SLAB_PITCH * int(sizeof(float));  // bytes of shared memory
 
-// SIZE neighbours that move as one.
-template <int SIZE, typename T = float>
-struct alignas(SIZE * sizeof(T)) Run {
-  T at[SIZE];
-};
-
 // values += EACH elements from p on: a chunk of 16 bytes, or a single one.
 template <int EACH>
 __device__ __forceinline__ void add(float* values, const TYPE* p) {
