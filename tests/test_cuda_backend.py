@@ -195,6 +195,19 @@ def test_shares_of_banded_products_that_are_taps() -> None:
     assert predict.band_width(9, 8) == 16
 
 
+@each_gpu
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_groups_of_few_channels_are_packed(direction: Direction, gpu: Gpu) -> None:
+    packed = {"grouped", "grouped_halo"}
+    for stage, channels in (("conv2", 4), ("conv3", 8), ("conv4", 16), ("conv5", 32)):
+        problem = suites.layer(f"resnext50.{stage}_3x3", None, torch.float16, torch.channels_last)
+        assert problem.in_channels // problem.groups == channels
+        operands = plan.contiguous_operands(problem, direction, torch.channels_last)
+        assert packed & {tile.kernel for tile in CudaBackend().tiles(problem, direction, gpu, operands)}
+        if channels <= 8:
+            assert chosen(problem, direction, gpu).kernel in packed
+
+
 def test_t4_takes_tensor_cores_for_float16_and_multiply_adds_for_the_rest() -> None:
     t4 = KNOWN["T4"]
     for name, direction in itertools.product(("resnet50-56-3x3", "resnet50-14-expand", "vgg-28-3x3"), DIRECTIONS):

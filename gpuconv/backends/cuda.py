@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gpuconv.backends import cuda_banded, cuda_gemm
+from gpuconv.backends import cuda_banded, cuda_gemm, cuda_grouped
 from gpuconv.backends.base import Backend, Operands, Tile
 from gpuconv.backends.cuda_cupy import CupyRuntime
 from gpuconv.backends.cuda_launch import TYPES, Launch, Runtime
@@ -25,6 +25,8 @@ FAMILIES = {
     "simt": cuda_gemm,
     "tensor": cuda_gemm,
     "halo": cuda_gemm,
+    "grouped": cuda_grouped,
+    "grouped_halo": cuda_grouped,
     "banded": cuda_banded,
 }
 

@@ -1,5 +1,6 @@
 """What the Triton and the CUDA C kernels are both told of a problem, and how both split the sum of grad_weight."""
 
+import dataclasses
 import math
 
 import torch
@@ -26,6 +27,14 @@ def phase_steps(problem: ConvProblem) -> tuple[tuple[int, ...], tuple[int, ...]]
         for u, d, q in zip(problem.stride, problem.dilation, common, strict=True)
     )
     return common, inverse
+
+
+def packed(problem: ConvProblem) -> ConvProblem:
+    """The problem with several groups taken together as one, whose weights then are blocks along a diagonal: as many
+    as have 128 bytes of channels, and of filters, at most."""
+    most = 128 // problem.dtype.itemsize * problem.groups // max(problem.in_channels, problem.out_channels)
+    together = max((n for n in range(1, most + 1) if problem.groups % n == 0), default=1)
+    return dataclasses.replace(problem, groups=problem.groups // together)
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
