@@ -16,6 +16,7 @@ from gpuconv.problem import ConvProblem, Direction
 _REUSE_FOR_HALF_THE_RATE = 16.0
 _L2_SPEEDUP = 3.0  # over device memory
 _ONE_MORE_LAUNCH = 3e-6  # seconds
+_MULTIPLY_ADDS = 0.5  # what of the peak rate is left to them beside loads from shared memory and conversions: a guess
 # What of the peak rate mma.sync reaches where newer instructions reach all of it: on Hopper 0.63 (Luo et al. 2024,
 # 'Benchmarking and dissecting the Nvidia Hopper GPU architecture via microbenchmarking'); on sm_100 a guess.
 _MMA_SYNC = {(9, 0): 0.63, (10, 0): 0.3}
@@ -99,8 +100,50 @@ def implicit_gemm(problem: ConvProblem, direction: Direction, tile: Tile, gpu: G
     return Prediction(seconds, bound, programs, steps, together, waves, intensity)
 
 
+def depthwise(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """Of kernels that fetch a window of every channel once for all taps, and multiply without tensor cores.
+
+    As long as the bytes take, those that neighbouring windows share counted again, or the multiply-adds, whichever is
+    longer; the last wave keeps only some multiprocessors busy; and a window's way takes time that others on the same
+    multiprocessor hide.
+    """
+    backward, size = direction == "grad_input", problem.dtype.itemsize
+    results = problem.input_size if backward else problem.output_size
+    sources = problem.output_size if backward else problem.input_size
+    window = (tile.rows // tile.width, tile.width)[-problem.ndim :]
+    counts, fetched = [], 1.0  # windows of an axis; pixels that those of a channel fetch
+    for h, p, w, r, u, d, (low, _) in zip(
+        sources, results, window, problem.filter_size, problem.stride, problem.dilation, problem.padding, strict=True
+    ):  # fmt: skip
+        counts.append(math.ceil((p + low % u) / w) if backward else math.ceil(p / w))
+        shared = (r - 1) * d // u if backward else max(0, (r - 1) * d + 1 - u)  # by two windows side by side
+        fetched *= min(h, counts[-1] * (shared + (w // u if backward else w * u))) + (counts[-1] - 1) * shared
+    members, blocks = problem.out_channels // problem.groups, math.ceil(problem.groups / tile.columns)
+    steps = problem.batch * math.prod(counts)  # windows of a channel
+    windows = steps * blocks * (1 if direction == "forward" else members)
+    programs = members * blocks * tile.splits if direction == "grad_weight" else steps * blocks
+    moved = problem.batch * problem.groups * fetched * (1 if direction == "forward" else members)
+    moved += problem.batch * math.prod(results) * (problem.groups if backward else problem.out_channels)
+    products = steps * blocks * members * tile.rows * tile.columns * problem.taps
+    if backward:
+        products /= math.prod(problem.stride)
+    registers = 32 * tile.warps * 96
+    held = tile.halo * tile.columns * max(size, 4)
+    together = max(1, min(gpu.shared_memory // held, gpu.threads // (32 * tile.warps), 65536 // registers))
+    waves = math.ceil(programs / (gpu.multiprocessors * together))
+    idle = math.ceil(programs / gpu.multiprocessors) * gpu.multiprocessors / programs
+    rate = _MULTIPLY_ADDS * (gpu.rate_64 if size == 8 else gpu.rate_32)
+    seconds, bound = max((moved * size / gpu.bandwidth, "memory bandwidth"), (2 * products / rate, "products"))
+    seconds = seconds * idle + gpu.step_latency * windows / min(programs, gpu.multiprocessors * together)
+    if tile.splits > 1:
+        seconds += 2 * 4 * tile.splits * math.prod(problem.weight_shape) / gpu.bandwidth + _ONE_MORE_LAUNCH
+    return Prediction(
+        seconds, bound, programs, windows / programs, together, waves, 2 * products / (moved * size)
+    )  # fmt: skip
+
+
 # By family of kernels (`Tile.kernel`), where one is no implicit GEMM.
-FORMULAS: dict[str, Callable[[ConvProblem, Direction, Tile, Gpu, bool], Prediction]] = {}
+FORMULAS: dict[str, Callable[[ConvProblem, Direction, Tile, Gpu, bool], Prediction]] = {"depthwise": depthwise}
 
 
 def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:

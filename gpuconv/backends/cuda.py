@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gpuconv.backends import cuda_gemm
+from gpuconv.backends import cuda_depthwise, cuda_gemm
 from gpuconv.backends.base import Backend, Operands, Tile
 from gpuconv.backends.cuda_cupy import CupyRuntime
 from gpuconv.backends.cuda_launch import TYPES, Launch, Runtime
@@ -21,7 +21,7 @@ from gpuconv.problem import ConvProblem, Direction, allocate
 from gpuconv.reference import IDENTITY, Activation
 
 # By the `kernel` of their tiles. Each has `refuses`, `tiles` and `launches`, which need no GPU.
-FAMILIES = {"simt": cuda_gemm, "tensor": cuda_gemm, "halo": cuda_gemm}
+FAMILIES = {"simt": cuda_gemm, "tensor": cuda_gemm, "halo": cuda_gemm, "depthwise": cuda_depthwise}
 
 
 class CudaBackend(Backend):

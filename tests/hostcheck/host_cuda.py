@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from gpuconv import backends
-from gpuconv.backends import cuda_simt, cuda_tensor
+from gpuconv.backends import cuda_simt
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda import CudaBackend
 from gpuconv.backends.cuda_launch import Instance, Launch, source
@@ -155,7 +155,8 @@ class HostChecked(CudaBackend):
         if gpu.capability != (0, 0):
             return super().tiles(problem, direction, gpu, operands)
         gpu = KNOWN["A100"]
-        candidates = [*cuda_simt.tiles(problem, direction, gpu), *cuda_tensor.tiles(problem, direction, gpu, operands)]
+        offered = *cuda_simt.tiles(problem, direction, gpu), *super().tiles(problem, direction, gpu, operands)
+        candidates = list(dict.fromkeys(dataclasses.replace(tile, splits=1) for tile in offered))
         draw = zlib.crc32(f"{direction} {problem}".encode())
         tile = candidates[draw % len(candidates)]
         if direction == "grad_weight":
