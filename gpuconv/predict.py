@@ -17,6 +17,7 @@ _REUSE_FOR_HALF_THE_RATE = 16.0
 _L2_SPEEDUP = 3.0  # over device memory
 _ONE_MORE_LAUNCH = 3e-6  # seconds
 _MULTIPLY_ADDS = 0.5  # what of the peak rate is left to them beside loads from shared memory and conversions: a guess
+_NOT_HIDDEN = 0.1  # what of the shorter of two times does not pass while the longer does: a guess
 # What of the peak rate mma.sync reaches where newer instructions reach all of it: on Hopper 0.63 (Luo et al. 2024,
 # 'Benchmarking and dissecting the Nvidia Hopper GPU architecture via microbenchmarking'); on sm_100 a guess.
 _MMA_SYNC = {(9, 0): 0.63, (10, 0): 0.3}
@@ -104,7 +105,7 @@ def depthwise(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, 
     """Of kernels that fetch a window of every channel once for all taps, and multiply without tensor cores.
 
     As long as the bytes take, those that neighbouring windows share counted again, or the multiply-adds, whichever is
-    longer; the last wave keeps only some multiprocessors busy; and a window's way takes time that others on the same
+    longer, and a part of the other; the last wave keeps only some multiprocessors busy; and a window's way takes time that others on the same
     multiprocessor hide.
     """
     backward, size = direction == "grad_input", problem.dtype.itemsize
@@ -133,8 +134,12 @@ def depthwise(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, 
     waves = math.ceil(programs / (gpu.multiprocessors * together))
     idle = math.ceil(programs / gpu.multiprocessors) * gpu.multiprocessors / programs
     rate = _MULTIPLY_ADDS * (gpu.rate_64 if size == 8 else gpu.rate_32)
-    seconds, bound = max((moved * size / gpu.bandwidth, "memory bandwidth"), (2 * products / rate, "products"))
-    seconds = seconds * idle + gpu.step_latency * windows / min(programs, gpu.multiprocessors * together)
+    (shorter, _), (longer, bound) = sorted(
+        [(moved * size / gpu.bandwidth, "memory bandwidth"), (2 * products / rate, "products")]
+    )  # fmt: skip
+    seconds = (longer + _NOT_HIDDEN * shorter) * idle + gpu.step_latency * windows / min(
+        programs, gpu.multiprocessors * together
+    )
     if tile.splits > 1:
         seconds += 2 * 4 * tile.splits * math.prod(problem.weight_shape) / gpu.bandwidth + _ONE_MORE_LAUNCH
     return Prediction(

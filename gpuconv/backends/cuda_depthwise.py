@@ -249,14 +249,14 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
     height, width = (
         size + (p % u if backward else 0) for size, p, u in zip(plane.results, plane.pad, plane.stride, strict=True)
     )
-    room = (gpu.shared_memory - 1024) // _BLOCKS if gpu.capability != (0, 0) else 48 << 10
     phases = plane.stride[0] if backward else 1
     cuts = [
         (math.ceil(math.ceil(height / down) / phases) * phases, math.ceil(math.ceil(width / across) / strip) * strip)
-        for across, down in _cuts(height, width, 64 if together else 256)
+        for across, down in _cuts(height, width, (64 if together else 256) if height > 1 else 512)
     ]
 
-    def fitting(channels: int) -> Iterator[Tile]:
+    def fitting(channels: int, blocks: int = _BLOCKS) -> Iterator[Tile]:
+        room = gpu.shared_memory // blocks - 1024 if blocks > 1 else gpu.shared_memory
         for h, w in cuts:
             tile = _with_threads(problem, direction, together, h, w, channels)
             if tile is not None and _bytes(problem, direction, tile, together) <= room:
@@ -264,8 +264,8 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
 
     numbers = [n * unit for n in (2, 4, 8)] if together else [1, 2, 4, 8, 16, 32]
     found = [t for n in numbers if n < 2 * problem.groups for t in itertools.islice(fitting(n), _OF_EACH)]
-    if not found:  # few channels, or windows so large that half a sector has to do
-        found = list(itertools.islice(fitting(unit if together else 1), _OF_EACH))
+    for blocks in (_BLOCKS, 1):  # few channels, or windows so large that half a sector, or a single block, has to do
+        found = found or list(itertools.islice(fitting(unit if together else 1, blocks), _OF_EACH))
     return list(dict.fromkeys(split for tile in found for split in _with_splits(problem, direction, plane, tile, gpu)))
 
 
