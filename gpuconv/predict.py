@@ -18,6 +18,10 @@ _L2_SPEEDUP = 3.0  # over device memory
 _ONE_MORE_LAUNCH = 3e-6  # seconds
 _MULTIPLY_ADDS = 0.5  # what of the peak rate is left to them beside loads from shared memory and conversions: a guess
 _NOT_HIDDEN = 0.1  # what of the shorter of two times does not pass while the longer does: a guess
+_INSTRUCTIONS_AN_ELEMENT = (
+    10  # to fetch one by itself, as counted in the loops of the gather kernels (`gpuconv inspect`)
+)
+_INSTRUCTIONS = 64 * 1.5e9  # integer ones a second of a multiprocessor
 # What of the peak rate mma.sync reaches where newer instructions reach all of it: on Hopper 0.63 (Luo et al. 2024,
 # 'Benchmarking and dissecting the Nvidia Hopper GPU architecture via microbenchmarking'); on sm_100 a guess.
 _MMA_SYNC = {(9, 0): 0.63, (10, 0): 0.3}
@@ -27,7 +31,7 @@ class Prediction(NamedTuple):
     """What `predict` expects of a tile."""
 
     seconds: float
-    bound: str  # what takes that long: "products", "L2 fetches", "fetch latency" or "memory bandwidth"
+    bound: str  # what takes that long: "products", "addresses", "L2 fetches", "fetch latency" or "memory bandwidth"
     programs: int
     steps: float  # of the loop of a program, on average
     together: int  # programs on a multiprocessor at a time
@@ -42,6 +46,8 @@ def programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -
     if direction == "forward":
         row_blocks = tile.windows or math.ceil(pixels / tile.rows)
         programs = row_blocks * math.ceil(k / tile.columns) * problem.groups
+        if tile.kernel == "stem":
+            return programs, math.ceil(problem.taps * c / tile.depth)
         return programs, problem.taps * math.ceil(c / tile.depth)
     if direction == "grad_input":
         phases = math.prod(problem.stride)
@@ -51,7 +57,11 @@ def programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -
         row_blocks = tile.windows or math.ceil(largest / tile.rows)
         programs = phases * row_blocks * math.ceil(c / tile.columns) * problem.groups
         return programs, problem.taps / phases * math.ceil(k / tile.depth)
-    programs = math.ceil(k / tile.rows) * math.ceil(c / tile.columns) * problem.taps * problem.groups * tile.splits
+    if tile.kernel == "stem":
+        columns = math.ceil(problem.taps * c / tile.columns)
+    else:
+        columns = problem.taps * math.ceil(c / tile.columns)
+    programs = math.ceil(k / tile.rows) * columns * problem.groups * tile.splits
     return programs, math.ceil(math.ceil(pixels / tile.depth) / tile.splits)
 
 
@@ -59,8 +69,9 @@ def implicit_gemm(problem: ConvProblem, direction: Direction, tile: Tile, gpu: G
     """Of the families that are one.
 
     Programs run in waves of as many as fit on the multiprocessors at once. A step of a program takes as long as the
-    slowest of: multiplying its tiles, fetching them from the L2 cache, and the latency of a fetch divided by the
-    fetches under way. No less than the bytes that must cross the memory bus; a split sum also moves its partials.
+    slowest of: multiplying its tiles, computing addresses, fetching them from the L2 cache, and the latency of a fetch
+    divided by the fetches under way. No less than the bytes that must cross the memory bus; a split sum also moves its
+    partials.
 
     A window with a halo is fetched once for all the taps of a plane, so a step, which is one tap, fetches that part of
     it; two windows are held, one being multiplied while the next comes.
@@ -88,6 +99,7 @@ def implicit_gemm(problem: ConvProblem, direction: Direction, tile: Tile, gpu: G
     rate *= reuse / (reuse + _REUSE_FOR_HALF_THE_RATE) / gpu.multiprocessors
     step, bound = max(
         (together * 2 * tile.rows * tile.columns * tile.depth / rate, "products"),
+        (together * tile.addressed * _INSTRUCTIONS_AN_ELEMENT / _INSTRUCTIONS, "addresses"),
         (together * fetched / (_L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors), "L2 fetches"),
         (gpu.step_latency / max(1, tile.stages - 1), "fetch latency"),
     )
@@ -105,8 +117,8 @@ def depthwise(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, 
     """Of kernels that fetch a window of every channel once for all taps, and multiply without tensor cores.
 
     As long as the bytes take, those that neighbouring windows share counted again, or the multiply-adds, whichever is
-    longer, and a part of the other; the last wave keeps only some multiprocessors busy; and a window's way takes time that others on the same
-    multiprocessor hide.
+    longer, and a part of the other; the last wave keeps only some multiprocessors busy; and a window's way takes time
+    that others on the same multiprocessor hide.
     """
     backward, size = direction == "grad_input", problem.dtype.itemsize
     results = problem.input_size if backward else problem.output_size

@@ -146,7 +146,7 @@ def test_planner_counts_the_blocks_that_are_launched(direction: Direction, name:
         operands = plan.contiguous_operands(problem, direction, torch.channels_last)
         for tile in CudaBackend().tiles(problem, direction, KNOWN["A100"], operands):
             blocks = launches(problem, direction, operands, tile)[0].blocks
-            assert blocks == predict.programs_and_steps(problem, direction, tile)[0], tile
+            assert blocks == predict.predict(problem, direction, tile, KNOWN["A100"], False).programs, tile
 
 
 @each_gpu

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpuconv.backends import triton_gather
+from gpuconv.backends import triton_gather, triton_planes, triton_stem
 from gpuconv.backends.base import Backend, Operands, Tile
 from gpuconv.backends.derived import accumulator, splits_of
 from gpuconv.backends.triton_launch import INTERPRETING, Launch, bias_offset, why_not
@@ -20,7 +20,7 @@ from gpuconv.problem import ConvProblem, Direction, allocate
 from gpuconv.reference import IDENTITY, Activation
 
 # By the `kernel` of their tiles. Each has `refuses`, `tiles` and `launches`, which need no GPU.
-FAMILIES = {"gather": triton_gather}
+FAMILIES = {"gather": triton_gather, "planes": triton_planes, "stem": triton_stem}
 
 
 class TritonBackend(Backend):
@@ -131,10 +131,11 @@ def _bind_grad_input(
 ) -> Callable[..., Any]:
     (launch,) = launches(problem, "grad_input", operands, tile)
     shape, memory_format = problem.input_shape, problem.memory_format
+    epilogue = (None,) * (len(launch.dtypes) - 3)  # no bias and no residual, where the kernel of forward serves
 
     def grad_input(grad_output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         gx = allocate(shape, grad_output, memory_format)
-        call(launch, grad_output, weight, gx)
+        call(launch, grad_output, weight, *epilogue, gx)
         return gx
 
     return grad_input
