@@ -2,11 +2,11 @@
 
     z[b, d, l] = Σ_i x[b, d, l − (W − 1) + i] · weight[d, i] + bias[d]            y = z or silu(z)
 
-x at negative positions is the initial states, or zeros. It is a depthwise convolution of images one pixel high, and that
-is how it is computed: the depthwise kernels read x once and write y once, with bias and SiLU in the epilogue, in both
-layouts, and their gradients come with them; kernels of its own would move the same bytes. A sequence with channels last
-is an image with channels last, and so is the result. Initial states reach the first W − 1 results only: those alone are
-computed again, from the few elements that they depend on, so that x is never copied behind its states.
+x at negative positions is the initial states, or zeros. It is a depthwise convolution of images one pixel high, and
+that is how it is computed: the depthwise kernels read x once and write y once, with bias and SiLU in the epilogue, in
+both layouts, and their gradients come with them; kernels of its own would move the same bytes. A sequence with channels
+last is an image with channels last, and so is the result. Initial states reach the first W − 1 results only: those
+alone are computed again, from the few elements that they depend on, so that x is never copied behind its states.
 """
 
 from typing import Any

@@ -140,13 +140,13 @@ def causal_conv1d(
     *,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Convolution of sequences with padding on the left alone, as `causal_conv1d.causal_conv1d_fn`, whose arguments these
-    are: x [B, D, L], weight [D, W], W from 2 to 8, bias [D], activation None, 'silu' or 'swish'; gives [B, D, L].
+    """Convolution of sequences with padding on the left alone: `causal_conv1d_fn` of the package causal_conv1d.
 
-    x may lie channels first or last; so does the result. initial_states, [B, D, W − 1], come before x, instead of zeros.
-    With return_final_states the result is (y, the last W − 1 elements of the sequence), the latter in final_states_out if
-    that is given. Differentiable in x, weight, bias and initial_states. seq_idx is there for the signature's sake: raises
-    NotImplementedError unless it is None. Raises as `conv2d` does for arguments that do not fit together.
+    x [B, D, L], weight [D, W] with W from 2 to 8, bias [D], activation None, 'silu' or 'swish'; gives [B, D, L], channels
+    first or last as x is. initial_states, [B, D, W − 1], come before x, instead of zeros. With return_final_states the
+    result is (y, the last W − 1 elements of the sequence), the latter in final_states_out if that is given.
+    Differentiable in x, weight, bias and initial_states. seq_idx is there for the signature's sake: NotImplementedError
+    unless it is None. Raises as `conv2d` does for arguments that do not fit together.
     """
     name = backend or backends.selected()
     device_type = x.device.type if isinstance(x, Tensor) else "cpu"

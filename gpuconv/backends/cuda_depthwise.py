@@ -11,8 +11,6 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
-
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda_launch import ACTIVATIONS, TYPES, Instance, Launch, Strides, conv, fresh_strides, wide
 from gpuconv.backends.derived import WORKSPACE, accumulator, axes, splits_of
@@ -42,7 +40,7 @@ def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Oper
     return None
 
 
-# ---- geometry: what depthwise.cuh and depthwise_gather.cuh derive, derived for the launcher ---------------------------
+# ---- geometry: what depthwise.cuh and depthwise_gather.cuh derive, for the launcher ----------------------------------
 
 
 class _Plane(NamedTuple):
