@@ -21,6 +21,7 @@ _NOT_HIDDEN = 0.1  # what of the shorter of two times does not pass while the lo
 _INSTRUCTIONS_AN_ELEMENT = (
     10  # to fetch one by itself, as counted in the loops of the gather kernels (`gpuconv inspect`)
 )
+_L1 = 64 * 1.5e9  # bytes a second of a multiprocessor
 _INSTRUCTIONS = 64 * 1.5e9  # integer ones a second of a multiprocessor
 # What of the peak rate mma.sync reaches where newer instructions reach all of it: on Hopper 0.63 (Luo et al. 2024,
 # 'Benchmarking and dissecting the Nvidia Hopper GPU architecture via microbenchmarking'); on sm_100 a guess.
@@ -159,8 +160,21 @@ def depthwise(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, 
     )  # fmt: skip
 
 
+def depthwise_by_taps(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """Of kernels that load a window anew for each tap: the same, and no less than those loads from the L1 cache take, and
+    their addresses where elements are loaded one by one."""
+    whole = depthwise(problem, direction, tile, gpu, tf32)
+    loaded = math.prod(problem.output_shape) * problem.taps / gpu.multiprocessors
+    by_cache, by_address = loaded * problem.dtype.itemsize / _L1, loaded * _INSTRUCTIONS_AN_ELEMENT / _INSTRUCTIONS
+    slowest, bound = max((by_cache, "L1 loads"), (by_address if tile.addressed else 0.0, "addresses"))
+    return whole._replace(seconds=slowest, bound=bound) if slowest > whole.seconds else whole
+
+
 # By family of kernels (`Tile.kernel`), where one is no implicit GEMM.
-FORMULAS: dict[str, Callable[[ConvProblem, Direction, Tile, Gpu, bool], Prediction]] = {"depthwise": depthwise}
+FORMULAS: dict[str, Callable[[ConvProblem, Direction, Tile, Gpu, bool], Prediction]] = {
+    "depthwise": depthwise,
+    "taps": depthwise_by_taps,
+}
 
 
 def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
