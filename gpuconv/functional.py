@@ -145,8 +145,8 @@ def causal_conv1d(
     x [B, D, L], weight [D, W] with W from 2 to 8, bias [D], activation None, 'silu' or 'swish'. Gives [B, D, L], with
     channels first or last as x is. initial_states, [B, D, W − 1], come before x, instead of zeros. With
     return_final_states the result is (y, the last W − 1 elements of the sequence), the latter in final_states_out if
-    that is given. Differentiable in x, weight, bias and initial_states. seq_idx is there for the signature's sake: NotImplementedError
-    unless it is None. Raises as `conv2d` does for arguments that do not fit together.
+    that is given. Differentiable in x, weight, bias and initial_states. seq_idx is there for the signature's sake:
+    NotImplementedError unless it is None. Raises as `conv2d` does for arguments that do not fit together.
     """
     name = backend or backends.selected()
     device_type = x.device.type if isinstance(x, Tensor) else "cpu"

@@ -161,8 +161,8 @@ def depthwise(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, 
 
 
 def depthwise_by_taps(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
-    """Of kernels that load a window anew for each tap: the same, and no less than those loads from the L1 cache take, and
-    their addresses where elements are loaded one by one."""
+    """Of kernels that load a window anew for each tap: the same, and no less than those loads from the L1 cache take,
+    and their addresses where elements are loaded one by one."""
     whole = depthwise(problem, direction, tile, gpu, tf32)
     loaded = math.prod(problem.output_shape) * problem.taps / gpu.multiprocessors
     by_cache, by_address = loaded * problem.dtype.itemsize / _L1, loaded * _INSTRUCTIONS_AN_ELEMENT / _INSTRUCTIONS

@@ -71,7 +71,7 @@ class _Plane(NamedTuple):
             return (results - 1) // u + (taps - 1) * d // u + 1
         return (results - 1) * u + (taps - 1) * d + 1
 
-    def count(self, height: int, width: int, backward: bool) -> int:
+    def tiles_of(self, height: int, width: int, backward: bool) -> int:
         """How many tiles of height × width the results of a channel fall into."""
         before = [p % u if backward else 0 for p, u in zip(self.pad, self.stride, strict=True)]
         return math.prod(
@@ -170,7 +170,7 @@ def launches(
     told = conv(problem, direction, strides, activation)
     instance = _instance(problem, direction, operands, strides, tile, activation, aligned)
     plane, backward = _Plane.of(problem, direction), direction == "grad_input"
-    tiles_of_image = plane.count(tile.rows // tile.width, tile.width, backward)
+    tiles_of_image = plane.tiles_of(tile.rows // tile.width, tile.width, backward)
     channel_blocks = math.ceil(problem.groups / tile.columns)
     if direction != "grad_weight":
         return (Launch(instance, problem.batch * tiles_of_image * channel_blocks, told),)
@@ -303,7 +303,7 @@ def _with_splits(problem: ConvProblem, direction: Direction, plane: _Plane, tile
     """The tile, in grad_weight with numbers of splits that give each multiprocessor one block, two or four."""
     if direction != "grad_weight":
         return [tile]
-    tiles_of_all = problem.batch * plane.count(tile.rows // tile.width, tile.width, False)
+    tiles_of_all = problem.batch * plane.tiles_of(tile.rows // tile.width, tile.width, False)
     programs = problem.out_channels // problem.groups * math.ceil(problem.groups / tile.columns)
     partial = (math.prod(problem.weight_shape) + problem.out_channels) * accumulator(problem.dtype).itemsize
     most = max(1, min(tiles_of_all, WORKSPACE // partial))

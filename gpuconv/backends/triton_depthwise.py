@@ -65,7 +65,8 @@ def launches(
         **dict(zip(("STRIDE_H", "STRIDE_W"), axes(problem.stride, 1)[1:], strict=True)),
         **dict(zip(("DILATION_H", "DILATION_W"), axes(problem.dilation, 1)[1:], strict=True)),
         "MEMBERS": members,
-        "BH": tile.rows // tile.width, "BW": tile.width, "BC": tile.columns, "LAST": first.channels_fast, "VECTOR": vector,
+        "BH": tile.rows // tile.width, "BW": tile.width, "BC": tile.columns,
+        "LAST": first.channels_fast, "VECTOR": vector,
         "WIDE": False, **numbers,
     }  # fmt: skip
     blocks = math.ceil((channels if direction == "grad_input" else filters) / tile.columns)

@@ -3,8 +3,8 @@
 A filter of a depthwise convolution has one channel, so there is no matrix product: a tap costs one multiply-add. A
 program owns a tile of BH × BW pixels for BC channels and keeps its sums in registers; for each tap it loads the tile
 anew, moved by the tap. All but the first of these loads find most of it in the L1 cache, so that up to about 3 × 3 taps
-the bytes from memory are what takes time, and beyond that the cache (the CUDA kernels, which hold the tile in registers,
-do not have that limit).
+the bytes from memory are what takes time, and beyond that the cache. (The CUDA kernels, which take taps from registers,
+do not have that limit.)
 
     LAST     blocks are [pixels, channels], as channels-last tensors lie in memory; else [channels, pixels]
     VECTOR   as in `common`
@@ -21,31 +21,19 @@ from .common import rounded, wide, widened
 @triton.jit
 def spread(b_pixel, b_channel, LAST: tl.constexpr):
     """The sums of all pairs, as a block. [BP], [BC] → [BP, BC] or [BC, BP]"""
-    if LAST:
-        b_block = b_pixel[:, None] + b_channel[None, :]
-    else:
-        b_block = b_channel[:, None] + b_pixel[None, :]
-    return b_block
+    return b_pixel[:, None] + b_channel[None, :] if LAST else b_channel[:, None] + b_pixel[None, :]
 
 
 @triton.jit
 def both(m_pixel, m_channel, LAST: tl.constexpr):
     """Whether both of a pair hold, as a block."""
-    if LAST:
-        m_block = m_pixel[:, None] & m_channel[None, :]
-    else:
-        m_block = m_channel[:, None] & m_pixel[None, :]
-    return m_block
+    return m_pixel[:, None] & m_channel[None, :] if LAST else m_channel[:, None] & m_pixel[None, :]
 
 
 @triton.jit
 def by_channel(b_channel, LAST: tl.constexpr):
     """A value for each channel, to go with a block."""
-    if LAST:
-        b_block = b_channel[None, :]
-    else:
-        b_block = b_channel[:, None]
-    return b_block
+    return b_channel[None, :] if LAST else b_channel[:, None]
 
 
 @triton.jit

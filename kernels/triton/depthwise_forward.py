@@ -44,10 +44,7 @@ def depthwise_forward(
     n, b_p, b_q, o_k = wide(n, WIDE), wide(b_p, WIDE), wide(b_q, WIDE), wide(o_k, WIDE)
     o_c = o_k // MEMBERS if MEMBERS > 1 else o_k
 
-    if LAST:
-        b_acc = tl.zeros((BH * BW, BC), ACCUMULATE)
-    else:
-        b_acc = tl.zeros((BC, BH * BW), ACCUMULATE)
+    b_acc = tl.zeros((BH * BW, BC), ACCUMULATE) if LAST else tl.zeros((BC, BH * BW), ACCUMULATE)
     b_acc = tap_sum(
         b_acc, p_x + n * x_n, b_p, b_q, o_c * x_c, m_k, p_w + o_k * w_k, H, W, x_h, x_w, w_r, w_s, pad_h, pad_w,
         R, S, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, False, LAST, EMULATE_BF16,

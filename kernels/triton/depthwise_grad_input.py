@@ -40,10 +40,7 @@ def depthwise_grad_input(
     n, b_h, b_w = tile_pixels(tl.program_id(0) // blocks, tl.cdiv(W, BW), tl.cdiv(H, BH), BH, BW)
     n, b_h, b_w, o_c = wide(n, WIDE), wide(b_h, WIDE), wide(b_w, WIDE), wide(o_c, WIDE)
 
-    if LAST:
-        b_acc = tl.zeros((BH * BW, BC), ACCUMULATE)
-    else:
-        b_acc = tl.zeros((BC, BH * BW), ACCUMULATE)
+    b_acc = tl.zeros((BH * BW, BC), ACCUMULATE) if LAST else tl.zeros((BC, BH * BW), ACCUMULATE)
     for m in tl.static_range(MEMBERS):
         o_k = o_c * MEMBERS + m
         b_acc = tap_sum(

@@ -1,10 +1,11 @@
 """Gradient of the weight of a depthwise convolution, and of the bias in the same pass; two axes; any layout:
 
-    gw[k, r, s] = Σ_{n,p,q} gy[n, k, p, q] · x[n, k // MEMBERS, p·u + r·d − pad, q·u + s·d − pad]      gb[k] = Σ gy[n, k, p, q]
+    gw[k, r, s] = Σ_{n,p,q} gy[n, k, p, q] · x[n, k // MEMBERS, p·u + r·d − pad, q·u + s·d − pad]
+    gb[k]       = Σ_{n,p,q} gy[n, k, p, q]
 
 A program goes from tile to tile of a split of all images, with sums for every tap, pixel of a tile and filter in
-registers: blocks have one axis more, of TAPS ≥ R·S taps, along which gy is the same. In the end the pixels are added up.
-Splits are added in order by `sum_partials`. No atomics, so the same inputs give the same bits.
+registers: blocks have one axis more, of TAPS ≥ R·S taps, along which gy is the same. In the end the pixels are added
+up. Splits are added in order by `sum_partials`. No atomics, so the same inputs give the same bits.
 
     program  →  BC filters, a split of the tiles; filters vary fastest
     masks    →  pixels beyond the image or the split, taps outside the image, filters ≥ K, taps ≥ R·S
@@ -13,7 +14,7 @@ Splits are added in order by `sum_partials`. No atomics, so the same inputs give
 import triton.language as tl
 
 from .common import kernel, rounded, wide, widened
-from .depthwise import both, by_channel, spread, tile_pixels
+from .depthwise import both, spread, tile_pixels
 
 
 @kernel

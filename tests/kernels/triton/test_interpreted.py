@@ -1,4 +1,4 @@
-"""Runs the files `interpreted….py` where Triton interprets. A process either interprets kernels or compiles them, never both."""
+"""Runs `interpreted….py` where Triton interprets. A process either interprets kernels or compiles them, never both."""
 
 import subprocess
 import sys
