@@ -99,7 +99,7 @@ def _vectors(strides: tuple[int, ...], channels: int, unit: int) -> bool:
     return channel == 1 and not any(value % unit for value in (channels, first, *pixel))
 
 
-def _strip(problem: ConvProblem, together: bool) -> int:
+def _strip(together: bool) -> int:
     """How many results of a row a thread owns."""
     return 4 if together else 8
 
@@ -209,7 +209,7 @@ def _instance(
         "TAPS_H": plane.filter[0], "TAPS_W": plane.filter[1],
         "STRIDE_H": plane.stride[0], "STRIDE_W": plane.stride[1],
         "DILATION_H": plane.dilation[0], "DILATION_W": plane.dilation[1],
-        "TH": tile.rows // tile.width, "TW": tile.width, "STRIP": _strip(problem, together),
+        "TH": tile.rows // tile.width, "TW": tile.width, "STRIP": _strip(together),
         "CHUNKS": tile.columns // unit if together else tile.columns,
         "THREADS": 32 * tile.warps, "BLOCKS": _BLOCKS,
         "X_VECTOR": int(aligned and source), "WIDE": int(wide(problem, strides)),
@@ -242,7 +242,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
     if refuses(problem, direction, gpu, operands) is not None:
         return []
     together, plane = channels_together(problem, direction, operands), _Plane.of(problem, direction)
-    unit, strip = 16 // problem.dtype.itemsize, _strip(problem, together)
+    unit, strip = 16 // problem.dtype.itemsize, _strip(together)
     backward = direction == "grad_input"
     height, width = (
         size + (p % u if backward else 0) for size, p, u in zip(plane.results, plane.pad, plane.stride, strict=True)
@@ -282,10 +282,10 @@ def _with_threads(
     plane = _Plane.of(problem, direction)
     backward, unit = direction == "grad_input", 16 // problem.dtype.itemsize
     chunks = channels // unit if together else channels
-    strips = chunks * height * width // _strip(problem, together)
+    strips = chunks * height * width // _strip(together)
     if direction == "grad_weight":
         units = chunks * plane.filter[0] * math.ceil(plane.filter[1] / _taps_of_thread(problem, together))
-        threads = min(_THREADS, math.ceil(units * height * width // _strip(problem, together) / 32) * 32)
+        threads = min(_THREADS, math.ceil(units * height * width // _strip(together) / 32) * 32)
         if units > _THREADS:
             return None
         threads = max(threads, math.ceil(units / 32) * 32)

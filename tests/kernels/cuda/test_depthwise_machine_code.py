@@ -23,13 +23,13 @@ SUITES = ("mobilenetv2", "efficientnet_b0", "convnext_t", "replknet31", "mamba")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """All combinations with --full; else each layer, direction and layout, of the rest another for each."""
+    """All combinations with --full; else each layer and direction, of the rest another for each."""
     if "architecture" not in metafunc.fixturenames:
         return
     cases = list(itertools.product(LAYERS, DIRECTIONS, LAYOUTS, DTYPES, GPUS))
     if not metafunc.config.getoption("--full"):
-        rest = itertools.cycle(zip(itertools.cycle(DTYPES[:3]), itertools.cycle(GPUS)))
-        cases = [(*case, *next(rest)) for case in itertools.product(LAYERS, DIRECTIONS, LAYOUTS)]
+        rest = zip(itertools.cycle(LAYOUTS), itertools.cycle(DTYPES[:3]), itertools.cycle(GPUS), strict=False)
+        cases = [(*case, *next(rest)) for case in itertools.product(LAYERS, DIRECTIONS)]
     names = ["-".join(str(part).removeprefix("torch.") for part in case) for case in cases]
     metafunc.parametrize(("layer", "direction", "layout", "dtype", "architecture"), cases, ids=names)
 
@@ -64,4 +64,6 @@ def test_planner_takes_them_for_every_depthwise_layer(gpu: Gpu) -> None:
             problem = suites.layer(f"{suite}.{name}", dtype=torch.float32, memory_format=LAYOUTS[turn % 2])
             operands = plan.contiguous_operands(problem, direction, problem.memory_format)
             found, _ = plan.candidates(problem, direction, gpu, operands)
-            assert found[0].tile.kernel == "depthwise", (name, direction, found[0])
+            ours = next(candidate for candidate in found if candidate.tile.kernel == "depthwise")
+            assert found[0].tile.kernel in ("depthwise", "taps"), (name, direction, found[0])
+            assert ours.prediction.seconds < 1.1 * found[0].prediction.seconds, (name, direction, found[0])
