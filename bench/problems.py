@@ -105,6 +105,26 @@ def random_problem(seed: int) -> ConvProblem:
     )
 
 
+def random_depthwise(seed: int) -> ConvProblem:
+    """The same of filters with one channel, at strides 1 and 2, every fifth of them long."""
+    draw = random.Random(seed)
+    ndim = draw.choice((1, 2, 2, 2))
+    most = draw.choice((5, 5, 7, 7, 31))
+    filter_size = tuple(draw.randint(1, most) for _ in range(ndim))
+    dilation = tuple(draw.choice((1, 1, 1, 2, 3)) for _ in range(ndim))
+    stride = tuple(draw.choice((1, 1, 2)) for _ in range(ndim))
+    padding = tuple((draw.randint(0, r), draw.randint(0, r)) for r in filter_size)
+    size = tuple(
+        max(1, d * (r - 1) + 1 - low - high) + draw.randint(0, 20)
+        for r, d, (low, high) in zip(filter_size, dilation, padding, strict=True)
+    )
+    channels, multiplier = draw.choice((1, 3, 8, 16, 24)), draw.choice((1, 1, 1, 2, 3))
+    return ConvProblem.of(
+        (draw.randint(1, 3), channels, *size),
+        (channels * multiplier, 1, *filter_size), stride, padding, dilation, channels,
+    )  # fmt: skip
+
+
 LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded")
 
 

@@ -229,6 +229,10 @@ _SUITES = (
         "encoder6": _conv(512, 512, 199, 2, ndim=1, stride=2),
         "positional": _conv(768, 768, 49, 128, ndim=1, padding=64, groups=16),
     }),
+    # Padded on both sides, as conv1d is called there (what is beyond the sequence is then cut off).
+    Suite("mamba", "Mamba-130m, -790m, -2.8b: causal layers, 2048 tokens (Gu and Dao 2023, arXiv:2312.00752)", 8, {
+        f"causal_{c}": _conv(c, c, (1, 2048), (1, 4), padding=(0, 3), groups=c) for c in (1536, 3072, 5120)
+    }),
     Suite("r3d18", "torchvision r3d_18, 16 frames of 112×112", 8, {
         "stem": Layer(3, 64, (16, 112, 112), (3, 7, 7), stride=(1, 2, 2), padding=(1, 3, 3)),
         "conv2": _conv(64, 64, (16, 56, 56), 3, padding=1), "conv3": _conv(128, 128, (8, 28, 28), 3, padding=1),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gpuconv import backends, ops, sizes
+from gpuconv import backends, causal, ops, sizes
 from gpuconv.plan import Settings, check_tensors
 
 Ints = int | Sequence[int]
@@ -126,6 +126,43 @@ def conv_transpose3d(
 ) -> Tensor:
     """`torch.nn.functional.conv_transpose3d`: input [N, C, D, H, W] or [C, D, H, W], weight [C, K/groups, T, R, S]."""
     return _conv_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation, backend)
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    seq_idx: None = None,
+    initial_states: Tensor | None = None,
+    return_final_states: bool = False,
+    final_states_out: Tensor | None = None,
+    activation: str | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Convolution of sequences with padding on the left alone: `causal_conv1d_fn` of the package causal_conv1d.
+
+    x [B, D, L], weight [D, W] with W from 2 to 8, bias [D], activation None, 'silu' or 'swish'. Gives [B, D, L], with
+    channels first or last as x is. initial_states, [B, D, W − 1], come before x, instead of zeros. With
+    return_final_states the result is (y, the last W − 1 elements of the sequence), the latter in final_states_out if
+    that is given. Differentiable in x, weight, bias and initial_states. seq_idx is there for the signature's sake:
+    NotImplementedError unless it is None. Raises as `conv2d` does for arguments that do not fit together.
+    """
+    name = backend or backends.selected()
+    device_type = x.device.type if isinstance(x, Tensor) else "cpu"
+    cast = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    causal.check(
+        x, weight, bias, seq_idx, initial_states, return_final_states, final_states_out, activation, not cast
+    )  # fmt: skip
+    if cast:
+        x, weight, bias, initial_states = _autocast(device_type, x, weight, bias, initial_states)
+    if name == "auto" and backends.auto_order(device_type)[0] == "aten":
+        name = "aten"
+    y = causal.compute(x, weight, bias, initial_states, activation, name)
+    if not return_final_states:
+        return y
+    last = causal.final_states(x, initial_states, weight.shape[1])
+    return y, last if final_states_out is None else final_states_out.copy_(last)
 
 
 # Symbolic tracing (torch.fx) records these two as they are called: what is inside depends on the tensors.

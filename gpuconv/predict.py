@@ -17,9 +17,12 @@ from gpuconv.problem import ConvProblem, Direction
 _REUSE_FOR_HALF_THE_RATE = 16.0
 _L2_SPEEDUP = 3.0  # over device memory
 _ONE_MORE_LAUNCH = 3e-6  # seconds
+_MULTIPLY_ADDS = 0.5  # what of the peak rate is left to them beside loads from shared memory and conversions: a guess
+_NOT_HIDDEN = 0.1  # what of the shorter of two times does not pass while the longer does: a guess
 _INSTRUCTIONS_AN_ELEMENT = (
     10  # to fetch one by itself, as counted in the loops of the gather kernels (`gpuconv inspect`)
 )
+_L1 = 64 * 1.5e9  # bytes a second of a multiprocessor
 _INSTRUCTIONS = 64 * 1.5e9  # integer ones a second of a multiprocessor
 # What of the peak rate mma.sync reaches where newer instructions reach all of it: on Hopper 0.63 (Luo et al. 2024,
 # 'Benchmarking and dissecting the Nvidia Hopper GPU architecture via microbenchmarking'); on sm_100 a guess.
@@ -171,11 +174,69 @@ def banded(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf3
     return Prediction(seconds, bound, programs, steps, together, waves, operations / fetched)
 
 
+def depthwise(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """Of kernels that fetch a window of every channel once for all taps, and multiply without tensor cores.
+
+    As long as the bytes take, those that neighbouring windows share counted again, or the multiply-adds, whichever is
+    longer, and a part of the other; the last wave keeps only some multiprocessors busy; and a window's way takes time
+    that others on the same multiprocessor hide.
+    """
+    backward, size = direction == "grad_input", problem.dtype.itemsize
+    results = problem.input_size if backward else problem.output_size
+    sources = problem.output_size if backward else problem.input_size
+    window = (tile.rows // tile.width, tile.width)[-problem.ndim :]
+    counts, fetched = [], 1.0  # windows of an axis; pixels that those of a channel fetch
+    for h, p, w, r, u, d, (low, _) in zip(
+        sources, results, window, problem.filter_size, problem.stride, problem.dilation, problem.padding, strict=True
+    ):  # fmt: skip
+        counts.append(math.ceil((p + low % u) / w) if backward else math.ceil(p / w))
+        shared = (r - 1) * d // u if backward else max(0, (r - 1) * d + 1 - u)  # by two windows side by side
+        fetched *= min(h, counts[-1] * (shared + (w // u if backward else w * u))) + (counts[-1] - 1) * shared
+    members, blocks = problem.out_channels // problem.groups, math.ceil(problem.groups / tile.columns)
+    steps = problem.batch * math.prod(counts)  # windows of a channel
+    windows = steps * blocks * (1 if direction == "forward" else members)
+    programs = members * blocks * tile.splits if direction == "grad_weight" else steps * blocks
+    moved = problem.batch * problem.groups * fetched * (1 if direction == "forward" else members)
+    moved += problem.batch * math.prod(results) * (problem.groups if backward else problem.out_channels)
+    products = steps * blocks * members * tile.rows * tile.columns * problem.taps
+    if backward:
+        products /= math.prod(problem.stride)
+    registers = 32 * tile.warps * 96
+    held = tile.halo * tile.columns * max(size, 4)
+    together = max(1, min(gpu.shared_memory // held, gpu.threads // (32 * tile.warps), 65536 // registers))
+    waves = math.ceil(programs / (gpu.multiprocessors * together))
+    idle = math.ceil(programs / gpu.multiprocessors) * gpu.multiprocessors / programs
+    rate = _MULTIPLY_ADDS * (gpu.rate_64 if size == 8 else gpu.rate_32)
+    (shorter, _), (longer, bound) = sorted(
+        [(moved * size / gpu.bandwidth, "memory bandwidth"), (2 * products / rate, "products")]
+    )  # fmt: skip
+    seconds = (longer + _NOT_HIDDEN * shorter) * idle + gpu.step_latency * windows / min(
+        programs, gpu.multiprocessors * together
+    )
+    if tile.splits > 1:
+        seconds += 2 * 4 * tile.splits * math.prod(problem.weight_shape) / gpu.bandwidth + _ONE_MORE_LAUNCH
+    return Prediction(
+        seconds, bound, programs, windows / programs, together, waves, 2 * products / (moved * size)
+    )  # fmt: skip
+
+
+def depthwise_by_taps(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """Of kernels that load a window anew for each tap: the same, and no less than those loads from the L1 cache take,
+    and their addresses where elements are loaded one by one."""
+    whole = depthwise(problem, direction, tile, gpu, tf32)
+    loaded = math.prod(problem.output_shape) * problem.taps / gpu.multiprocessors
+    by_cache, by_address = loaded * problem.dtype.itemsize / _L1, loaded * _INSTRUCTIONS_AN_ELEMENT / _INSTRUCTIONS
+    slowest, bound = max((by_cache, "L1 loads"), (by_address if tile.addressed else 0.0, "addresses"))
+    return whole._replace(seconds=slowest, bound=bound) if slowest > whole.seconds else whole
+
+
 # By family of kernels (`Tile.kernel`), where one is no implicit GEMM.
 FORMULAS: dict[str, Callable[[ConvProblem, Direction, Tile, Gpu, bool], Prediction]] = {
     "grouped": grouped,
     "grouped_halo": grouped,
     "banded": banded,
+    "depthwise": depthwise,
+    "taps": depthwise_by_taps,
 }
 
 

@@ -45,7 +45,7 @@ def test_every_layer_has_a_tile_that_fits(direction: Direction, gpu: Gpu) -> Non
                 fetched = (tile.rows + tile.columns) * tile.depth * dtype.itemsize
                 assert fetched * (tile.stages - 1) <= gpu.shared_memory, (name, tile)
                 assert all(n & (n - 1) == 0 for n in (tile.rows, tile.columns, tile.depth, tile.warps)), (name, tile)
-                assert tile.stages >= 2 and tile.splits >= 1
+                assert tile.splits >= 1 and (tile.stages >= 2 or tile.kernel == "taps")  # which has nothing to pipeline
 
 
 @each_gpu

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gpuconv.backends import cuda_banded, cuda_gemm, cuda_grouped
+from gpuconv.backends import cuda_banded, cuda_depthwise, cuda_gemm, cuda_grouped
 from gpuconv.backends.base import Backend, Operands, Tile
 from gpuconv.backends.cuda_cupy import CupyRuntime
 from gpuconv.backends.cuda_launch import TYPES, Launch, Runtime
@@ -27,6 +27,7 @@ FAMILIES = {
     "halo": cuda_gemm,
     "grouped": cuda_grouped,
     "grouped_halo": cuda_grouped,
+    "depthwise": cuda_depthwise,
     "banded": cuda_banded,
 }
 

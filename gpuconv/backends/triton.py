@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpuconv.backends import triton_gather, triton_planes, triton_stem
+from gpuconv.backends import triton_depthwise, triton_gather, triton_planes, triton_stem
 from gpuconv.backends.base import Backend, Operands, Tile
 from gpuconv.backends.derived import accumulator, splits_of
 from gpuconv.backends.triton_launch import INTERPRETING, Launch, bias_offset, why_not
@@ -20,7 +20,7 @@ from gpuconv.problem import ConvProblem, Direction, allocate
 from gpuconv.reference import IDENTITY, Activation
 
 # By the `kernel` of their tiles. Each has `refuses`, `tiles` and `launches`, which need no GPU.
-FAMILIES = {"gather": triton_gather, "planes": triton_planes, "stem": triton_stem}
+FAMILIES = {"gather": triton_gather, "planes": triton_planes, "stem": triton_stem, "taps": triton_depthwise}
 
 
 class TritonBackend(Backend):

@@ -43,8 +43,10 @@ MODES = {
     "thread": ["-O1", "-fsanitize=thread"],
 }
 _TOLD = {"fast": [], "address": ["-DWITH_ADDRESS_SANITIZER"], "thread": ["-DWITH_THREAD_SANITIZER"]}
-# -ffp-contract=off: only what the kernel says is fused, so that every mode gives the same bits.
-FLAGS = ["-std=c++20", "-g1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{HERE}"]
+# -ffp-contract=off: only what the kernel says is fused, so that every mode gives the same bits. -fno-thread-jumps: a
+# barrier stays one barrier, whatever the compiler knows of the threads that come to it.
+FLAGS = ["-std=c++20", "-g1", "-fPIC", "-ffp-contract=off", "-fno-thread-jumps"]
+FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{HERE}"]
 
 
 # ---- building --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Runs `interpreted.py` where Triton interprets. A process either interprets kernels or compiles them, never both."""
+"""Runs `interpreted….py` where Triton interprets. A process either interprets kernels or compiles them, never both."""
 
 import subprocess
 import sys
@@ -12,10 +12,11 @@ SHARDS = 1
 
 
 @pytest.mark.parametrize("shard", range(SHARDS))
-def test_gather_kernels_in_the_interpreter(shard: int, clean_environment) -> None:
-    file = Path(__file__).with_name("interpreted.py")
+@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_depthwise.py"])
+def test_kernels_in_the_interpreter(name: str, shard: int, pytestconfig: pytest.Config, clean_environment) -> None:
+    file = Path(__file__).with_name(name)
     command = [sys.executable, "-m", "pytest", "-q", "-n0", f"--shard={shard}/{SHARDS}", file]
-    command += ["-c", file.parents[3] / "pyproject.toml"]
+    command += ["-c", file.parents[3] / "pyproject.toml", *["--full"] * pytestconfig.getoption("--full")]
     environment = clean_environment | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-20_000:] + run.stderr[-4_000:]

@@ -1,0 +1,106 @@
+"""Causal convolution of sequences: padding on the left alone, one short filter for each channel.
+
+    z[b, d, l] = Σ_i x[b, d, l − (W − 1) + i] · weight[d, i] + bias[d]            y = z or silu(z)
+
+x at negative positions is the initial states, or zeros. It is a depthwise convolution of images one pixel high, and
+that is how it is computed: the depthwise kernels read x once and write y once, with bias and SiLU in the epilogue, in
+both layouts, and their gradients come with them; kernels of its own would move the same bytes. A sequence with channels
+last is an image with channels last, and so is the result. Initial states reach the first W − 1 results only: those
+alone are computed again, from the few elements that they depend on, so that x is never copied behind its states.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpuconv import ops, plan
+from gpuconv.plan import Settings
+
+WIDTHS = range(2, 9)
+_ACTIVATIONS = {None: "none", "silu": "silu", "swish": "silu"}
+
+
+def check(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    seq_idx: Any,
+    initial_states: Any,
+    return_final_states: bool,
+    final_states_out: Any,
+    activation: Any,
+    same_dtype: bool,
+) -> None:
+    """Raise an error that names the argument, what was expected and what came, if these do not fit together.
+
+    same_dtype: nothing will bring the tensors to one dtype.
+    """
+    if seq_idx is not None:
+        raise NotImplementedError("seq_idx, several sequences in one, is not supported: it must be None")
+    if activation not in _ACTIVATIONS:
+        raise NotImplementedError(f"activation must be None, 'silu' or 'swish', but got {activation!r}")
+    for name, t, form in (("x", x, "[B, D, L]"), ("weight", weight, "[D, W]")):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, but got {type(t).__name__}")
+        if t.dim() != form.count(",") + 1:
+            raise RuntimeError(f"{name} must have shape {form}, but got {list(t.shape)}")
+        if not t.is_floating_point():
+            raise RuntimeError(f"{name} must be of a floating type, but got {t.dtype}")
+    batch, channels, length = x.shape
+    if weight.shape[0] != channels or weight.shape[1] not in WIDTHS:
+        raise RuntimeError(
+            f"weight must have shape [{channels}, W] with W from {WIDTHS[0]} to {WIDTHS[-1]}, "
+            f"but got {list(weight.shape)}"
+        )
+    if length == 0:
+        raise RuntimeError(f"x must not be empty, but got shape {list(x.shape)}")
+    states = [batch, channels, weight.shape[1] - 1]
+    for name, t, shape in (
+        ("bias", bias, [channels]), ("initial_states", initial_states, states),
+        ("final_states_out", final_states_out, states),
+    ):  # fmt: skip
+        if t is None:
+            continue
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor or None, but got {type(t).__name__}")
+        if list(t.shape) != shape:
+            raise RuntimeError(f"{name} must have shape {shape}, but got {list(t.shape)}")
+    if final_states_out is not None and not return_final_states:
+        raise ValueError("final_states_out is given, but return_final_states is False")
+    if same_dtype:
+        plan.check_tensors(x=x, weight=weight, bias=bias, initial_states=initial_states)
+
+
+def compute(
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial_states: Tensor | None, activation: str | None, backend: str
+) -> Tensor:
+    """The result, [B, D, L], by the ops of gpuconv; `backend` is 'aten' for PyTorch's own."""
+    before = weight.shape[1] - 1
+    y = _convolve(x, weight, bias, before, activation, backend)
+    if initial_states is None:
+        return y
+    early = torch.cat((initial_states, x[..., :before]), -1)
+    first = y[..., :before]
+    first.copy_(_convolve(early, weight, bias, 0, activation, backend))
+    return y
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, before: int, activation: str | None, backend: str
+) -> Tensor:
+    """With `before` zeros on the left. [B, D, L] → [B, D, before + L − (W − 1)]"""
+    if backend == "aten":
+        z = torch.conv1d(F.pad(x, (before, 0)) if before else x, weight.unsqueeze(1), bias, groups=x.shape[1])
+        return z if activation is None else F.silu(z)
+    settings = Settings((1, 1), ((0, 0), (before, 0)), (1, 1), weight.shape[0], _ACTIVATIONS[activation], backend)
+    return ops.forward(x.unsqueeze(2), weight[:, None, None], bias, None, settings.encode()).squeeze(2)
+
+
+def final_states(x: Tensor, initial_states: Tensor | None, width: int) -> Tensor:
+    """The last width − 1 elements of the sequence, initial states (or zeros) included where it is shorter."""
+    last = x[..., -(width - 1) :]
+    if initial_states is not None:
+        return torch.cat((initial_states, last), -1)[..., -(width - 1) :].clone()
+    return F.pad(last, (width - 1 - last.shape[-1], 0)) if last.shape[-1] < width - 1 else last.clone()

@@ -1,0 +1,87 @@
+"""What the depthwise kernels share: blocks of pixels and channels in either layout, and the sum over taps.
+
+A filter of a depthwise convolution has one channel, so there is no matrix product: a tap costs one multiply-add. A
+program owns a tile of BH × BW pixels for BC channels and keeps its sums in registers; for each tap it loads the tile
+anew, moved by the tap. All but the first of these loads find most of it in the L1 cache, so that up to about 3 × 3 taps
+the bytes from memory are what takes time, and beyond that the cache. (The CUDA kernels, which take taps from registers,
+do not have that limit.)
+
+    LAST     blocks are [pixels, channels], as channels-last tensors lie in memory; else [channels, pixels]
+    VECTOR   as in `common`
+
+Filters, strides and dilations are compile-time constants.
+"""
+
+import triton
+import triton.language as tl
+
+from .common import rounded, wide, widened
+
+
+@triton.jit
+def spread(b_pixel, b_channel, LAST: tl.constexpr):
+    """The sums of all pairs, as a block. [BP], [BC] → [BP, BC] or [BC, BP]"""
+    return b_pixel[:, None] + b_channel[None, :] if LAST else b_channel[:, None] + b_pixel[None, :]
+
+
+@triton.jit
+def both(m_pixel, m_channel, LAST: tl.constexpr):
+    """Whether both of a pair hold, as a block."""
+    return m_pixel[:, None] & m_channel[None, :] if LAST else m_channel[:, None] & m_pixel[None, :]
+
+
+@triton.jit
+def by_channel(b_channel, LAST: tl.constexpr):
+    """A value for each channel, to go with a block."""
+    return b_channel[None, :] if LAST else b_channel[:, None]
+
+
+@triton.jit
+def tile_pixels(tile, across, high, BH: tl.constexpr, BW: tl.constexpr):
+    """(image, rows [BP], columns [BP]) of a tile, of which an image has high × across."""
+    b = tl.arange(0, BH * BW)
+    return tile // across // high, tile // across % high * BH + b // BW, tile % across * BW + b % BW
+
+
+@triton.jit
+def tap_sum(
+    b_acc,  # the block to add to
+    p_source,  # at the program's image
+    b_h, b_w,  # [BP] coordinates of the results
+    o_channel, m_channel,  # [BC] offset of each channel in the source
+    p_filter,  # [BC] each channel's filter
+    height, width,  # of the source
+    by_h, by_w,  # strides of the source
+    w_r, w_s,  # of the filters
+    pad_h, pad_w,
+    R: tl.constexpr, S: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    BACKWARD: tl.constexpr,  # a tap means (h + pad − r·d) / u, where that is whole; else h·u − pad + r·d
+    LAST: tl.constexpr, EMULATE_BF16: tl.constexpr,
+):  # fmt: skip
+    for r in range(R):
+        for s in tl.static_range(S):
+            if BACKWARD:
+                b_hs, b_ws = b_h + pad_h - r * DILATION_H, b_w + pad_w - s * DILATION_W
+                m_pixel = (b_hs >= 0) & (b_ws >= 0) & (b_hs % STRIDE_H == 0) & (b_ws % STRIDE_W == 0)
+                b_hs, b_ws = b_hs // STRIDE_H, b_ws // STRIDE_W
+                m_pixel &= (b_hs < height) & (b_ws < width)
+            else:
+                b_hs, b_ws = b_h * STRIDE_H - pad_h + r * DILATION_H, b_w * STRIDE_W - pad_w + s * DILATION_W
+                m_pixel = (b_hs >= 0) & (b_hs < height) & (b_ws >= 0) & (b_ws < width)
+            p = p_source + spread(b_hs * by_h + b_ws * by_w, o_channel, LAST)
+            b_x = widened(tl.load(p, mask=both(m_pixel, m_channel, LAST), other=0.0), b_acc.dtype, EMULATE_BF16)
+            b_f = widened(tl.load(p_filter + r * w_r + s * w_s, mask=m_channel, other=0.0), b_acc.dtype, EMULATE_BF16)
+            b_acc += b_x * by_channel(b_f, LAST)
+    return b_acc
+
+
+@triton.jit
+def store_block(
+    p_result, b_h, b_w, o_channel, m_channel, height, width, by_pixel, b_block,
+    WIDE: tl.constexpr, LAST: tl.constexpr, EMULATE_BF16: tl.constexpr,
+):  # fmt: skip
+    """Round a block, once, and store what is inside the image."""
+    o = spread((wide(b_h, WIDE) * width + b_w) * by_pixel, o_channel, LAST)
+    m = both((b_h < height) & (b_w < width), m_channel, LAST)
+    tl.store(p_result + o, rounded(b_block, p_result.dtype.element_ty, EMULATE_BF16), mask=m)

@@ -1,0 +1,175 @@
+"""causal_conv1d: against the oracle, under autograd, compiled, under autocast; and what it says of wrong arguments."""
+
+import pytest
+import torch
+from lanes import Lane, each_lane
+from torch import Tensor
+
+import gpuconv
+from gpuconv import reference
+from gpuconv.functional import causal_conv1d
+from gpuconv.problem import ConvProblem
+from gpuconv.reference import Activation, as_numpy, assert_close_to_oracle
+
+B, D, L = 2, 8, 21
+
+
+def draw(
+    width: int, dtype: torch.dtype = torch.float32, channels_last: bool = False, length: int = L, device: str = "cpu"
+) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(width)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+    x, states = normal(B, D, length), normal(B, D, width - 1)
+    if channels_last:
+        x = x.transpose(1, 2).contiguous().transpose(1, 2)
+    return {"x": x, "weight": normal(D, width), "bias": normal(D), "initial_states": states}
+
+
+def by_pytorch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    initial_states: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    before = torch.zeros(B, D, weight.shape[1] - 1, dtype=x.dtype) if initial_states is None else initial_states
+    z = torch.conv1d(torch.cat((before, x), -1), weight.unsqueeze(1), bias, groups=D)
+    return z if activation is None else torch.nn.functional.silu(z)
+
+
+@each_lane
+@pytest.mark.parametrize(
+    ("width", "dtype", "channels_last", "states", "activation"),
+    [
+        (4, torch.float32, False, False, "silu"),
+        (4, torch.bfloat16, True, True, "swish"),
+        (2, torch.float16, True, False, None),
+        (8, torch.float64, False, True, None),
+    ],
+    ids=str,
+)
+def test_agrees_with_the_oracle(
+    lane: Lane, width: int, dtype: torch.dtype, channels_last: bool, states: bool, activation: str | None
+) -> None:
+    if lane.backend == "aten" and dtype.itemsize == 2:
+        pytest.skip("PyTorch's own rounds before the activation")
+    given = draw(width, dtype, channels_last, device=lane.device)
+    before = given["initial_states"] if states else torch.zeros_like(given["initial_states"])
+    whole = torch.cat((before, given["x"]), -1)
+    if not states:
+        del given["initial_states"]
+    y = causal_conv1d(**given, activation=activation, backend=lane.backend)
+    problem = ConvProblem.of(whole.shape, (D, 1, width), groups=D, dtype=dtype)
+    exact = reference.forward(
+        problem, as_numpy(whole), as_numpy(given["weight"].unsqueeze(1)), as_numpy(given["bias"]), None,
+        Activation("silu" if activation else "none"),
+        reference.np.longdouble if dtype is torch.float64 else reference.np.float64,
+    )  # fmt: skip
+    assert_close_to_oracle(y, exact, str(lane))
+    assert y.stride() == given["x"].stride()
+
+
+@pytest.mark.parametrize("backend", ["numpy", "aten"])
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_derivatives_of_both_orders(backend: str, activation: str | None) -> None:
+    given = {name: t[:, :2] if t.dim() > 2 else t[:2] for name, t in draw(3, torch.float64, length=4).items()}
+    inputs = tuple(t.clone().requires_grad_() for t in given.values())
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor, states: Tensor) -> Tensor:
+        return causal_conv1d(x, weight, bias, initial_states=states, activation=activation, backend=backend)
+
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)
+
+
+@each_lane
+def test_gradients_are_pytorch_s(lane: Lane) -> None:
+    for channels_last, states in ((False, False), (True, True)):
+        given = draw(4, torch.float64, channels_last, device=lane.device)
+        if not states:
+            del given["initial_states"]
+        ours, theirs = ({n: t.detach().requires_grad_() for n, t in given.items()} for _ in range(2))
+        y = causal_conv1d(**ours, activation="silu", backend=lane.backend)
+        expected = by_pytorch(**theirs, activation="silu")
+        grad = torch.randn(y.shape, dtype=y.dtype, device=y.device)
+        y.backward(grad)
+        expected.backward(grad)
+        for name in given:
+            torch.testing.assert_close(ours[name].grad, theirs[name].grad)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 9])
+@pytest.mark.parametrize("states", [False, True])
+def test_a_sequence_in_two_parts_is_the_whole_sequence(length: int, states: bool) -> None:
+    """Shorter than the filter, too."""
+    given = draw(4, torch.float64)
+    if not states:
+        del given["initial_states"]
+    x = given.pop("x")
+    whole, last = causal_conv1d(x, **given, return_final_states=True)
+    out = torch.full((B, D, 3), float("nan"), dtype=x.dtype)
+    first, passed_on = causal_conv1d(x[..., :length], **given, return_final_states=True, final_states_out=out)
+    assert passed_on is out
+    given["initial_states"] = passed_on
+    second, last_of_second = causal_conv1d(x[..., length:], **given, return_final_states=True)
+    torch.testing.assert_close(torch.cat((first, second), -1), whole)
+    assert torch.equal(last, last_of_second) and torch.equal(last, x[..., -3:])
+
+
+def test_compiles_in_one_graph() -> None:
+    given = draw(4)
+    run = torch.compile(
+        lambda x, weight, bias, initial_states: causal_conv1d(
+            x, weight, bias, initial_states=initial_states, activation="silu", backend="numpy"
+        ),
+        fullgraph=True, backend="aot_eager",
+    )  # fmt: skip
+    inputs = {name: t.requires_grad_() for name, t in given.items()}
+    y = run(**inputs)
+    torch.testing.assert_close(y, by_pytorch(**inputs, activation="silu"))
+    grads = torch.autograd.grad(y.square().sum(), inputs.values())
+    expected = torch.autograd.grad(by_pytorch(**inputs, activation="silu").square().sum(), inputs.values())
+    for got, wanted in zip(grads, expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_autocast_takes_its_dtype() -> None:
+    given = draw(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, last = causal_conv1d(**given, return_final_states=True, backend="numpy")
+    assert y.dtype is last.dtype is torch.bfloat16
+    torch.testing.assert_close(y.float(), by_pytorch(**given), atol=0.1, rtol=0.05)
+
+
+def wrong(**changed: object) -> dict[str, object]:
+    return {**draw(4), **changed}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        (wrong(seq_idx=torch.zeros(B, L)), NotImplementedError, "seq_idx"),
+        (wrong(activation="relu"), NotImplementedError, "activation must be None, 'silu' or 'swish', but got 'relu'"),
+        (wrong(x=[1.0]), TypeError, "x must be a torch.Tensor, but got list"),
+        (wrong(x=torch.ones(D, L)), RuntimeError, r"x must have shape \[B, D, L\], but got \[8, 21\]"),
+        (wrong(x=torch.ones(B, D, L, dtype=torch.int32)), RuntimeError, "x must be of a floating type"),
+        (wrong(x=torch.ones(B, D, 0)), RuntimeError, "x must not be empty"),
+        (wrong(weight=torch.ones(D, 9)), RuntimeError, r"weight must have shape \[8, W\] with W from 2 to 8"),
+        (wrong(bias=torch.ones(3)), RuntimeError, r"bias must have shape \[8\], but got \[3\]"),
+        (wrong(bias=1.0), TypeError, "bias must be a torch.Tensor or None"),
+        (wrong(initial_states=torch.ones(B, D, 4)), RuntimeError, "initial_states must have shape"),
+        (wrong(final_states_out=torch.ones(B, D, 3)), ValueError, "return_final_states"),
+        (wrong(weight=torch.ones(D, 4).double()), RuntimeError, "weight type"),
+        (wrong(backend="fast"), ValueError, "backend must be one of"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_named(arguments: dict[str, object], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        causal_conv1d(**arguments)
+
+
+def test_is_where_the_other_functions_are() -> None:
+    assert gpuconv.functional.causal_conv1d is causal_conv1d
