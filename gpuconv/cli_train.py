@@ -37,8 +37,12 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
         if field.name == "epochs":
             default = f" Default: {DEFAULT_EPOCHS}, or what suits data and model."
         option = typer.Option(show_default=False, help=field.metadata["help"] + default)
-        kind = Annotated[hints[field.name] | None, option]
-        options.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
+        kind: Any = hints[field.name] | None
+        options.append(
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
+            )
+        )
     own = [p for p in inspect.signature(command).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
 
     @functools.wraps(command)

@@ -45,12 +45,12 @@ def export(run: Path, format: str, out: Path) -> str:
             raise UserError(f"format {format} needs: pip install onnx onnxscript onnxruntime ({error})") from None
         expected = network(images[:3])
         exact = network.double()(images[:3].double())
-        own, error = ((outputs.double() - exact).abs().max().item() for outputs in (expected, got))
+        own, off = ((outputs.double() - exact).abs().max().item() for outputs in (expected, got))
         allowed = _WORSE * max(own, exact.abs().max().item() * torch.finfo(torch.float32).eps / 2)
-        if not error <= allowed:
-            raise UserError(f"{format} was not written: its outputs are off by {error:.1e}, PyTorch's by {own:.1e}")
+        if not off <= allowed:
+            raise UserError(f"{format} was not written: its outputs are off by {off:.1e}, PyTorch's by {own:.1e}")
         checkpoint.write(out, file.read_bytes())
-    return f"outputs within {error:.1e} of float64's (PyTorch's own: {own:.1e})"
+    return f"outputs within {off:.1e} of float64's (PyTorch's own: {own:.1e})"
 
 
 def _safetensors(network: nn.Module, images: Tensor, file: Path, about: dict[str, Any]) -> Callable[[Tensor], Tensor]:

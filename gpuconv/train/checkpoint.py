@@ -55,7 +55,7 @@ def unsealed(content: bytes, path: Path) -> tuple[dict[str, Tensor], Any]:
 def _checksum(tensors: Mapping[str, Tensor], about: Any) -> str:
     found = zlib.crc32(json.dumps(about).encode())
     for name in sorted(tensors):
-        found = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy(), zlib.crc32(name.encode(), found))
+        found = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy().data, zlib.crc32(name.encode(), found))
     return f"{found:08x}"
 
 

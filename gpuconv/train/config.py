@@ -115,7 +115,7 @@ class Config:
     def given(cls, **given: Any) -> "Config":
         """These settings, and where one is left out or None, what suits the others."""
         given = {name: value for name, value in given.items() if value is not None}
-        fit = {"backend": backends.selected(), "device": "cuda" if torch.cuda.is_available() else "cpu"}
+        fit: dict[str, Any] = {"backend": backends.selected(), "device": "cuda" if torch.cuda.is_available() else "cpu"}
         for name, known in (("data", DATA), ("model", MODELS)):
             fit |= known.get(kind(given.get(name, getattr(cls, name)), known) or "", {})
         if "steps" in given:

@@ -44,7 +44,7 @@ class Data:
 
     def to(self, device: torch.device) -> "Data":
         """The same data on `device`."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {k: value.to(device) for k, value in vars(self).items() if isinstance(value, Tensor)}
         return dataclasses.replace(self, **tensors)
 
 
@@ -198,7 +198,7 @@ def _npz(path: Path, config: Config) -> tuple[Any, ...]:
             raise UserError(f"{path}: labels must be [N] integers, but got {list(labels.shape)} {labels.dtype}")
         pairs.append((images, labels.astype(np.int64)))
     classes = tuple(map(str, range(int(pairs[0][1].max(initial=0)) + 1)))
-    return *pairs[0], (pairs[1:] or [None])[0], classes, 255.0 if pairs[0][0].dtype == np.uint8 else 1.0
+    return *pairs[0], pairs[1] if len(pairs) > 1 else None, classes, 255.0 if pairs[0][0].dtype == np.uint8 else 1.0
 
 
 _LOADERS: dict[str, Callable[[Path, Config], tuple[Any, ...]]] = {

@@ -6,6 +6,7 @@ They are written with PyTorch's layers, and `build` converts them: the convoluti
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +33,10 @@ def build(name: str, image_shape: Shape, classes: int, channels_last: bool = Fal
 
 def measure(network: nn.Module, images: Tensor, top: float) -> None:
     """Set what a network takes from its training images [N, C, H, W], of values 0 … top."""
-    network.normalize.measure(images, top)  # type: ignore[union-attr, operator]  # every network has one
+    normalize: Any = network.normalize
+    normalize.measure(images, top)
     if isinstance(network, AirBench94):
-        network.whiten_by(network.normalize(images[:1000].to(network.normalize.mean) / top))
+        network.whiten_by(normalize(images[:1000].to(normalize.mean) / top))
 
 
 def _from_library(library: str, name: str, channels: int, classes: int) -> nn.Module:
@@ -177,6 +179,7 @@ class AirBench94(nn.Sequential):
     """
 
     bias_lr = 64
+    whiten: nn.Conv2d
 
     def __init__(self, image_shape: Shape, classes: int) -> None:
         c = image_shape[0]
@@ -186,7 +189,7 @@ class AirBench94(nn.Sequential):
             pool=Apply(lambda x: x.amax((2, 3))), fc=nn.Linear(256, classes, bias=False), scale=Apply(lambda x: x / 9),
         ))  # fmt: skip
         self.whiten.weight.requires_grad_(False)
-        nn.init.zeros_(self.whiten.bias)
+        nn.init.zeros_(self.get_parameter("whiten.bias"))
 
     @staticmethod
     def _group(c: int, k: int) -> nn.Module:

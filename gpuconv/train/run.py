@@ -252,7 +252,9 @@ def load_shapes(path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
     found = _read_json(path)
     shape, classes = (found.get(name) for name in ("image_shape", "classes"))
     sizes = isinstance(shape, list) and len(shape) == 3 and all(type(size) is int and size > 0 for size in shape)
-    if not (sizes and isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)):
+    if shape is None or not (
+        sizes and isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)
+    ):
         raise UserError(f"{path / CONFIG} is damaged: image_shape or classes is missing or wrong")
     return tuple(shape), tuple(classes)
 

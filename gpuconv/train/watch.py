@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from gpuconv.train.config import UserError
 from gpuconv.train.loop import Progress
@@ -108,7 +108,7 @@ class Board(Watch):
                 self._writer.add_scalar(f"{line['kind']}/{name}", value, at.step)
 
 
-def draw_curves(lines: Sequence[dict[str, Any]], png: Path) -> None:
+def draw_curves(lines: Sequence[dict[str, Any]], png: BinaryIO) -> None:
     """Loss and accuracy by epoch, in training and on the held-out images, from the records of metrics.jsonl."""
     from matplotlib.figure import Figure  # no pyplot: no state, no display
 
