@@ -117,9 +117,9 @@ def unpack(training: Training, content: bytes, path: Path, tally: dict[str, Any]
         at, rank = training.at, ranks.rank()
         at.step, at.images = about["step"], about["images"][rank]
         at.sums.copy_(tensors["sums"][rank])
-        torch.set_rng_state(tensors["torch"][rank])
+        torch.set_rng_state(tensors["torch"][rank].clone())  # it wants aligned memory
         if "cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["cuda"][rank], at.sums.device)
+            torch.cuda.set_rng_state(tensors["cuda"][rank].clone(), at.sums.device)
         version, state_of_python, gauss = about["python"]
         random.setstate((version, tuple(state_of_python), gauss))
         np.random.set_state(about["numpy"])

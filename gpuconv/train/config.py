@@ -73,19 +73,13 @@ class Config:
     epochs: int | None = _is(None, "Passes over the training set; as many as --steps needs.", must=AT_LEAST_1)
     steps: int | None = _is(None, "Stop after this many optimiser steps in all.", must=AT_LEAST_1)
     batch_size: int = _is(64, "Images in a step.", must=AT_LEAST_1)
-    ema: float = _is(
-        0.0, "Decay of a moving average of the weights, which is then what is judged and saved. 0: none.", must=SHARE
-    )
-    patience: int = _is(
-        0, "Stop after so many epochs without a better test accuracy, and keep the best. 0: never.", must=NOT_NEGATIVE
-    )
+    ema: float = _is(0.0, "Decay of a moving average of the weights, to be judged and saved. 0: none.", must=SHARE)
+    patience: int = _is(0, "Stop after so many epochs that were no better; keep the best. 0: never.", must=NOT_NEGATIVE)
     flip: bool = _is(False, "Mirror every image in every other epoch.")
     shift: int = _is(0, "Move images by up to this many pixels along each axis.", must=NOT_NEGATIVE)
     cutout: int = _is(0, "Blacken a square with sides of this many pixels in each image.", must=NOT_NEGATIVE)
     flip_test: bool = _is(False, "Judge an image and its mirror image, and take the mean.")
-    size: int = _is(
-        0, "Resize the images of a folder to squares with sides of this many pixels. 0: leave them.", must=NOT_NEGATIVE
-    )
+    size: int = _is(0, "Resize a folder's images to squares of this side. 0: leave them.", must=NOT_NEGATIVE)
     skip_broken: bool = _is(False, "Leave out images of a folder that cannot be read.")
     backend: str = _is("auto", f"Who computes convolutions: {', '.join((*backends.CHOICES, *backends.names()))}.")
     device: str = _is("cpu", "cpu, cuda or cuda:N; cuda where there is a GPU.")

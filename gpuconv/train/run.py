@@ -209,6 +209,11 @@ def train(
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(config.seed)
         data = datasets.load(config).to(device)
+        last = (len(data.labels) - 1) % config.batch_size + 1
+        if last < ranks.world():
+            raise UserError(
+                f"an epoch's last batch has {last} images for {ranks.world()} processes: change --batch-size"
+            )
         network = networks.build(config.model, data.image_shape, len(data.classes), config.channels_last)
         network.to(device, config.weight_dtype)
         networks.measure(network, data.images, data.top)
@@ -222,6 +227,8 @@ def train(
         stopped_by = stack.enter_context(_first_signal())
         for watch in watches:
             stack.enter_context(watch)
+            if data.skipped:
+                watch.note(f"left out {len(data.skipped)} broken images: {', '.join(data.skipped)}")
         return run.go(log_every, checkpoint_every, stopped_by)
 
 

@@ -20,6 +20,9 @@ class Watch:
     def __exit__(self, *error: object) -> None:
         pass
 
+    def note(self, text: str) -> None:
+        """Something that one ought to know."""
+
     def step(self, at: Progress) -> None:
         """A step was done."""
 
@@ -34,14 +37,14 @@ class Lines(Watch):
         self.stream, self.title = stream, title
 
     def __enter__(self) -> "Lines":
-        self._print(self.title)
+        self.note(self.title)
         return self
 
     def record(self, at: Progress, line: dict[str, Any]) -> None:
         if line["kind"] != "stopped":
-            self._print(_step_text(line) if line["kind"] == "step" else _epoch_text(at, line))
+            self.note(_step_text(line) if line["kind"] == "step" else _epoch_text(at, line))
 
-    def _print(self, text: str) -> None:
+    def note(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
 
 

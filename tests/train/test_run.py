@@ -460,14 +460,17 @@ def test_a_bad_checkpoint_is_told_in_one_line_and_executes_nothing(stopped: Path
 # ---- several processes ----------------------------------------------------------------------------------------------
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="torchrun is tried on Unix")
-def test_two_processes_train_as_one_and_go_on(tmp_path: Path, clean_environment: dict[str, str]) -> None:
+def test_two_processes_train_as_one(tmp_path: Path, clean_environment: dict[str, str]) -> None:
     config = Config(
         data=f"npz:{images(tmp_path)}", model="tutorial", dtype="float64", steps=20, epochs=2, batch_size=101, shift=1,
         flip=True, cutout=2, ema=0.8, label_smoothing=0.1,
     )  # fmt: skip
     train(tmp_path / "one", config)
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"]
+    run = TORCHRUN
     environment = clean_environment | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         [*run, *command(tmp_path / "two", config)[1:]], env=environment, capture_output=True, text=True, timeout=300
@@ -482,6 +485,28 @@ def test_two_processes_train_as_one_and_go_on(tmp_path: Path, clean_environment:
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-9) and a["test_accuracy"] == b["test_accuracy"]
     with pytest.raises(UserError, match=r"checkpoint.safetensors is of 2 processes, but there are 1"):
         train(tmp_path / "two", config, resume=True)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(os.name != "posix", reason="torchrun is tried on Unix")
+def test_two_processes_that_were_stopped_go_on_to_the_same_bits(
+    tmp_path: Path, clean_environment: dict[str, str]
+) -> None:
+    environment = clean_environment | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    config = Config(data=f"npz:{images(tmp_path)}", model="tutorial", epochs=3, batch_size=32)
+    subprocess.run([*TORCHRUN, *command(tmp_path / "whole", config)[1:]], env=environment, check=True)
+    process = subprocess.Popen(
+        [*TORCHRUN, *command(tmp_path / "run", config)[1:]], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 1/"):
+            break
+    process.send_signal(signal.SIGTERM)
+    assert "stopped by SIG" in process.communicate(timeout=60)[0]
+    resume = command(tmp_path / "run", config, "--resume", tmp_path / "run")[1:]
+    subprocess.run([*TORCHRUN, *resume], env=environment, check=True)
+    assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole")
 
 
 # ---- afterwards -----------------------------------------------------------------------------------------------------
@@ -539,6 +564,17 @@ def test_tensorboard_gets_what_metrics_get(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in events.Scalars("step/loss")] == [
         (line["step"], pytest.approx(line["loss"])) for line in lines
     ]
+
+
+def test_broken_images_that_were_left_out_are_named(tmp_path: Path) -> None:
+    for label in "ab":
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for k in range(6):
+            Image.new("RGB", (8, 8), (40 * k, 0, 0)).save(tmp_path / "data" / label / f"{k}.png")
+    (tmp_path / "data" / "a" / "x.png").write_bytes(b"hello")
+    told = io.StringIO()
+    train(tmp_path / "run", Config(data=f"folder:{tmp_path / 'data'}", steps=1, skip_broken=True), Lines(told, "title"))
+    assert told.getvalue().splitlines()[:2] == ["title", f"left out 1 broken images: {tmp_path}/data/a/x.png"]
 
 
 def test_the_curves_are_a_picture(finished: Path) -> None:
