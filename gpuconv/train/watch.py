@@ -115,7 +115,8 @@ def draw_curves(lines: Sequence[dict[str, Any]], png: BinaryIO) -> None:
     """Loss and accuracy by epoch, in training and on the held-out images, from the records of metrics.jsonl."""
     from matplotlib.figure import Figure  # no pyplot: no state, no display
 
-    figure = Figure(figsize=(8, 3), layout="constrained")
+    figure = Figure(figsize=(8, 3))
+    figure.subplots_adjust(left=0.06, right=0.98, bottom=0.16, top=0.9)
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for key, style in ((name, "k--"), (f"test_{name}", "o-")):
             label = "held out" if key != name else "in training"

@@ -86,7 +86,7 @@ def test_another_backend_or_type_scores_a_run_alike(finished: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["aten", "numpy"])
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path: Path, backend: str) -> None:
-    config = dataclasses.replace(SHORT, backend=backend, seed=7, steps=50)
+    config = dataclasses.replace(SHORT, backend=backend, seed=7, steps=20)
     for name in ("a", "b"):
         torch.rand(3)  # whatever happened before has no say
         train(tmp_path / name, config)
@@ -265,7 +265,7 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 BUSY = Config(
     model="tutorial",
-    steps=40,
+    steps=30,
     epochs=3,
     batch_size=91,
     shift=1,
@@ -300,13 +300,13 @@ def same_but_for_time(a: Path, b: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [BUSY, dataclasses.replace(BUSY, model="small", optimizer="sgd", channels_last=True)]
+    "config", [BUSY, dataclasses.replace(BUSY, model="small", optimizer="sgd", channels_last=True, dtype="float32")]
 )
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, config: Config) -> None:
     config = dataclasses.replace(config, data=f"npz:{images(tmp_path)}")
     whole = train(tmp_path / "whole", config, log_every=3)
-    assert whole["steps"] == 40
-    for step in (1, 17, 19, 34):  # an epoch has 17
+    assert whole["steps"] == 30
+    for step in (1, 17, 26):  # an epoch has 17
         how = {} if step == 1 else {"resume": True}
         result = train(tmp_path / "run", config, StopAt(step), log_every=3, **how)
         assert (result["stopped_by"], result["steps"]) == ("SIGINT", step)
