@@ -1,4 +1,5 @@
-"""The command line: gpuconv train | eval | predict | export | compare | bench | check | plan | inspect | tune | doctor.
+"""The command line: gpuconv train | eval | predict | export | compare | see | bench | check | plan | inspect | tune |
+doctor.
 
 Commands turn options into calls and results into text; what they do lives below. Whatever a user can put right ends in
 one line `error: …` on stderr and a status other than 0: 2 for options that cannot be read, 1 for the rest.
@@ -14,7 +15,7 @@ import torch
 import typer
 
 import gpuconv
-from gpuconv import cli_bench, cli_kernels, cli_train, doctor as diagnosis
+from gpuconv import cli_bench, cli_kernels, cli_see, cli_train, doctor as diagnosis
 from gpuconv.cli_bench import Json
 from gpuconv.train.config import UserError
 
@@ -70,6 +71,7 @@ app.command(name="eval")(cli_train.evaluate)
 app.command()(cli_train.predict)
 app.command()(cli_train.export)
 app.command()(cli_train.compare)
+app.command()(cli_see.see)
 app.command()(cli_kernels.plan)
 app.command()(cli_kernels.inspect)
 app.command()(cli_kernels.tune)
