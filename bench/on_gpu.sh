@@ -3,6 +3,7 @@
 #
 #   bash bench/on_gpu.sh                     results in ${OUT:-bench/results}; PYTHON names the interpreter
 #   RESUME=FILE.jsonl bash bench/on_gpu.sh   goes on with an earlier call's measurements, and does not check again
+#   CIFAR10=DIR bash bench/on_gpu.sh         the trainer instead, on CIFAR-10's binary version: nine minutes
 #
 # Each step has a time limit and survives the failure of another; the exit status says whether all went well. Steps that
 # time nothing run side by side. What a step says is kept whole in its log; its end is shown here.
@@ -34,6 +35,20 @@ bench() { # bench NAME SECONDS OPTIONS…: stops by itself before it is stopped
 
 if [ -n "$resume" ] && [ "$resume" != "$results" ]; then cp "$resume" "$results"; fi
 step doctor 40 "$python" -m gpuconv doctor
+if [ -n "${CIFAR10:-}" ]; then
+    data=(--data "cifar10:$CIFAR10")
+    for model in tutorial resnet18; do
+        step "plain-loop-$model" 45 "$python" -m gpuconv.bench.plain_loop "${data[@]}" --model "$model" --batch-size 512 --json
+    done
+    # 94 % is the goal: the mean of five seeds, beside stock PyTorch's convolutions in the same run.
+    step airbench94 400 "$python" -m gpuconv compare "${data[@]}" --model airbench94 --dtype float16 --channels-last \
+        --backends auto,aten --seeds 5 --device cuda --out "$out/$name-airbench94" --json
+    step resume 60 "$python" -m pytest -q -n 4 tests/test_cli.py -k "on_a_gpu_too"
+    rm -rf "$out/$name"-airbench94/*/ # the runs; the table and the picture stay
+    echo "results in $out; $SECONDS s in all"
+    [ -z "$(ls "$failures")" ]
+    exit
+fi
 if [ -z "$resume" ]; then
     step smoke 45 "$python" -m gpuconv bench --device cuda --layer resnet50.conv4_3x3 --out "$out/$name-smoke.jsonl"
     step tests 180 "$python" -m pytest -q -n 6 -k "triton-cuda or cuda-cuda" \

@@ -3,7 +3,14 @@
 import sys
 from importlib.util import find_spec
 
-_NEEDS = {"rich": "rich", "safetensors": "safetensors", "sklearn": "scikit-learn", "typer": "typer"}
+_NEEDS = {
+    "matplotlib": "matplotlib",
+    "PIL": "pillow",
+    "rich": "rich",
+    "safetensors": "safetensors",
+    "sklearn": "scikit-learn",
+    "typer": "typer",
+}
 
 
 def main() -> None:

@@ -97,7 +97,7 @@ def test_training_ends_with_accuracy_time_and_where_things_are(
     assert lines[4].startswith("epoch 1/1  loss ")
     assert re.match(r"accuracy  \d+\.\d\d% of 355 held-out images, loss ", lines[5])
     assert re.match(r"time      \d+\.\d s for 3 steps", lines[6])
-    assert lines[7] == f"run       {tmp_path / 'run'} (config.json, metrics.jsonl, model.safetensors)"
+    assert lines[7] == f"run       {tmp_path / 'run'} (config.json, metrics.jsonl, model.safetensors, curves.png)"
     assert len(lines) == 8
 
 
@@ -316,6 +316,36 @@ def test_a_damaged_run_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path:
     assert_one_clear_line(errors, "model.safetensors is damaged")
 
 
+def test_resume_with_other_settings_says_which_differ(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert call(capsys, *FEW, "--out", tmp_path / "run")[0] == 0
+    options = ["--lr", "0.3", "--seed", "0", "--flip", "--batch-size", "32"]  # two are as they were
+    status, output, errors = call(capsys, "train", "--resume", tmp_path / "run", *options)
+    assert (status, output) == (1, "")
+    assert_one_clear_line(errors, r"these settings differ from the run's: lr 0\.1 → 0\.3, flip False → True")
+    status, output, errors = call(capsys, "train", "--resume", tmp_path / "run", "--seed", "0")
+    assert (status, errors) == (0, "") and "held-out images" in output
+
+
+def test_predict_export_and_compare(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from PIL import Image
+
+    assert call(capsys, *FEW, "--out", tmp_path / "run")[0] == 0
+    Image.new("RGB", (20, 30)).save(tmp_path / "black.png")
+    status, output, _ = call(capsys, "predict", tmp_path / "run", tmp_path / "black.png", "--top", "2")
+    assert status == 0 and re.fullmatch(rf"{tmp_path}/black\.png(  \d \d+\.\d%){{2}}\n", output)
+    status, output, _ = call(capsys, "export", tmp_path / "run")
+    assert status == 0 and output.startswith(f"{tmp_path / 'run' / 'export.safetensors'}: outputs within ")
+    options = ["--backends", "aten,numpy", "--seeds", "2", "--epochs", "1", "--batch-size", "300", "--device", "cpu"]
+    status, output, _ = call(capsys, "compare", *options, "--out", tmp_path / "compare", "--json")
+    rows = json.loads(output)
+    assert status == 0 and [row["backend"] for row in rows] == ["aten", "numpy"]
+    for row in rows:
+        assert row["accuracy"] > 0 and row["accuracy_spread"] >= 0 and row["images_per_second"] > 0
+        assert set(row["step_ms"]) == {"data", "forward", "backward", "optimizer"}
+    names = sorted(path.name for path in (tmp_path / "compare").iterdir())
+    assert names == ["aten-0", "aten-1", "compare.json", "compare.png", "numpy-0", "numpy-1"]
+
+
 @pytest.mark.parametrize("package", ["typer", "sklearn"])
 def test_without_the_extra_one_line_says_what_to_install(clean_environment: Environment, package: str) -> None:
     blocked = f"import sys; sys.modules[{package!r}] = None; from gpuconv.__main__ import main; main()"
@@ -342,7 +372,9 @@ def test_a_signal_leaves_a_run_that_can_be_used(
     assert (got, errors) == (status, "")
     assert re.search(f"stopped by {number.name} after step \\d+; weights are in {tmp_path / 'run'}\n$", output)
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == [
+        "checkpoint.safetensors",
         "config.json",
+        "curves.png",
         "metrics.jsonl",
         "model.safetensors",
     ]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import gpuconv.nn
 from gpuconv.see.arithmetic import Pair, dead, duplicates
-from gpuconv.train.data import DATASETS
+from gpuconv.train import data as datasets
+from gpuconv.train.config import Config
 
 SIDE = 32
 FILTERS = 12
@@ -107,8 +108,9 @@ def teach(epochs: int = EPOCHS, seed: int = 0, hurry: float = 1) -> Lesson:
 
     hurry: a factor on the learning rate.
     """
-    data = DATASETS["digits"]()
-    labels, held_out = data.labels, paint(data.test_images, seed=1 << 20)
+    data = datasets.load(Config(data="digits"))
+    digits, unseen = (data.pixels(images, torch.float64) for images in (data.images, data.test_images))
+    labels, held_out = data.labels, paint(unseen, seed=1 << 20)
     torch.manual_seed(seed)
     network = Pupil()
     optimizer = torch.optim.AdamW(network.parameters(), lr=_RATE * hurry, weight_decay=_DECAY)
@@ -119,7 +121,7 @@ def teach(epochs: int = EPOCHS, seed: int = 0, hurry: float = 1) -> Lesson:
     film, losses = [_frame(network, held_out, data.test_labels)], []
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(epochs):
-        pictures, total = centred(paint(data.images, seed=epoch)), 0.0
+        pictures, total = centred(paint(digits, seed=epoch)), 0.0
         for batch in torch.randperm(len(labels), generator=generator).split(_BATCH):
             loss = F.cross_entropy(network(pictures[batch]), labels[batch])
             optimizer.zero_grad()

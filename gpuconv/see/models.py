@@ -12,10 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpuconv.see.layers import channels_of
-from gpuconv.train import run as runs
+from gpuconv.train import data as datasets, run as runs
 from gpuconv.train.config import UserError
-from gpuconv.train.data import DATASETS
-from gpuconv.train.model import NETWORKS
 
 SIDE = 224
 
@@ -53,12 +51,10 @@ def load(target: str, trained: bool = True) -> Subject:
 
 def load_run(path: Path) -> Subject:
     """The network of a run that `gpuconv train` made, and its held-out images. Raises UserError for a damaged run."""
-    config = runs.load_config(path)
-    data = DATASETS[config.data]()
-    network = NETWORKS[config.model](data.image_shape, len(data.classes))
-    runs.load_weights(network, path / runs.MODEL)
-    channels, height, width = data.image_shape
-    return Subject(str(path), network, channels, (height, width), images=data.test_images.float())
+    network, config = runs.load_run(path, device="cpu", backend="auto")
+    data, (channels, height, width) = datasets.load(config), runs.load_shapes(path)[0]
+    images = data.pixels(data.test_images, torch.float32)
+    return Subject(str(path), network.float(), channels, (height, width), images=images)
 
 
 def _timm(name: str, trained: bool) -> Subject:

@@ -1,40 +1,92 @@
-"""The settings of a run, and the error for everything that a user can put right."""
+"""The settings of a run, what suits which data and network, and the error for everything that a user can put right."""
 
 import dataclasses
 import math
+import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
 from gpuconv import backends
-from gpuconv.train.data import DATASETS
-from gpuconv.train.model import NETWORKS
 
 DEFAULT_EPOCHS = 40
-DEFAULT_LR = {"cross-entropy": 0.1, "mse": 0.5}  # the mean square over ten outputs has small gradients
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+# What takes the place of a setting's default, unless it is given: by data, then by network.
+DATA: dict[str, dict[str, Any]] = {
+    "digits": {"shift": 1},
+    "cifar10:DIR": {"epochs": 16, "batch_size": 128, "flip": True, "shift": 2},
+    "mnist:DIR": {"epochs": 5, "batch_size": 128, "shift": 2},
+    "folder:DIR": {"flip": True},
+    "npz:FILE": {},
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "small": {},
+    "tutorial": {"epochs": 8, "shift": 1},
+    "resnet9": {"epochs": 24, "batch_size": 512, "lr": 0.2, "flip_test": True},
+    "resnet18": {"epochs": 30},
+    # airbench94.py's own, for the mean of a batch's losses and not their sum, and with epochs to spare
+    "airbench94": {"epochs": 16, "batch_size": 1024, "lr": 1.5, "momentum": 0.85, "weight_decay": 1.33e-3,
+                   "label_smoothing": 0.2, "ema": 0.95, "flip_test": True},
+    "timm:NAME": {},
+    "torchvision:NAME": {},
+}  # fmt: skip
+_MUST: dict[str, Callable[[Any], bool]] = {
+    "at least 1": lambda value: value >= 1,
+    "0 or more": lambda value: 0 <= value < math.inf,
+    "from 0 to less than 1": lambda value: 0 <= value < 1,
+    "a positive number": lambda value: 0 < value < math.inf,
+    f"from 0 to {2**32 - 1}": lambda value: 0 <= value < 2**32,
+}
+AT_LEAST_1, NOT_NEGATIVE, SHARE, POSITIVE, SEED = _MUST
 
 
 class UserError(Exception):
     """A bad setting, a damaged run folder, a full disk: one line says what, and no traceback is wanted."""
 
 
+def _is(default: Any, help: str, *choices: str, must: str | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "must": must})
+
+
+def kind(value: str, known: Iterable[str]) -> str | None:
+    """Which of DATA or MODELS a setting is one of: 'cifar10:DIR' for 'cifar10:/data'."""
+    word, colon, rest = value.partition(":")
+    return next((k for k in known if k.partition(":")[:2] == (word, colon) and bool(rest) == bool(colon)), None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What a run is made from. The same settings on the same machine give the same weights, bit for bit."""
 
-    data: str = "digits"
-    model: str = "small"
-    loss: str = "cross-entropy"
-    backend: str = "auto"
-    device: str = "cpu"
-    dtype: str = "float32"
-    epochs: int | None = None  # None: DEFAULT_EPOCHS, or as many as `steps` needs
-    steps: int | None = None  # None: as many as the epochs have
-    batch_size: int = 64
-    lr: float = DEFAULT_LR["cross-entropy"]  # the peak of the schedule
-    seed: int = 0
+    data: str = _is("digits", f"Images to learn from: {', '.join(DATA)}.")
+    model: str = _is("small", f"Network: {', '.join(MODELS)}.")
+    loss: str = _is("cross-entropy", "cross-entropy, or mse (on one-hot targets).", "cross-entropy", "mse")
+    label_smoothing: float = _is(0.0, "Share of a target that is spread over all classes.", must=SHARE)
+    optimizer: str = _is("sgd", "sgd (with Nesterov momentum) or adamw.", "sgd", "adamw")
+    schedule: str = _is("one-cycle", "Of the learning rate: one-cycle or cosine.", "one-cycle", "cosine")
+    lr: float = _is(0.1, "Highest learning rate.", must=POSITIVE)
+    momentum: float = _is(0.9, "Of sgd.", must=SHARE)
+    weight_decay: float = _is(5e-4, "Pull of the weights towards 0.", must=NOT_NEGATIVE)
+    clip: float = _is(0.0, "Longest gradient; a longer one is shortened to it. 0: any.", must=NOT_NEGATIVE)
+    epochs: int | None = _is(None, "Passes over the training set; as many as --steps needs.", must=AT_LEAST_1)
+    steps: int | None = _is(None, "Stop after this many optimiser steps in all.", must=AT_LEAST_1)
+    batch_size: int = _is(64, "Images in a step.", must=AT_LEAST_1)
+    ema: float = _is(0.0, "Decay of a moving average of the weights, to be judged and saved. 0: none.", must=SHARE)
+    patience: int = _is(0, "Stop after so many epochs that were no better; keep the best. 0: never.", must=NOT_NEGATIVE)
+    flip: bool = _is(False, "Mirror every image in every other epoch.")
+    shift: int = _is(0, "Move images by up to this many pixels along each axis.", must=NOT_NEGATIVE)
+    cutout: int = _is(0, "Blacken a square with sides of this many pixels in each image.", must=NOT_NEGATIVE)
+    flip_test: bool = _is(False, "Judge an image and its mirror image, and take the mean.")
+    size: int = _is(0, "Resize a folder's images to squares of this side. 0: leave them.", must=NOT_NEGATIVE)
+    skip_broken: bool = _is(False, "Leave out images of a folder that cannot be read.")
+    backend: str = _is("auto", f"Who computes convolutions: {', '.join((*backends.CHOICES, *backends.names()))}.")
+    device: str = _is("cpu", "cpu, cuda or cuda:N; cuda where there is a GPU.")
+    dtype: str = _is("float32", f"{', '.join(DTYPES)}; the 16-bit ones by autocast, with float32 weights.", *DTYPES)
+    channels_last: bool = _is(False, "Lay tensors out with channels last, as tensor cores want them.")
+    compile: bool = _is(False, "Train through torch.compile.")
+    seed: int = _is(0, "The same seed gives the same weights, bit for bit.", must=SEED)
 
     @classmethod
     def of(cls, values: object) -> "Config":
@@ -47,29 +99,41 @@ class Config:
             missing = ", ".join(name for name in hints if not isinstance(values, dict) or name not in values)
             raise UserError(f"settings are missing: {missing}")
         for name, hint in hints.items():
-            if isinstance(values[name], bool) or not isinstance(values[name], int | float if hint is float else hint):
-                raise UserError(f"{name} must be {getattr(hint, '__name__', hint)}, but got {values[name]!r}")
+            right = isinstance(values[name], int | float if hint is float else hint)
+            if not right or (isinstance(values[name], bool) and hint is not bool):
+                wanted = hint if isinstance(hint, types.UnionType) else hint.__name__
+                raise UserError(f"{name} must be {wanted}, but got {values[name]!r}")
         return cls(**{name: values[name] for name in hints})
+
+    @classmethod
+    def given(cls, **given: Any) -> "Config":
+        """These settings, and where one is left out or None, what suits the others."""
+        given = {name: value for name, value in given.items() if value is not None}
+        fit: dict[str, Any] = {"backend": backends.selected(), "device": "cuda" if torch.cuda.is_available() else "cpu"}
+        for name, known in (("data", DATA), ("model", MODELS)):
+            fit |= known.get(kind(given.get(name, getattr(cls, name)), known) or "", {})
+        if "steps" in given:
+            fit.pop("epochs", None)
+        if given.get("loss") == "mse":
+            fit["lr"] = 5 * float(fit.get("lr", cls.lr))  # the mean square over ten outputs has small gradients
+        if given.get("optimizer") == "adamw":
+            fit["lr"] = 2e-3
+        return cls(**fit | given)
 
     def check(self) -> None:
         """Raise UserError, or BackendUnavailable, unless a run could start here with these settings."""
-        choices: dict[str, Iterable[str]] = {"data": DATASETS, "model": NETWORKS, "loss": DEFAULT_LR, "dtype": DTYPES}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in tuple(allowed):
-                raise UserError(f"{name} must be one of {', '.join(allowed)}, but got {getattr(self, name)!r}")
-        for name in ("epochs", "steps", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name.replace('_', ' ')} must be at least 1, but got {value}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UserError(f"lr must be a positive number, but got {self.lr}")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed must be from 0 to {2**32 - 1}, but got {self.seed}")
-        kind, _, index = self.device.partition(":")
-        if self.device not in ("cpu", "cuda") and not (kind == "cuda" and index.isdecimal()):
+        for field in dataclasses.fields(self):
+            value, must, choices = getattr(self, field.name), field.metadata["must"], field.metadata["choices"]
+            known: Iterable[str] = {"data": DATA, "model": MODELS}.get(field.name, choices)
+            if known and kind(value, known) is None:
+                raise UserError(f"{field.name} must be one of {', '.join(known)}, but got {value!r}")
+            if must and value is not None and not _MUST[must](value):
+                raise UserError(f"{field.name.replace('_', ' ')} must be {must}, but got {value}")
+        name, _, index = self.device.partition(":")
+        if self.device not in ("cpu", "cuda") and not (name == "cuda" and index.isdecimal()):
             raise UserError(f"device must be cpu, cuda or cuda:N, but got {self.device!r}")
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if kind == "cuda" and int(index or 0) >= gpus:
+        if name == "cuda" and int(index or 0) >= gpus:
             raise UserError(f"device {self.device!r} is not there: PyTorch finds {gpus or 'no'} GPU{'s' * (gpus != 1)}")
         try:
             backends.require(self.backend)

@@ -1,11 +1,12 @@
-"""Training and evaluation: SGD with Nesterov momentum, its rate rising for a quarter of the steps, then falling to 0.
+"""Training and evaluation. `fit` does one optimiser step for each item taken from it, and one may stop at any.
 
-`fit` is a generator that does one optimiser step for each item taken from it. It knows nothing of files or terminals,
-and whoever takes the items may stop at any step. Losses stay on the device until somebody asks.
+It knows nothing of files or terminals. Losses stay on the device until somebody asks. A `Training` is all that steps
+change, so a `Training` restored from a checkpoint goes on as if nothing had happened.
 """
 
 import copy
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,15 +14,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpuconv.train.config import Config
+from gpuconv.train import ranks
+from gpuconv.train.config import Config, UserError
 from gpuconv.train.data import Data, epoch_batches
 
 _EVALUATION_BATCH = 1000
 
-_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of outputs [N, classes] and labels [N]: a mean
-    "cross-entropy": F.cross_entropy,
-    "mse": lambda outputs, labels: F.mse_loss(outputs, F.one_hot(labels, outputs.shape[1]).to(outputs.dtype)),
-}
+
+def loss_sum(outputs: Tensor, labels: Tensor, config: Config) -> Tensor:
+    """The loss of outputs [N, classes] and labels [N], summed over the batch."""
+    if config.loss == "cross-entropy":
+        return F.cross_entropy(outputs, labels, reduction="sum", label_smoothing=config.label_smoothing)
+    targets = F.one_hot(labels, outputs.shape[1]).to(outputs.dtype).lerp(
+        torch.full_like(outputs, 1 / outputs.shape[1]), config.label_smoothing
+    )  # fmt: skip
+    return F.mse_loss(outputs, targets, reduction="sum") / outputs.shape[1]
+
+
+def rate(step: int, steps: int, config: Config) -> float:
+    """The learning rate of a step, counted from 0: up for a quarter of the steps and down to 0, or half a cosine."""
+    if config.schedule == "cosine":
+        return config.lr * (1 + math.cos(math.pi * step / steps)) / 2
+    rise = max(1, round(steps / 4))
+    return config.lr * ((step + 1) / rise if step < rise else (steps - step) / (steps - rise))
 
 
 @dataclasses.dataclass
@@ -29,16 +44,28 @@ class Progress:
     """Where training is after a step. `loss()` and `running()` wait for the device; the rest is at hand."""
 
     steps: int  # in all
-    epochs: int  # in all; the last may be cut short
+    epoch_steps: int
     step: int = 0
-    epoch: int = 0  # counted from 1
-    epoch_ended: bool = False
     lr: float = 0.0  # of this step
-    images: int = 0  # this epoch, so far; the next three too
-    started: float = 0.0  # time.perf_counter()
-    loss_sum: Tensor = dataclasses.field(default_factory=torch.Tensor)
-    right: Tensor = dataclasses.field(default_factory=torch.Tensor)
+    images: int = 0  # this epoch, so far, in this process; the next two too
+    sums: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(2))  # loss, and images named rightly
+    since: tuple[float, int] = (0.0, 0)  # time.perf_counter(), and `images` then
     last_loss: Tensor = dataclasses.field(default_factory=torch.Tensor)
+
+    @property
+    def epochs(self) -> int:
+        """How many there are; the last may be cut short."""
+        return -(-self.steps // self.epoch_steps)
+
+    @property
+    def epoch(self) -> int:
+        """Of the last step, counted from 1."""
+        return max(0, self.step - 1) // self.epoch_steps + 1
+
+    @property
+    def epoch_ended(self) -> bool:
+        """Whether the last step was its epoch's last."""
+        return self.ended or (self.step > 0 and self.step % self.epoch_steps == 0)
 
     @property
     def ended(self) -> bool:
@@ -47,12 +74,120 @@ class Progress:
 
     def loss(self) -> float:
         """Mean loss of this step's batch."""
-        return float(self.last_loss)
+        return float(ranks.total(self.last_loss.clone()))
 
     def running(self) -> tuple[float, float, float]:
-        """(mean loss, accuracy 0 … 1, images a second) of this epoch so far, as seen in training."""
-        loss, right = torch.stack([self.loss_sum, self.right]).tolist()
-        return loss / self.images, right / self.images, self.images / (time.perf_counter() - self.started)
+        """(mean loss, accuracy 0 … 1, images a second) of this epoch so far, as this process saw it."""
+        loss, right = self.sums.tolist()
+        began, images = self.since
+        return loss / self.images, right / self.images, (self.images - images) / (time.perf_counter() - began)
+
+
+class Training:
+    """What training changes, all of it: a checkpoint holds this."""
+
+    def __init__(self, network: nn.Module, config: Config, images: int) -> None:
+        """`network` is trained in place on a training set of so many images."""
+        self.network = network
+        self.average = copy.deepcopy(network) if config.ema else None
+        quick = getattr(network, "bias_lr", 1)  # how much quicker BatchNorm's shifts learn
+        shifts = {id(norm.bias) for norm in network.modules() if isinstance(norm, nn.BatchNorm2d)} if quick > 1 else {}
+        groups = []
+        for is_shift, scale in ((False, 1), (True, quick)):
+            params = [p for p in network.parameters() if p.requires_grad and (id(p) in shifts) == is_shift]
+            if params:
+                groups.append({"params": params, "scale": scale, "weight_decay": config.weight_decay / scale})
+        if config.optimizer == "adamw":
+            self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        else:
+            nesterov = config.momentum > 0
+            self.optimizer = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=nesterov, fused=True)
+        device = next(network.parameters()).device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
+        self.at = Progress(*config.length(images))
+        self.at.sums = torch.zeros(2, dtype=torch.float64, device=device)
+
+    @property
+    def best(self) -> nn.Module:
+        """The network to judge and to save."""
+        return self.network if self.average is None else self.average
+
+
+def rehearse(network: nn.Module, data: Data, config: Config) -> None:
+    """Forward and backward of a copy of the network on two images: what cannot be done here raises now."""
+    images = data.pixels(data.images[:2], config.weight_dtype)
+    try:
+        outputs = _outputs(copy.deepcopy(network), images, config)
+        loss_sum(outputs, data.labels[:2], config).backward()
+    except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError) as error:
+        if type(error).__module__.startswith(("gpuconv", "torch")):  # a backend's refusal, memory that is short
+            raise
+        shape, what = "×".join(map(str, data.image_shape)), str(error).splitlines()[0]
+        raise UserError(f"model {config.model} cannot be trained on images of {shape}: {what}") from None
+
+
+def fit(
+    training: Training, data: Data, config: Config, mark: Callable[[str], None] = lambda stage: None
+) -> Iterator[Progress]:
+    """Train, one optimiser step for each item; the items are `training.at`. `mark` is told what has just been done."""
+    at, optimizer, scaler = training.at, training.optimizer, training.scaler
+    network, world = training.network, ranks.world()
+    if world > 1:
+        network = nn.parallel.DistributedDataParallel(network)
+    if config.compile:
+        network = torch.compile(network)  # type: ignore[assignment]
+    params = [p for p in training.network.parameters() if p.requires_grad]
+    averaging = _averaging(training, config)
+    while not at.ended:
+        training.network.train()
+        epoch, first = at.step // at.epoch_steps + 1, at.step % at.epoch_steps
+        if first == 0:
+            at.images = 0
+            at.sums.zero_()
+        at.since = time.perf_counter(), at.images
+        for images, labels, size in epoch_batches(data, config, epoch, first, (ranks.rank(), world)):
+            mark("data")
+            at.lr = rate(at.step, at.steps, config)
+            for group in optimizer.param_groups:
+                group["lr"] = at.lr * group["scale"]
+            outputs = _outputs(network, images, config)
+            loss = loss_sum(outputs, labels, config) / size
+            mark("forward")
+            optimizer.zero_grad()
+            scaler.scale(loss * world).backward()  # DDP takes the mean over processes
+            mark("backward")
+            if config.clip:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(params, config.clip)
+            scaler.step(optimizer)
+            scaler.update()
+            averaging(at.step)
+            mark("optimizer")
+            at.step += 1
+            at.images += len(labels)
+            at.last_loss = loss.detach()
+            at.sums += torch.stack([at.last_loss.double() * size, (outputs.argmax(1) == labels).sum()])
+            yield at
+            if at.ended:
+                break
+
+
+def _averaging(training: Training, config: Config) -> Callable[[int], None]:
+    """What keeps `training.average`, buffers included; its decay begins small."""
+    if training.average is None:
+        return lambda step: None
+    pairs = list(zip(training.average.state_dict().values(), training.network.state_dict().values(), strict=True))
+    floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+    means, values = [pair[0] for pair in floats], [pair[1] for pair in floats]
+
+    @torch.no_grad()
+    def average(step: int) -> None:
+        torch._foreach_lerp_(means, values, 1 - min(config.ema, (1 + step) / (10 + step)))
+        for mean, value in counts:
+            mean.copy_(value)
+
+    return average
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,67 +199,38 @@ class Score:
     n: int
 
 
-def one_cycle(step: int, steps: int, peak: float) -> float:
-    """The learning rate of a step, counted from 0."""
-    rise = max(1, round(steps / 4))
-    return peak * ((step + 1) / rise if step < rise else (steps - step) / (steps - rise))
-
-
-def rehearse(network: nn.Module, data: Data, config: Config) -> None:
-    """Forward and backward of a copy of the network on two images: what cannot be done here raises now."""
-    _LOSSES[config.loss](_outputs(copy.deepcopy(network), data.images[:2], config), data.labels[:2]).backward()
-
-
-def fit(network: nn.Module, data: Data, config: Config) -> Iterator[Progress]:
-    """Train `network` in place, one optimiser step for each item; the items are one and the same object."""
-    device = data.labels.device
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=config.lr, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
-    )
-    scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
-    steps, steps_an_epoch = config.length(len(data.labels))
-    at = Progress(steps, epochs=-(-steps // steps_an_epoch))
-    while not at.ended:
-        network.train()
-        at.epoch, at.epoch_ended, at.images, at.started = at.epoch + 1, False, 0, time.perf_counter()
-        at.loss_sum, at.right = torch.zeros(2, dtype=torch.float64, device=device).unbind()
-        for images, labels in epoch_batches(data, config.batch_size, config.seed, at.epoch):
-            at.lr = one_cycle(at.step, steps, config.lr)
-            for group in optimizer.param_groups:
-                group["lr"] = at.lr
-            outputs = _outputs(network, images, config)
-            loss = _LOSSES[config.loss](outputs, labels)
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            at.step += 1
-            at.images += len(labels)
-            at.last_loss = loss.detach()
-            at.loss_sum += at.last_loss * len(labels)
-            at.right += (outputs.argmax(1) == labels).sum()
-            at.epoch_ended = at.ended or at.images == len(data.labels)
-            yield at
-            if at.ended:
-                break
-
-
 @torch.no_grad()
 def evaluate(network: nn.Module, data: Data, config: Config) -> Score:
     """The network, in evaluation mode, on the held-out images."""
     network.eval()
     n = len(data.test_labels)
-    loss_sum, right = torch.zeros(2, dtype=torch.float64, device=data.labels.device).unbind()
-    for batch in range(0, n, _EVALUATION_BATCH):
-        labels = data.test_labels[batch : batch + _EVALUATION_BATCH]
-        outputs = _outputs(network, data.test_images[batch : batch + _EVALUATION_BATCH], config)
-        loss_sum += _LOSSES[config.loss](outputs, labels) * len(labels)
-        right += (outputs.argmax(1) == labels).sum()
-    return Score(float(right) / n, float(loss_sum) / n, n)
+    sums = torch.zeros(2, dtype=torch.float64, device=data.labels.device)
+    for images, labels in zip(
+        data.test_images.split(_EVALUATION_BATCH), data.test_labels.split(_EVALUATION_BATCH), strict=True
+    ):
+        outputs = judged(network, data.pixels(images, config.weight_dtype), config)
+        sums += torch.stack([loss_sum(outputs, labels, config).double(), (outputs.argmax(1) == labels).sum()])
+    loss, right = sums.tolist()
+    return Score(right / n, loss / n, n)
+
+
+def judged(network: nn.Module, images: Tensor, config: Config) -> Tensor:
+    """The outputs [N, classes] that images [N, C, H, W] are judged by."""
+    outputs = _outputs(network, images, config)
+    return (outputs + _outputs(network, images.flip(3), config)) / 2 if config.flip_test else outputs
+
+
+def probabilities(outputs: Tensor, config: Config) -> Tensor:
+    """What outputs [N, classes] say of each class; those trained by mse estimate it themselves."""
+    if config.loss == "cross-entropy":
+        return outputs.softmax(1)
+    return F.normalize(outputs.clamp(min=1e-6), p=1.0)
 
 
 def _outputs(network: nn.Module, images: Tensor, config: Config) -> Tensor:
     """The network's outputs [N, classes], never in 16 bits: losses are computed from them."""
+    if config.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
     low = getattr(torch, config.dtype) if config.dtype in ("bfloat16", "float16") else None
     with torch.autocast(images.device.type, low, enabled=low is not None):
         outputs = network(images)

@@ -1,34 +1,50 @@
-"""Showing a run while it goes on: `Bar` on a terminal, `Lines` elsewhere."""
+"""Showing a run while it goes on: `Bar` on a terminal, `Lines` elsewhere, `Board` for TensorBoard, and its curves."""
 
 import time
-from typing import Any, TextIO
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
 
+from gpuconv.train.config import UserError
 from gpuconv.train.loop import Progress
 
 _REFRESH = 0.3  # seconds between looks at the loss: each waits for the device
 
 
-class Lines:
-    """A title when training begins, then one line for each record of metrics.jsonl."""
+class Watch:
+    """Is told what happens, and shows nothing."""
 
-    def __init__(self, stream: TextIO, title: str) -> None:
-        self.stream, self.title = stream, title
-
-    def __enter__(self) -> "Lines":
-        self._print(self.title)
+    def __enter__(self) -> "Watch":
         return self
 
     def __exit__(self, *error: object) -> None:
         pass
+
+    def note(self, text: str) -> None:
+        """Something that one ought to know."""
 
     def step(self, at: Progress) -> None:
         """A step was done."""
 
     def record(self, at: Progress, line: dict[str, Any]) -> None:
         """`line` was written to metrics.jsonl."""
-        self._print(_step_text(line) if line["kind"] == "step" else _epoch_text(at, line))
 
-    def _print(self, text: str) -> None:
+
+class Lines(Watch):
+    """A title when training begins, then one line for each record."""
+
+    def __init__(self, stream: TextIO, title: str) -> None:
+        self.stream, self.title = stream, title
+
+    def __enter__(self) -> "Lines":
+        self.note(self.title)
+        return self
+
+    def record(self, at: Progress, line: dict[str, Any]) -> None:
+        if line["kind"] != "stopped":
+            self.note(_step_text(line) if line["kind"] == "step" else _epoch_text(at, line))
+
+    def note(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
 
 
@@ -50,7 +66,7 @@ class Bar(Lines):
         self._test, self._next_look = "", 0.0
 
     def __enter__(self) -> "Bar":
-        self._print(self.title)
+        super().__enter__()
         self._bar.start()
         return self
 
@@ -69,8 +85,47 @@ class Bar(Lines):
     def record(self, at: Progress, line: dict[str, Any]) -> None:
         if line["kind"] == "step":
             self._bar.console.print(_step_text(line))
-        else:
+        elif line["kind"] == "epoch":
             self._test = f" test {line['test_accuracy']:.1%}"
+
+
+class Board(Watch):
+    """TensorBoard's event files in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("--tensorboard needs: pip install tensorboard") from None
+        self._make = lambda step: SummaryWriter(str(folder), purge_step=step)
+        self._writer: Any = None
+
+    def __exit__(self, *error: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def record(self, at: Progress, line: dict[str, Any]) -> None:
+        self._writer = self._writer or self._make(at.step)  # of a run that goes on, what it will say again is dropped
+        for name, value in line.items():
+            if isinstance(value, float):
+                self._writer.add_scalar(f"{line['kind']}/{name}", value, at.step)
+
+
+def draw_curves(lines: Sequence[dict[str, Any]], png: BinaryIO) -> None:
+    """Loss and accuracy by epoch, in training and on the held-out images, from the records of metrics.jsonl."""
+    from matplotlib.figure import Figure  # no pyplot: no state, no display
+
+    figure = Figure(figsize=(8, 3))
+    figure.subplots_adjust(left=0.06, right=0.98, bottom=0.16, top=0.9)
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for key, style in ((name, "k--"), (f"test_{name}", "o-")):
+            label = "held out" if key != name else "in training"
+            found = [(line["epoch"], line[key]) for line in lines if line["kind"] == "epoch" and line[key] is not None]
+            axes.plot(*zip(*found, strict=True), style, markersize=3, label=label)
+        axes.set(xlabel="epoch", title=name)
+        axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(png, dpi=90)
 
 
 def _step_text(line: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
-    runs.train(Config(steps=20), path, Lines(sys.stderr, "a run to be seen"))
+    runs.train(Config(steps=20), path, [Lines(sys.stderr, "a run to be seen")])
     return path
 
 

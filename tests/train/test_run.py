@@ -4,25 +4,34 @@ import dataclasses
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
-from gpuconv import BackendUnavailable, backends
-from gpuconv.train import loop, run as runs
+from gpuconv import BackendUnavailable, backends, export as exports
+from gpuconv.train import checkpoint, data as datasets, loop, run as runs
 from gpuconv.train.config import Config, UserError
-from gpuconv.train.data import DATASETS
-from gpuconv.train.watch import Lines
+from gpuconv.train.watch import Board, Lines, Watch
 
 SHORT = Config(steps=3, batch_size=32)
+FILES = ["checkpoint.safetensors", "config.json", "curves.png", "metrics.jsonl", "model.safetensors"]
 
 
-def train(path: Path, config: Config = SHORT, log_every: int | None = None) -> dict[str, object]:
-    return runs.train(config, path, Lines(io.StringIO(), "title"), log_every)
+def train(path: Path, config: Config = SHORT, *watches: Watch, **how: object) -> dict[str, object]:
+    return runs.train(config, path, watches or [Lines(io.StringIO(), "title")], **how)
+
+
+def weights_of(path: Path) -> bytes:
+    return (path / "model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +52,7 @@ def damaged(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_the_folder_holds_settings_metrics_and_weights_and_nothing_else(finished: Path) -> None:
-    assert sorted(file.name for file in finished.iterdir()) == ["config.json", "metrics.jsonl", "model.safetensors"]
+    assert sorted(file.name for file in finished.iterdir()) == FILES
     config = json.loads((finished / "config.json").read_text())
     assert config["epochs"] == 2 and config["image_shape"] == [1, 8, 8] and len(config["classes"]) == 10
     assert runs.load_config(finished) == Config(epochs=2, batch_size=128)
@@ -56,7 +65,8 @@ def test_the_folder_holds_settings_metrics_and_weights_and_nothing_else(finished
 def test_the_normalisation_is_saved_with_the_weights(finished: Path) -> None:
     weights = safetensors.torch.load_file(finished / "model.safetensors")
     assert weights["normalize.mean"].shape == weights["normalize.std"].shape == (1, 1, 1)
-    images = DATASETS["digits"]().images
+    data = datasets.load(Config())
+    images = data.pixels(data.images, torch.float64)
     assert weights["normalize.mean"].item() == pytest.approx(images.mean().item())
     assert weights["normalize.std"].item() == pytest.approx(images.std().item())
 
@@ -76,7 +86,7 @@ def test_another_backend_or_type_scores_a_run_alike(finished: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["aten", "numpy"])
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path: Path, backend: str) -> None:
-    config = dataclasses.replace(SHORT, backend=backend, seed=7, steps=50)
+    config = dataclasses.replace(SHORT, backend=backend, seed=7, steps=20)
     for name in ("a", "b"):
         torch.rand(3)  # whatever happened before has no say
         train(tmp_path / name, config)
@@ -165,12 +175,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_weights_of_the_epo
 def test_what_cannot_be_written_leaves_the_file_before_it(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource", reason="file sizes can only be limited on Unix")
     path = tmp_path / "file"
-    runs._write(path, b"first")
+    checkpoint.write(path, b"first")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(UserError, match=r"cannot write .*file: .*; the one saved before is still there"):
-            runs._write(path, bytes(2000))
+            checkpoint.write(path, bytes(2000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == b"first"
@@ -211,8 +221,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "setting missing": (rewrite("config.json", lambda text: b"{}"), "damaged: settings are missing: data, model"),
     "wrong type": (settings(lr="fast"), "config.json is damaged: lr must be float, but got 'fast'"),
     "bool for int": (settings(seed=True), "config.json is damaged: seed must be int, but got True"),
-    "unknown network": (settings(model="huge"), "model must be one of small, but got 'huge'"),
-    "unknown data": (settings(data="cats"), "data must be one of digits, but got 'cats'"),
+    "unknown network": (settings(model="huge"), "model must be one of small, .*, but got 'huge'"),
+    "unknown data": (settings(data="cats"), "data must be one of digits, .*, but got 'cats'"),
+    "classes missing": (settings(classes=3), "config.json is damaged: image_shape or classes is missing or wrong"),
+    "a bit flipped": (
+        rewrite("model.safetensors", lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]),
+        "model.safetensors is damaged: its checksum is wrong",
+    ),
+    "other data": (settings(classes=["a", "b"]), "the network was made for 2 classes|is another network's"),
     "no weights": (lambda path: (path / "model.safetensors").unlink(), "cannot read .*model.safetensors: No such file"),
     "half the weights": (rewrite("model.safetensors", lambda data: data[: len(data) // 2]), "safetensors is damaged"),
     "empty weights": (rewrite("model.safetensors", lambda data: b""), "model.safetensors is damaged"),
@@ -243,3 +259,324 @@ def test_damage_is_told_in_one_line(damaged: Path, damage: str) -> None:
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run: there is no such folder"):
         runs.evaluate(tmp_path / "nothing")
+
+
+# ---- going on -------------------------------------------------------------------------------------------------------
+
+BUSY = Config(
+    model="tutorial",
+    steps=30,
+    epochs=3,
+    batch_size=91,
+    shift=1,
+    flip=True,
+    cutout=2,
+    ema=0.9,
+    clip=1.0,
+    dtype="float16",
+    optimizer="adamw",
+    lr=1e-3,
+    label_smoothing=0.1,
+)
+
+
+class StopAt(Watch):
+    """Sends this process a signal after a step."""
+
+    def __init__(self, step: int, number: signal.Signals = signal.SIGINT) -> None:
+        self.at, self.number = step, number
+
+    def step(self, at: loop.Progress) -> None:
+        if at.step == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+def same_but_for_time(a: Path, b: Path) -> None:
+    lines = [
+        [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in runs.metrics(path)]
+        for path in (a, b)
+    ]
+    assert [line for line in lines[0] if line["kind"] != "stopped"] == lines[1]
+
+
+@pytest.mark.parametrize(
+    "config", [BUSY, dataclasses.replace(BUSY, model="small", optimizer="sgd", channels_last=True, dtype="float32")]
+)
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, config: Config) -> None:
+    config = dataclasses.replace(config, data=f"npz:{images(tmp_path)}")
+    whole = train(tmp_path / "whole", config, log_every=3)
+    assert whole["steps"] == 30
+    for step in (1, 17, 26):  # an epoch has 17
+        how = {} if step == 1 else {"resume": True}
+        result = train(tmp_path / "run", config, StopAt(step), log_every=3, **how)
+        assert (result["stopped_by"], result["steps"]) == ("SIGINT", step)
+    result = train(tmp_path / "run", config, log_every=3, resume=True)
+    assert {k: result[k] for k in ("accuracy", "loss", "steps")} == {k: whole[k] for k in ("accuracy", "loss", "steps")}
+    assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole")
+    same_but_for_time(tmp_path / "run", tmp_path / "whole")
+    assert train(tmp_path / "run", config, resume=True)["accuracy"] == whole["accuracy"]  # nothing is left to do
+
+
+def images(folder: Path, n: int = 1500) -> Path:
+    """Random images of 8×8 with marks that tell their class, which need no scikit-learn; each class starts anew."""
+    draw = np.random.default_rng(3)
+    labels = draw.integers(0, 4, n)
+    pixels = draw.integers(0, 200, (n, 8, 8), np.uint8)
+    pixels[np.arange(n), labels, labels] = 255
+    held = slice(0, n - 1547 if n > 1547 else 50)
+    np.savez(folder / "x.npz", images=pixels, labels=labels, test_images=pixels[held], test_labels=labels[held])
+    return folder / "x.npz"
+
+
+def command(path: Path, config: Config, *options: object) -> list[str]:
+    given = {k: v for k, v in dataclasses.asdict(config).items() if v not in (None, False)}
+    settings = [f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}") for k, v in given.items()]
+    return [sys.executable, "-m", "gpuconv", "train", *map(str, options or (*settings, "--out", path))]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_a_run_killed_at_any_step_goes_on_to_the_same_bits(
+    tmp_path: Path, clean_environment: dict[str, str], request: pytest.FixtureRequest
+) -> None:
+    config = dataclasses.replace(BUSY, data=f"npz:{images(tmp_path)}", steps=60, epochs=4)
+    train(tmp_path / "whole", config)
+    seed = int(np.random.default_rng().integers(2**31))
+    draw, kills, more = np.random.default_rng(seed), 0, ()
+    for _ in range(20 if request.config.getoption("--full") else 2):
+        options = (*more, "--checkpoint-every", draw.integers(1, 5), "--log-every", 1, "--device", "cpu")
+        arguments = command(tmp_path / "run", config)[4:] if not more else []
+        process = subprocess.Popen(
+            command(tmp_path / "run", config, *arguments, *options), env=clean_environment | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        left = int(draw.integers(1, 25))
+        for line in process.stdout:
+            left -= line.startswith("step")
+            if left == 0:
+                process.kill()
+                break
+        process.stdout.close()
+        kills += process.wait(60) == -signal.SIGKILL
+        more = ("--resume", tmp_path / "run")
+    assert kills, seed
+    train(tmp_path / "run", config, resume=True)
+    assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole"), f"seed {seed}"
+
+
+def test_dropout_goes_on_with_its_random_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dropping(torch.nn.Sequential):
+        def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+            super().__init__(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, classes))
+            self.normalize = runs.networks.Normalize(1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self[2](self[1](self[0](self.normalize(x))))
+
+    monkeypatch.setitem(runs.networks.NETWORKS, "small", Dropping)
+    config = dataclasses.replace(SHORT, steps=9)
+    train(tmp_path / "whole", config)
+    train(tmp_path / "run", config, StopAt(4, signal.SIGTERM))
+    torch.rand(7)
+    train(tmp_path / "run", config, resume=True)
+    assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole")
+
+
+def test_patience_ends_a_run_and_keeps_its_best_weights(tmp_path: Path) -> None:
+    config = Config(epochs=30, batch_size=721, lr=3.0, patience=2)  # too quick: accuracy jumps about
+    result = train(tmp_path / "run", config)
+    lines = runs.metrics(tmp_path / "run")
+    scores = [line["test_accuracy"] for line in lines]
+    assert len(lines) == result["epochs"] < 30
+    assert scores.index(max(scores)) == len(scores) - 3
+    assert runs.evaluate(tmp_path / "run").accuracy == max(scores) == result["accuracy"]
+    assert train(tmp_path / "run", config, resume=True)["epochs"] == result["epochs"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file sizes can only be limited on Unix")
+def test_a_full_disk_ends_a_run_in_one_line_and_the_checkpoint_before_goes_on(tmp_path: Path) -> None:
+    import resource
+
+    config = dataclasses.replace(SHORT, steps=6)
+    train(tmp_path / "whole", config)
+    train(tmp_path / "run", config, StopAt(2))
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, limits[1]))  # more than the model, less than a checkpoint
+    try:
+        with pytest.raises(UserError, match=r"^cannot write .*checkpoint.safetensors: [^\n]*; the one saved before is"):
+            train(tmp_path / "run", config, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "run" / "checkpoint.safetensors").read_bytes() == before["checkpoint.safetensors"]
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == sorted(before)
+    train(tmp_path / "run", config, resume=True)
+    assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole")
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    train(tmp_path / "stopped", SHORT, StopAt(2))
+    return tmp_path / "stopped"
+
+
+def other_checkpoint(path: Path) -> None:
+    train(path.with_name("other"), dataclasses.replace(SHORT, data=f"npz:{images(path.parent)}"))
+    (path / "checkpoint.safetensors").write_bytes((path.with_name("other") / "checkpoint.safetensors").read_bytes())
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (
+        lambda path: (path / "checkpoint.safetensors").unlink(),
+        "cannot read .*checkpoint.safetensors: No such",
+    ),
+    "cut": (rewrite("checkpoint.safetensors", lambda data: data[:-1]), "checkpoint.safetensors is damaged"),
+    "a bit flipped": (
+        rewrite("checkpoint.safetensors", lambda data: data[:-99] + bytes([data[-99] ^ 4]) + data[-98:]),
+        "checkpoint.safetensors is damaged: its checksum is wrong",
+    ),
+    "a model": (
+        lambda path: (path / "model.safetensors").replace(path / "checkpoint.safetensors"),
+        "checkpoint.safetensors is damaged: it is no checkpoint",
+    ),
+    "a pickle": (
+        rewrite("checkpoint.safetensors", lambda data: b"cos\nsystem\n(S'touch pwned'\ntR."),
+        "checkpoint.safetensors is damaged",
+    ),
+    "another network's": (other_checkpoint, r"is another network's: expected fc.bias of shape \[10\], but got \[4\]"),
+    "other data": (settings(images=1441), "digits has changed: images was 1441, and is 1442"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_bad_checkpoint_is_told_in_one_line_and_executes_nothing(stopped: Path, case: str) -> None:
+    damage_it, message = BROKEN[case]
+    damage_it(stopped)
+    with pytest.raises(UserError, match=message) as caught:
+        train(stopped, SHORT, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+# ---- several processes ----------------------------------------------------------------------------------------------
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="torchrun is tried on Unix")
+def test_two_processes_train_as_one(tmp_path: Path, clean_environment: dict[str, str]) -> None:
+    config = Config(
+        data=f"npz:{images(tmp_path)}", model="tutorial", dtype="float64", steps=20, epochs=2, batch_size=101, shift=1,
+        flip=True, cutout=2, ema=0.8, label_smoothing=0.1,
+    )  # fmt: skip
+    train(tmp_path / "one", config)
+    run = TORCHRUN
+    environment = clean_environment | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [*run, *command(tmp_path / "two", config)[1:]], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("held-out images") == 1  # one process speaks
+    one, two = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, value in one.items():
+        assert (two[name] - value).norm() <= 1e-9 * value.norm(), name
+    epochs = [[line for line in runs.metrics(tmp_path / name)] for name in ("one", "two")]
+    for a, b in zip(*epochs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-9) and a["test_accuracy"] == b["test_accuracy"]
+    with pytest.raises(UserError, match=r"checkpoint.safetensors is of 2 processes, but there are 1"):
+        train(tmp_path / "two", config, resume=True)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(os.name != "posix", reason="torchrun is tried on Unix")
+def test_two_processes_that_were_stopped_go_on_to_the_same_bits(
+    tmp_path: Path, clean_environment: dict[str, str]
+) -> None:
+    environment = clean_environment | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    config = Config(data=f"npz:{images(tmp_path)}", model="tutorial", epochs=3, batch_size=32)
+    subprocess.run([*TORCHRUN, *command(tmp_path / "whole", config)[1:]], env=environment, check=True)
+    process = subprocess.Popen(
+        [*TORCHRUN, *command(tmp_path / "run", config)[1:]], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 1/"):
+            break
+    process.send_signal(signal.SIGTERM)
+    assert "stopped by SIG" in process.communicate(timeout=60)[0]
+    resume = command(tmp_path / "run", config, "--resume", tmp_path / "run")[1:]
+    subprocess.run([*TORCHRUN, *resume], env=environment, check=True)
+    assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole")
+
+
+# ---- afterwards -----------------------------------------------------------------------------------------------------
+
+
+def test_predict_names_the_digit_on_a_picture_of_any_size(finished: Path, tmp_path: Path) -> None:
+    data = datasets.load(Config())
+    files = []
+    for k in range(20):
+        picture = Image.fromarray((data.test_images[k, 0].numpy() * 15.9).astype(np.uint8))
+        files.append(tmp_path / f"{k}.png")
+        picture.resize((8, 8) if k else (24, 24)).convert("RGB").save(files[-1])
+    found = runs.predict(finished, files)
+    right = sum(
+        next(iter(shares)) == str(label) for shares, label in zip(found, data.test_labels.tolist(), strict=False)
+    )
+    assert right >= 17
+    for shares in found:
+        assert len(shares) == 10 and sum(shares.values()) == pytest.approx(1)
+        assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    with pytest.raises(UserError, match=r"cannot read the image .*no\.png: No such file"):
+        runs.predict(finished, [tmp_path / "no.png"])
+
+
+@pytest.mark.parametrize("format", exports.FORMATS)
+def test_an_export_has_standard_convolutions_and_agrees(finished: Path, tmp_path: Path, format: str) -> None:
+    if format == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package, reason=f"{package} is not installed")
+    out = tmp_path / f"net.{format}"
+    assert "PyTorch's own" in exports.export(finished, format, out)
+    assert out.stat().st_size > 100_000 and list(tmp_path.iterdir()) == [out]
+
+
+def test_an_export_that_does_not_agree_is_not_kept(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(network: torch.nn.Module, *_: object) -> Callable[[torch.Tensor], torch.Tensor]:
+        _[1].write_bytes(b"x")
+        return lambda images: network(images) * (1 + 1e-5)
+
+    monkeypatch.setitem(exports.FORMATS, "pt2", wrong)
+    with pytest.raises(UserError, match=r"pt2 was not written: its outputs are off by \S+, PyTorch's by "):
+        exports.export(finished, "pt2", tmp_path / "net.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorboard_gets_what_metrics_get(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(tmp_path / "run", SHORT, Board(tmp_path / "run" / "tensorboard"), log_every=1)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    lines = [line for line in runs.metrics(tmp_path / "run") if line["kind"] == "step"]
+    assert [(e.step, e.value) for e in events.Scalars("step/loss")] == [
+        (line["step"], pytest.approx(line["loss"])) for line in lines
+    ]
+
+
+def test_broken_images_that_were_left_out_are_named(tmp_path: Path) -> None:
+    for label in "ab":
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for k in range(6):
+            Image.new("RGB", (8, 8), (40 * k, 0, 0)).save(tmp_path / "data" / label / f"{k}.png")
+    (tmp_path / "data" / "a" / "x.png").write_bytes(b"hello")
+    told = io.StringIO()
+    train(tmp_path / "run", Config(data=f"folder:{tmp_path / 'data'}", steps=1, skip_broken=True), Lines(told, "title"))
+    assert told.getvalue().splitlines()[:2] == ["title", f"left out 1 broken images: {tmp_path}/data/a/x.png"]
+
+
+def test_the_curves_are_a_picture(finished: Path) -> None:
+    with Image.open(finished / "curves.png") as picture:
+        assert picture.format == "PNG" and picture.size == (720, 270)
