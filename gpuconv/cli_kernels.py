@@ -97,7 +97,7 @@ def _plan_lines(
     if len(found) > len(shown):
         yield f"    … and {len(found) - len(shown)} more"
     for backend, reason in refused.items():
-        if backend in backends.auto_order("cuda") and backend != "aten":
+        if backend.split()[0] in backends.auto_order("cuda") and backend != "aten":
             yield f"    {backend}: {reason}"
     yield "  → what backend 'auto' takes" if chosen else "  nothing of ours"
 

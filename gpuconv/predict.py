@@ -16,6 +16,9 @@ from gpuconv.problem import ConvProblem, Direction
 _REUSE_FOR_HALF_THE_RATE = 16.0
 _L2_SPEEDUP = 3.0  # over device memory
 _ONE_MORE_LAUNCH = 3e-6  # seconds
+_REUSE_OF_WINDOWS = 8.0  # as _REUSE_FOR_HALF_THE_RATE, where no thread loads, stores or addresses what is multiplied
+_THROUGH_REGISTERS = 0.8  # of the rate, where one operand takes that way; a guess
+_DESCRIPTORS = 1e-6  # seconds for a program to make its own; a guess
 # What of the peak rate mma.sync reaches where newer instructions reach all of it: on Hopper 0.63 (Luo et al. 2024,
 # 'Benchmarking and dissecting the Nvidia Hopper GPU architecture via microbenchmarking'); on sm_100 a guess.
 _MMA_SYNC = {(9, 0): 0.63, (10, 0): 0.3}
@@ -99,8 +102,57 @@ def implicit_gemm(problem: ConvProblem, direction: Direction, tile: Tile, gpu: G
     return Prediction(seconds, bound, programs, steps, together, waves, intensity)
 
 
+def windows(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """Of the families whose tiles the copy engine fetches, and whose products are read from shared memory.
+
+    Tiles are what is counted in waves, whoever takes them. A tile's steps begin when its first fetch has come, and end
+    with a store that nothing of its own program overlaps: two programs on a multiprocessor hide half of either.
+    """
+    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    size, phases = problem.dtype.itemsize, math.prod(problem.stride) if direction == "grad_input" else 1
+    if direction == "grad_weight":
+        tiles = math.ceil(k / tile.rows) * math.ceil(c / tile.columns) * problem.taps * problem.groups
+        steps, result = float(tile.windows), math.prod(problem.weight_shape)
+    else:
+        summed, columns = (c, k) if direction == "forward" else (k, c)
+        tiles = phases * tile.windows * math.ceil(columns / tile.columns) * problem.groups
+        steps = problem.taps / phases * math.ceil(summed / tile.depth)
+        result = math.prod(problem.output_shape if direction == "forward" else problem.input_shape)
+    tiles, steps = tiles * tile.splits, steps / tile.splits
+    programs = min(tiles, tile.persistent * phases) if tile.persistent else tiles
+    fetched = (tile.rows + tile.columns) * tile.depth * size
+    stored = tile.rows * tile.columns * (4 if tile.splits > 1 else size)
+    held = fetched * tile.stages + (0 if direction == "grad_weight" else stored)
+    registers = 32 * tile.warps * 64 + tile.rows * tile.columns
+    together = min(gpu.shared_memory // max(1, held), gpu.threads // (32 * tile.warps), 65536 // registers)
+    together = min(max(1, together), max(1, math.ceil(tiles / gpu.multiprocessors)))
+    waves = math.ceil(tiles / (gpu.multiprocessors * together))
+    reuse = tile.rows * tile.columns / (tile.rows + tile.columns)
+    rate = gpu.rate(problem.dtype, tf32) * reuse / (reuse + _REUSE_OF_WINDOWS) / gpu.multiprocessors
+    if direction == "grad_weight" and tile.kernel == "window":
+        rate *= _THROUGH_REGISTERS
+    share = _L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors
+    step, bound = max(
+        (together * 2 * tile.rows * tile.columns * tile.depth / rate, "products"),
+        (together * fetched / share, "L2 fetches"),
+        (gpu.step_latency / max(1, tile.stages - 1), "fetch latency"),
+    )
+    around = gpu.step_latency / together + stored / share
+    seconds, bound = max(
+        (_DESCRIPTORS + waves * (steps * step + around), bound),
+        (problem.least_bytes(direction) / gpu.bandwidth, "memory bandwidth"),
+    )
+    if tile.splits > 1:
+        seconds += 2 * 4 * tile.splits * result / gpu.bandwidth + _ONE_MORE_LAUNCH
+    intensity = 2 * tile.rows * tile.columns * tile.depth / fetched
+    return Prediction(seconds, bound, programs, steps, together, waves, intensity)
+
+
 # By family of kernels (`Tile.kernel`), where one is no implicit GEMM.
-FORMULAS: dict[str, Callable[[ConvProblem, Direction, Tile, Gpu, bool], Prediction]] = {}
+FORMULAS: dict[str, Callable[[ConvProblem, Direction, Tile, Gpu, bool], Prediction]] = {
+    "pointwise": windows,
+    "window": windows,
+}
 
 
 def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:

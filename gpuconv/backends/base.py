@@ -72,6 +72,7 @@ class Tile:
     kernel: str = "gather"  # which family, where a backend has several
     windows: int = 0  # of a group; 0: rows follow each other, and are fetched for each tap
     halo: int = 0  # pixels of a window with its margin
+    persistent: int = 0  # programs that take tiles in turn, of each phase and split; 0: one program for each tile
 
 
 class Backend:
@@ -119,6 +120,12 @@ class Backend:
     def tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
         """The tiles that this backend could use on `gpu`, for the planner to choose from. Empty: nothing to choose."""
         return ()
+
+    def refused_families(
+        self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands
+    ) -> dict[str, str]:
+        """Why families of its kernels have no tiles for this problem, where it has several."""
+        return {}
 
     def bind(
         self,
