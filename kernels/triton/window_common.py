@@ -34,8 +34,8 @@ def image_view(
 ):  # fmt: skip
     """The descriptor of the pixels (a_h + i·u_h, a_w + j·u_w) of an image with C channels in a row: [N, i, 1, j, C].
 
-    With fold = u (and a = 0) it has all pixels: [N, i, remainder, j, remainder · image_w + C]. Strides in elements. Where
-    there is no such pixel, nothing may be read through it.
+    With fold = u (and a = 0) it has all pixels: [N, i, remainder, j, remainder · image_w + C]. Strides in elements.
+    Where there is no such pixel, nothing may be read through it.
     """
     rows, columns = tl.maximum(H - a_h + u_h - 1, u_h) // u_h, tl.maximum(W - a_w + u_w - 1, u_w) // u_w
     return tl.make_tensor_descriptor(
