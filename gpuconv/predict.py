@@ -19,6 +19,10 @@ _ONE_MORE_LAUNCH = 3e-6  # seconds
 _REUSE_OF_WINDOWS = 8.0  # as _REUSE_FOR_HALF_THE_RATE, where no thread loads, stores or addresses what is multiplied
 _THROUGH_REGISTERS = 0.8  # of the rate, where one operand takes that way; a guess
 _DESCRIPTORS = 1e-6  # seconds for a program to make its own; a guess
+_INSTRUCTIONS_AN_ELEMENT = (
+    10  # to fetch one by itself, as counted in the loops of the gather kernels (`gpuconv inspect`)
+)
+_INSTRUCTIONS = 64 * 1.5e9  # integer ones a second of a multiprocessor
 # What of the peak rate mma.sync reaches where newer instructions reach all of it: on Hopper 0.63 (Luo et al. 2024,
 # 'Benchmarking and dissecting the Nvidia Hopper GPU architecture via microbenchmarking'); on sm_100 a guess.
 _MMA_SYNC = {(9, 0): 0.63, (10, 0): 0.3}
@@ -28,7 +32,7 @@ class Prediction(NamedTuple):
     """What `predict` expects of a tile."""
 
     seconds: float
-    bound: str  # what takes that long: "products", "L2 fetches", "fetch latency" or "memory bandwidth"
+    bound: str  # what takes that long: "products", "addresses", "L2 fetches", "fetch latency" or "memory bandwidth"
     programs: int
     steps: float  # of the loop of a program, on average
     together: int  # programs on a multiprocessor at a time
@@ -43,6 +47,8 @@ def programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -
     if direction == "forward":
         row_blocks = tile.windows or math.ceil(pixels / tile.rows)
         programs = row_blocks * math.ceil(k / tile.columns) * problem.groups
+        if tile.kernel == "stem":
+            return programs, math.ceil(problem.taps * c / tile.depth)
         return programs, problem.taps * math.ceil(c / tile.depth)
     if direction == "grad_input":
         phases = math.prod(problem.stride)
@@ -52,7 +58,11 @@ def programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -
         row_blocks = tile.windows or math.ceil(largest / tile.rows)
         programs = phases * row_blocks * math.ceil(c / tile.columns) * problem.groups
         return programs, problem.taps / phases * math.ceil(k / tile.depth)
-    programs = math.ceil(k / tile.rows) * math.ceil(c / tile.columns) * problem.taps * problem.groups * tile.splits
+    if tile.kernel == "stem":
+        columns = math.ceil(problem.taps * c / tile.columns)
+    else:
+        columns = problem.taps * math.ceil(c / tile.columns)
+    programs = math.ceil(k / tile.rows) * columns * problem.groups * tile.splits
     return programs, math.ceil(math.ceil(pixels / tile.depth) / tile.splits)
 
 
@@ -60,8 +70,9 @@ def implicit_gemm(problem: ConvProblem, direction: Direction, tile: Tile, gpu: G
     """Of the families that are one.
 
     Programs run in waves of as many as fit on the multiprocessors at once. A step of a program takes as long as the
-    slowest of: multiplying its tiles, fetching them from the L2 cache, and the latency of a fetch divided by the
-    fetches under way. No less than the bytes that must cross the memory bus; a split sum also moves its partials.
+    slowest of: multiplying its tiles, computing addresses, fetching them from the L2 cache, and the latency of a fetch
+    divided by the fetches under way. No less than the bytes that must cross the memory bus; a split sum also moves its
+    partials.
 
     A window with a halo is fetched once for all the taps of a plane, so a step, which is one tap, fetches that part of
     it; two windows are held, one being multiplied while the next comes.
@@ -89,6 +100,7 @@ def implicit_gemm(problem: ConvProblem, direction: Direction, tile: Tile, gpu: G
     rate *= reuse / (reuse + _REUSE_FOR_HALF_THE_RATE) / gpu.multiprocessors
     step, bound = max(
         (together * 2 * tile.rows * tile.columns * tile.depth / rate, "products"),
+        (together * tile.addressed * _INSTRUCTIONS_AN_ELEMENT / _INSTRUCTIONS, "addresses"),
         (together * fetched / (_L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors), "L2 fetches"),
         (gpu.step_latency / max(1, tile.stages - 1), "fetch latency"),
     )

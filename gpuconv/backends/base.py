@@ -73,6 +73,7 @@ class Tile:
     windows: int = 0  # of a group; 0: rows follow each other, and are fetched for each tap
     halo: int = 0  # pixels of a window with its margin
     persistent: int = 0  # programs that take tiles in turn, of each phase and split; 0: one program for each tile
+    addressed: int = 0  # elements of a step that are fetched one by one, each with an address of its own
 
 
 class Backend:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpuconv.backends import triton_gather, triton_pointwise, triton_window
+from gpuconv.backends import triton_gather, triton_planes, triton_pointwise, triton_stem, triton_window
 from gpuconv.backends.base import Backend, Operands, Tile
 from gpuconv.backends.derived import accumulator, all_aligned
 from gpuconv.backends.triton_launch import INTERPRETING, Launch, bias_offset, why_not
@@ -19,8 +19,14 @@ from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction, allocate
 from gpuconv.reference import IDENTITY, Activation
 
-# By the `kernel` of their tiles. Each has `refuses`, `tiles` and `launches`, which need no GPU.
-FAMILIES = {"gather": triton_gather, "pointwise": triton_pointwise, "window": triton_window}
+# By the `kernel` of their tiles. Each has `refuses`, `tiles`, `launches` and `splits_of`, which need no GPU.
+FAMILIES = {
+    "gather": triton_gather,
+    "planes": triton_planes,
+    "pointwise": triton_pointwise,
+    "stem": triton_stem,
+    "window": triton_window,
+}
 # Those whose tensors must begin at multiples of 16 bytes; `gather` does the call where one does not.
 _DESCRIBING = ("pointwise", "window")
 
@@ -170,11 +176,12 @@ def _bind_grad_input(
 ) -> Callable[..., Any]:
     launch, *add = launches(problem, "grad_input", operands, tile)
     shape, memory_format = problem.input_shape, problem.memory_format
+    epilogue = (None,) * (len(launch.dtypes) - 3)  # no bias and no residual, where the kernel of forward serves
 
     def grad_input(grad_output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         gx = allocate(shape, grad_output, memory_format)
         if not add:
-            call(launch, grad_output, weight, gx)
+            call(launch, grad_output, weight, *epilogue, gx)
             return gx
         partials = gx.new_empty(tile.splits * gx.numel(), dtype=torch.float32)
         call(launch, grad_output, weight, partials)

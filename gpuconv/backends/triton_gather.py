@@ -5,6 +5,7 @@ Which tiles there are for a problem, and what is launched with one.
 
 import dataclasses
 import math
+from contextlib import suppress
 
 import torch
 
@@ -31,12 +32,10 @@ from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.reference import IDENTITY, Activation
 
-try:
+with suppress(ImportError):  # no Triton: `triton_launch.why_not` says so
     from gpuconv.kernels.triton.gather_forward import gather_forward
     from gpuconv.kernels.triton.gather_grad_input import gather_grad_input
     from gpuconv.kernels.triton.gather_grad_weight import gather_grad_weight
-except ImportError:  # no Triton: `triton_launch.why_not` says so
-    pass
 
 _BAND = 8  # rows of tiles that are walked column by column
 
@@ -72,15 +71,11 @@ def _operands(problem: ConvProblem, direction: Direction, operands: Operands) ->
     return a, b, unit if together and problem.memory_format is not torch.contiguous_format else 1
 
 
-def masks_show(problem: ConvProblem, direction: Direction, operands: Operands) -> bool:
+def _masks_show(problem: ConvProblem, operands: Operands, vector: int) -> bool:
     """Whether masks would cost time: tiles are fetched in vectors and multiplied on tensor cores.
 
     Elsewhere one kernel, with all its masks, serves layers that need them and layers that do not.
     """
-    return _masks_show(problem, operands, _operands(problem, direction, operands)[2])
-
-
-def _masks_show(problem: ConvProblem, operands: Operands, vector: int) -> bool:
     return vector > 1 and (problem.dtype.itemsize == 2 or operands.tf32)
 
 
@@ -228,7 +223,8 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
     k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
     columns = k if direction == "forward" else c
     terms = {"forward": c, "grad_input": k, "grad_weight": problem.batch * math.prod(problem.output_size)}[direction]
-    quick = masks_show(problem, direction, operands)
+    vector = _operands(problem, direction, operands)[2]
+    quick = _masks_show(problem, operands, vector)
     shapes: tuple[tuple[int, int, int], ...]
     if gpu.capability == (0, 0):
         shapes, depth = _INTERPRETED, 64 if direction != "grad_weight" else 128 if terms <= 4096 else 1024
@@ -252,7 +248,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
         # Where the loop has many addresses to keep, or multiplies without tensor cores, more stages would spill.
         few = size == 8 or (size == 4 and not operands.tf32) or (shape is _NARROW and direction == "grad_weight")
         stages = min(2 if few else 4, gpu.shared_memory // ((rows + width) * depth * size))
-        tile = Tile(rows, width, depth, warps, stages)
+        tile = Tile(rows, width, depth, warps, stages, addressed=(rows + width) * depth if vector == 1 else 0)
         if direction == "grad_weight":
             chosen += [
                 dataclasses.replace(tile, splits=splits)

@@ -13,17 +13,9 @@ The pixels of a step are BC further than those of the step before: their (n, z, 
 clock, by adding BC's own digits and passing at most one carry from each to the next. Nothing is divided in the loop.
 """
 
-import triton
 import triton.language as tl
 
-from .common import block_indices, kernel, load_tile, multiply, rounded, split_pixel, store_tile, wide, widened
-
-
-@triton.jit
-def carry(b_digit, b_next, base):
-    """A digit that may have passed its base, made one again, and what it carries added to the next digit."""
-    m_over = b_digit >= base
-    return tl.where(m_over, b_digit - base, b_digit), tl.where(m_over, b_next + 1, b_next)
+from .common import block_indices, carry, kernel, load_tile, multiply, rounded, split_pixel, store_tile, wide, widened
 
 
 @kernel

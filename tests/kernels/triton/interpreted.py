@@ -6,22 +6,22 @@ Small tiles make small problems take several programs, steps and splits; buffers
 import dataclasses
 import itertools
 import math
+import random
 
 import numpy as np
 import pytest
 import torch
-from interpreter import check, guarded  # noqa: F401 (a fixture)
+from interpreter import SMALL, check, guarded  # noqa: F401 (a fixture)
 from lanes import check_integer_overflow
 
 from gpuconv import ops, plan, reference
-from gpuconv.backends import triton as backend, triton_launch
+from gpuconv.backends import triton as backend, triton_launch, triton_planes
 from gpuconv.backends.base import Tile
 from gpuconv.bench.problems import CURATED, laid_out, random_problem, tensors
+from gpuconv.gpu import KNOWN
 from gpuconv.plan import Settings
 from gpuconv.problem import ConvProblem
 from gpuconv.reference import Activation, as_numpy, assert_close_to_oracle, worst_violation
-
-SMALL = Tile(16, 16, 16, warps=4, stages=2)
 
 
 @pytest.fixture
@@ -123,6 +123,96 @@ def test_random_problems_in_several_types_layouts_and_activations(seed: int) -> 
     activation = ("none", "relu", "leaky_relu(0.2)", "silu", "gelu", "gelu_tanh", "hardswish")[seed % 7]
     problem = dataclasses.replace(random_problem(seed + 1000), dtype=dtype)
     check(problem, f"tiles {seed}", layout, dataclasses.replace(SMALL, splits=1 + seed % 4), activation)
+
+
+STEM = Tile(16, 16, 16, warps=4, stages=2, kernel="stem")
+STEM_DIRECTIONS = ("forward", "grad_weight")
+
+
+def stem_problem(seed: int) -> ConvProblem:
+    """A random problem with one to four channels in one group, a large filter now and then."""
+    draw = random.Random(seed)
+    problem = random_problem(seed + 2000)
+    size = tuple(n + draw.choice((0, 0, 9)) for n in problem.input_size)
+    filter_size = tuple(
+        min(r + draw.choice((0, 0, 4)), (n + sum(pads) - 1) // d + 1)
+        for r, n, d, pads in zip(problem.filter_size, size, problem.dilation, problem.padding, strict=True)
+    )
+    c, k = draw.randint(1, 4), draw.randint(1, 24)
+    return ConvProblem.of(
+        (problem.batch, c, *size), (k, c, *filter_size), problem.stride, problem.padding, problem.dilation
+    )
+
+
+def check_stem(seed: int) -> None:
+    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    layouts = ("contiguous", "channels_last", "sliced", "expanded")
+    dtype, layout = tuple(itertools.product(dtypes, layouts))[seed % 16]
+    activation = ("none", "relu", "leaky_relu(0.2)", "silu", "gelu", "gelu_tanh", "hardswish")[seed % 7]
+    tile = dataclasses.replace(STEM, splits=1 + seed % 4)
+    check(
+        dataclasses.replace(stem_problem(seed), dtype=dtype), f"stem {seed}", layout, tile, activation, STEM_DIRECTIONS
+    )
+
+
+@pytest.mark.parametrize("name", ["1x1", "3x3-empty-batch", "7x7-stride2-stem", "3x3-stride2-dilation3", "1d", "3d"])
+@pytest.mark.usefixtures("checked")
+def test_stem_small_tiles(name: str) -> None:
+    problem = CURATED[name]
+    if problem.in_channels > 4:
+        problem = ConvProblem.of(
+            (problem.batch, 4, *problem.input_size), (problem.out_channels, 4, *problem.filter_size), problem.stride
+        )
+    layout, splits = ("contiguous", "channels_last")[len(name) % 2], 1 + len(name) % 3
+    check(problem, name, layout, dataclasses.replace(STEM, splits=splits), directions=STEM_DIRECTIONS)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_stem_random_problems(seed: int) -> None:
+    check_stem(seed)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(20, 300))
+def test_stem_many_random_problems(seed: int) -> None:
+    check_stem(seed)
+
+
+def check_planes(seed: int) -> None:
+    draw = random.Random(seed)
+    dtype = (torch.float16, torch.bfloat16, torch.float32, torch.float64)[seed % 4]
+    activation = ("none", "relu", "leaky_relu(0.2)", "silu", "gelu", "gelu_tanh", "hardswish")[seed % 7]
+    groups, c, k, n = draw.choice((1, 1, 2, 3)), draw.randint(1, 24), draw.randint(1, 24), draw.randint(1, 4)
+    size = draw.choice(((4, 5), (2, 9), (6,), (10, 7), (3, 2, 8), (1, 16), (14, 4)))
+    problem = ConvProblem.of((n, groups * c, *size), (groups * k, c, *(1,) * len(size)), groups=groups, dtype=dtype)
+    tile = Tile(32, 16, 16, warps=4, stages=2, splits=1 + seed % 3, kernel="planes")
+    tile = dataclasses.replace(tile, windows=n * math.ceil(math.prod(size) / tile.rows))
+    check(problem, f"planes {seed}", "contiguous", tile, activation)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_planes_random_problems(seed: int) -> None:
+    check_planes(seed)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(20, 300))
+def test_planes_many_random_problems(seed: int) -> None:
+    check_planes(seed)
+
+
+def test_planes_are_taken_where_pixels_follow_each_other_and_only_there() -> None:
+    def tiles(x_strides: tuple[int, ...], **settings: object) -> list[Tile]:
+        problem = ConvProblem.of((2, 16, 6, 8), (24, 16, 1, 1), dtype=torch.float16, **settings)
+        operands = plan.contiguous_operands(problem, "forward")
+        operands = operands._replace(strides=(x_strides, operands.strides[1]))
+        return triton_planes.tiles(problem, "forward", KNOWN["A100"], operands)
+
+    assert tiles((768, 48, 8, 1))
+    assert tiles((1536, 96, 8, 1))  # every other channel
+    assert not tiles((784, 49, 8, 1))  # planes at odd addresses
+    assert not tiles((1536, 96, 16, 2)) and not tiles((768, 1, 128, 16))
+    assert not tiles((768, 48, 8, 1), stride=2) and not tiles((768, 48, 8, 1), padding=1)
 
 
 def test_splits_are_added_in_order_and_give_the_same_bits_every_time() -> None:
