@@ -17,7 +17,7 @@ _REUSE_FOR_HALF_THE_RATE = 16.0
 _L2_SPEEDUP = 3.0  # over device memory
 _ONE_MORE_LAUNCH = 3e-6  # seconds
 _REUSE_OF_WINDOWS = 8.0  # as _REUSE_FOR_HALF_THE_RATE, where no thread loads, stores or addresses what is multiplied
-_THROUGH_REGISTERS = 0.8  # of the rate, where one operand takes that way; a guess
+_COPY_ENGINE = 1.25  # what it gets from L2 over what threads that fetch by themselves get; a guess
 _DESCRIPTORS = 1e-6  # seconds for a program to make its own; a guess
 _INSTRUCTIONS_AN_ELEMENT = (
     10  # to fetch one by itself, as counted in the loops of the gather kernels (`gpuconv inspect`)
@@ -141,9 +141,7 @@ def windows(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
     waves = math.ceil(tiles / (gpu.multiprocessors * together))
     reuse = tile.rows * tile.columns / (tile.rows + tile.columns)
     rate = gpu.rate(problem.dtype, tf32) * reuse / (reuse + _REUSE_OF_WINDOWS) / gpu.multiprocessors
-    if direction == "grad_weight" and tile.kernel == "window":
-        rate *= _THROUGH_REGISTERS
-    share = _L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors
+    share = _COPY_ENGINE * _L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors
     step, bound = max(
         (together * 2 * tile.rows * tile.columns * tile.depth / rate, "products"),
         (together * fetched / share, "L2 fetches"),

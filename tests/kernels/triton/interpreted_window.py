@@ -5,15 +5,22 @@ problems take several windows, steps, splits and turns of persistent programs.
 """
 
 import dataclasses
+import math
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from interpreter import check, guarded  # noqa: F401 (a fixture)
 
+from gpuconv import plan, reference
+from gpuconv.backends import triton as backend
 from gpuconv.backends.base import Tile
-from gpuconv.bench.problems import random_problem
-from gpuconv.problem import ConvProblem
+from gpuconv.bench.problems import random_problem, tensors
+from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
+from gpuconv.reference import Activation, as_numpy, assert_close_to_oracle
+
+CPU = torch.device("cpu")
 
 SMALL = Tile(32, 16, 16, warps=4, stages=2, kernel="window")
 POINTWISE = dataclasses.replace(SMALL, rows=16, kernel="pointwise")
@@ -64,6 +71,73 @@ def test_pointwise(name: str) -> None:
     at = list(ONE_BY_ONE).index(name)
     tile = dataclasses.replace(POINTWISE, splits=1 + at % 2, persistent=2 if at == 2 else 0)
     check(made(ONE_BY_ONE[name], at), name, "channels_last", tile, ACTIVATIONS[at])
+
+
+@pytest.mark.parametrize("kernel", ["window", "pointwise"])
+def test_split_sums_give_the_same_bits_every_time(kernel: str) -> None:
+    r = 3 if kernel == "window" else 1
+    problem = ConvProblem.of((1, 32, 3, 4), (16, 32, r, r), padding=r // 2, memory_format=torch.channels_last)
+    t = tensors(problem, "bits", torch.float32, "cpu", "channels_last")
+    tile = dataclasses.replace(SMALL, kernel=kernel, splits=2)
+    pairs = {"forward": ("input", "weight", None, None), "grad_input": ("grad_output", "weight")}
+    for direction, names in pairs.items():
+        operands = plan.contiguous_operands(problem, direction, torch.channels_last)
+        run = backend.TritonBackend().bind(problem, direction, CPU, Activation("none"), operands, tile)
+        first, again = (run(*(name and t[name] for name in names)) for _ in range(2))
+        assert len(backend.launches(problem, direction, operands, tile)) == 2
+        assert torch.equal(first, again)
+
+
+def test_tensors_that_are_not_aligned_are_left_to_gather() -> None:
+    """Sliced off by an element: no stride says so."""
+    problem = ConvProblem.of((1, 8, 4, 5), (8, 8, 3, 3), padding=1, memory_format=torch.channels_last)
+    t = tensors(problem, "unaligned", torch.float32, "cpu", "channels_last")
+    x = torch.empty(t["input"].numel() + 1)[1:].as_strided(problem.input_shape, t["input"].stride()).copy_(t["input"])
+    assert x.data_ptr() % 16 and x.stride() == t["input"].stride()
+    operands = plan.contiguous_operands(problem, "forward", torch.channels_last)
+    y = backend.TritonBackend().bind(problem, "forward", CPU, Activation("none"), operands, SMALL)(
+        x, t["weight"], None, None
+    )
+    assert_close_to_oracle(y, reference.forward(problem, as_numpy(x), as_numpy(t["weight"])))
+
+
+def sparse(shape: tuple[int, ...], strides: tuple[int, ...], path: Path) -> torch.Tensor:
+    """float16 zeros of this shape and these strides, in a file that takes no space where nothing is written."""
+    extent = 8 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    return torch.from_file(str(path), shared=True, size=extent, dtype=torch.float16).as_strided(shape, strides)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_images_2_to_the_31_elements_apart(direction: Direction, tmp_path: Path) -> None:
+    """What is read through descriptors, and what is written: the strides of the result are then replaced too."""
+    problem = ConvProblem.of(
+        (3, 16, 4, 5), (16, 16, 3, 3), padding=1, stride=(1, 2), dtype=torch.float16, memory_format=torch.channels_last
+    )
+    t = tensors(problem, "far apart", torch.float16, "cpu", "channels_last")
+    far, results = 2**31 + 64, {"forward": problem.output_shape, "grad_input": problem.input_shape}
+
+    def apart(like: torch.Tensor, name: str) -> torch.Tensor:
+        return sparse(like.shape, (far, *like.stride()[1:]), tmp_path / name).copy_(like)
+
+    names = {"forward": ("input", "weight"), "grad_input": ("grad_output", "weight")}.get(
+        direction, ("grad_output", "input")
+    )
+    a, b = (t[name] if name == "weight" else apart(t[name], name) for name in names)
+    (launch,) = backend.launches(problem, direction, plan.Operands((a.stride(), b.stride())), SMALL)
+    if direction == "grad_weight":
+        got = torch.full_like(t["weight"], math.nan)
+        launch(None, a, b, got, None)
+    else:
+        scalars = [name for name in launch.kernel.arg_names if not name.startswith("p_")]
+        rest = list(launch.rest)
+        rest[scalars.index("y_n" if direction == "forward" else "gx_n")] = far
+        launch.rest = tuple(rest)
+        shape = results[direction]
+        dense = torch.empty(shape, memory_format=torch.channels_last).stride()
+        got = sparse(shape, (far, *dense[1:]), tmp_path / "result").fill_(math.nan)
+        launch(None, a, b, *(None,) * (len(launch.dtypes) - 3), got)
+    exact = getattr(reference, direction)(problem, as_numpy(a.contiguous()), as_numpy(b.contiguous()))
+    assert_close_to_oracle(got.contiguous(), exact)
 
 
 def fitting(problem: ConvProblem, seed: int) -> ConvProblem:
