@@ -86,12 +86,12 @@ def _plan_lines(
         f"{name} {direction}, batch {problem.batch}, {dtype}, {layout}, on {gpu.name} (sm_{major}{minor}); "
         "times are predicted, not measured"
     )
-    yield f"    {'backend':8}{'kernel':8}{'tile':38}{'programs':>9}{'waves':>7}{'predicted':>12}  bound by"
+    yield f"    {'backend':8}{'kernel':10}{'tile':38}{'programs':>9}{'waves':>7}{'predicted':>12}  bound by"
     shown = found[:most] + ([chosen] if chosen is not None and chosen not in found[:most] else [])
     for c in shown:
         p = c.prediction
         yield (
-            f"  {'→' if c is chosen else ' '} {c.backend:8}{c.tile.kernel:8}{describe(c.tile):38}{p.programs:9,}"
+            f"  {'→' if c is chosen else ' '} {c.backend:8}{c.tile.kernel:10}{describe(c.tile):38}{p.programs:9,}"
             f"{p.waves:7,}{p.seconds * 1e6:9,.1f} µs  {p.bound}"
         )
     if len(found) > len(shown):

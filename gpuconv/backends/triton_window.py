@@ -49,7 +49,7 @@ class Window(NamedTuple):
     blocks: tuple[int, int, int]
 
     @property
-    def count(self) -> int:
+    def number(self) -> int:
         return math.prod(self.blocks)
 
 
@@ -71,7 +71,7 @@ def window_of(problem: ConvProblem, direction: Direction, pixels: int) -> Window
         return Window(images, rows, columns, tuple(counts))  # type: ignore[arg-type]  # three of them
 
     shapes = [(1, pixels), *_SHAPES] if size[0] == 1 else [*_SHAPES, (1, pixels)]
-    return min((blocks(*s) for s in shapes if math.prod(s) <= pixels), key=lambda window: window.count)
+    return min((blocks(*s) for s in shapes if math.prod(s) <= pixels), key=lambda window: window.number)
 
 
 # ---- which problems --------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def launches(
 
 def splits_of(problem: ConvProblem, tile: Tile) -> int:
     """The splits that grad_weight makes of `tile.splits`: none of them empty."""
-    return max(1, min(tile.splits, window_of(problem, "grad_weight", tile.depth).count))
+    return max(1, min(tile.splits, window_of(problem, "grad_weight", tile.depth).number))
 
 
 def _strides(shape: tuple[int, ...], strides: tuple[int, ...] | None, unit: int) -> tuple[int, int, int]:
@@ -194,9 +194,9 @@ def _walk(problem: ConvProblem, direction: Direction, tile: Tile, columns: int) 
     """Programs of one split of one phase; how tiles are counted; and their window."""
     window = window_of(problem, direction, tile.rows)
     column_blocks = math.ceil(columns / tile.columns)
-    tiles = window.count * column_blocks * problem.groups
+    tiles = window.number * column_blocks * problem.groups
     step = min(tile.persistent or tiles, tiles)
-    return step, (window.count, *window.blocks[1:], column_blocks, tiles, step, tile.splits), window
+    return step, (window.number, *window.blocks[1:], column_blocks, tiles, step, tile.splits), window
 
 
 def _constants(problem: ConvProblem, operands: Operands, tile: Tile, window: Window) -> dict[str, Any]:
@@ -302,7 +302,7 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
         problem.batch, problem.in_channels, problem.out_channels, c, k, problem.groups, *_settings(problem),
         *_strides(problem.output_shape, operands.strides[0], unit),
         *_strides(problem.input_shape, operands.strides[1], unit),
-        *gw, problem.out_channels, window.count, *window.blocks[1:], splits,
+        *gw, problem.out_channels, window.number, *window.blocks[1:], splits,
     )  # fmt: skip
     partial = accumulator(dtype) if splits > 1 else dtype
     tiles = math.ceil(k / tile.rows) * math.ceil(c / tile.columns)
@@ -338,7 +338,7 @@ def menu(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operand
         if tile is None:
             continue
         window = window_of(problem, direction, tile.depth if weighs else tile.rows)
-        tile = dataclasses.replace(tile, windows=window.count)
+        tile = dataclasses.replace(tile, windows=window.number)
         if weighs:
             chosen += [dataclasses.replace(tile, splits=n) for n in _splits_of_weight(problem, tile, gpu)]
         else:

@@ -38,7 +38,7 @@ def test_windows_fit_the_images_of_networks(size: int, most: float, pixels: int)
     for direction in DIRECTIONS:
         window = triton_window.window_of(problem, direction, pixels)
         assert window.images * window.rows * window.columns == pixels
-        assert 1 - problem.batch * size * size / (window.count * pixels) <= most
+        assert 1 - problem.batch * size * size / (window.number * pixels) <= most
 
 
 def test_all_pixels_of_a_batch_are_one_row_where_filters_are_1x1() -> None:
