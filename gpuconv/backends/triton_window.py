@@ -347,12 +347,13 @@ def menu(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operand
 
 
 def _depth(problem: ConvProblem, direction: Direction) -> int:
-    """Terms of a step: 128 bytes of channels, less where there are fewer, or where groups are no multiple of it."""
+    """Terms of a step: 128 bytes of channels, less where there are fewer, or where it must divide them (`_folds`)."""
     k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
     depth, terms = 128 // problem.dtype.itemsize, c if direction == "forward" else k
     if direction == "grad_weight":
         return depth
-    while depth > 16 and (terms <= depth // 2 or (problem.groups > 1 and terms % depth)):
+    divides = problem.groups > 1 or (direction == "forward" and any(u > 1 for u in problem.stride))
+    while depth > 16 and (terms <= depth // 2 or (divides and terms % depth)):
         depth //= 2
     return depth
 
