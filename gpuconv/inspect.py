@@ -67,14 +67,15 @@ class MachineCode:
 
     @cached_property
     def loop_instructions(self) -> collections.Counter[str]:
-        """The same for the main loop: of all that a branch backwards closes, the one with the most multiplications, and
-        of those the shortest. Empty where there is no loop."""
+        """The same for the main loop: of all that a branch backwards closes, the one with the most multiplications (on
+        tensor cores, where there are any), and of those the shortest. Empty where there is no loop."""
         loops = []
+        products = _TENSOR_CORE if any(name in _TENSOR_CORE for name in self._names) else _PRODUCTS
         for end, name, rest in self._listing:
             target = _TARGET.search(rest) if name == "BRA" else None
             if target is not None and (start := int(target[1], 16)) < end:
                 inside = [name for address, name, _ in self._listing if start <= address <= end]
-                loops.append((sum(name in _PRODUCTS for name in inside), -len(inside), inside))
+                loops.append((sum(name in products for name in inside), -len(inside), inside))
         return collections.Counter(max(loops)[2] if loops else ())
 
     @property

@@ -210,6 +210,8 @@ def candidates(
             continue
         tiles = backend.tiles(problem, direction, gpu, operands)
         found += [Candidate(name, *pair) for pair in ranked(tiles, problem, direction, gpu, operands.tf32)]
+        families = backend.refused_families(problem, direction, gpu, operands)
+        refused |= {f"{name} {family}": reason for family, reason in families.items()}
     return sorted(found, key=lambda candidate: candidate.prediction.seconds), refused
 
 

@@ -19,6 +19,9 @@ _L2_SPEEDUP = 3.0  # over device memory
 _ONE_MORE_LAUNCH = 3e-6  # seconds
 _MULTIPLY_ADDS = 0.5  # what of the peak rate is left to them beside loads from shared memory and conversions: a guess
 _NOT_HIDDEN = 0.1  # what of the shorter of two times does not pass while the longer does: a guess
+_REUSE_OF_WINDOWS = 8.0  # as _REUSE_FOR_HALF_THE_RATE, where no thread loads, stores or addresses what is multiplied
+_COPY_ENGINE = 1.25  # what it gets from L2 over what threads that fetch by themselves get; a guess
+_DESCRIPTORS = 1e-6  # seconds for a program to make its own; a guess
 _INSTRUCTIONS_AN_ELEMENT = (
     10  # to fetch one by itself, as counted in the loops of the gather kernels (`gpuconv inspect`)
 )
@@ -230,6 +233,50 @@ def depthwise_by_taps(problem: ConvProblem, direction: Direction, tile: Tile, gp
     return whole._replace(seconds=slowest, bound=bound) if slowest > whole.seconds else whole
 
 
+def windows(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """Of the families whose tiles the copy engine fetches, and whose products are read from shared memory.
+
+    Tiles are what is counted in waves, whoever takes them. A tile's steps begin when its first fetch has come, and end
+    with a store that nothing of its own program overlaps: two programs on a multiprocessor hide half of either.
+    """
+    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    size, phases = problem.dtype.itemsize, math.prod(problem.stride) if direction == "grad_input" else 1
+    if direction == "grad_weight":
+        tiles = math.ceil(k / tile.rows) * math.ceil(c / tile.columns) * problem.taps * problem.groups
+        steps, result = float(tile.windows), math.prod(problem.weight_shape)
+    else:
+        summed, columns = (c, k) if direction == "forward" else (k, c)
+        tiles = phases * tile.windows * math.ceil(columns / tile.columns) * problem.groups
+        steps = problem.taps / phases * math.ceil(summed / tile.depth)
+        result = math.prod(problem.output_shape if direction == "forward" else problem.input_shape)
+    tiles, steps = tiles * tile.splits, steps / tile.splits
+    programs = min(tiles, tile.persistent * phases) if tile.persistent else tiles
+    fetched = (tile.rows + tile.columns) * tile.depth * size
+    stored = tile.rows * tile.columns * (4 if tile.splits > 1 else size)
+    held = fetched * tile.stages + (0 if direction == "grad_weight" else stored)
+    registers = 32 * tile.warps * 64 + tile.rows * tile.columns
+    together = min(gpu.shared_memory // max(1, held), gpu.threads // (32 * tile.warps), 65536 // registers)
+    together = min(max(1, together), max(1, math.ceil(tiles / gpu.multiprocessors)))
+    waves = math.ceil(tiles / (gpu.multiprocessors * together))
+    reuse = tile.rows * tile.columns / (tile.rows + tile.columns)
+    rate = gpu.rate(problem.dtype, tf32) * reuse / (reuse + _REUSE_OF_WINDOWS) / gpu.multiprocessors
+    share = _COPY_ENGINE * _L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors
+    step, bound = max(
+        (together * 2 * tile.rows * tile.columns * tile.depth / rate, "products"),
+        (together * fetched / share, "L2 fetches"),
+        (gpu.step_latency / max(1, tile.stages - 1), "fetch latency"),
+    )
+    around = gpu.step_latency / together + stored / share
+    seconds, bound = max(
+        (_DESCRIPTORS + waves * (steps * step + around), bound),
+        (problem.least_bytes(direction) / gpu.bandwidth, "memory bandwidth"),
+    )
+    if tile.splits > 1:
+        seconds += 2 * 4 * tile.splits * result / gpu.bandwidth + _ONE_MORE_LAUNCH
+    intensity = 2 * tile.rows * tile.columns * tile.depth / fetched
+    return Prediction(seconds, bound, programs, steps, together, waves, intensity)
+
+
 # By family of kernels (`Tile.kernel`), where one is no implicit GEMM.
 FORMULAS: dict[str, Callable[[ConvProblem, Direction, Tile, Gpu, bool], Prediction]] = {
     "grouped": grouped,
@@ -237,6 +284,8 @@ FORMULAS: dict[str, Callable[[ConvProblem, Direction, Tile, Gpu, bool], Predicti
     "banded": banded,
     "depthwise": depthwise,
     "taps": depthwise_by_taps,
+    "pointwise": windows,
+    "window": windows,
 }
 
 

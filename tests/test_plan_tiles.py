@@ -44,13 +44,14 @@ def test_every_layer_has_a_tile_that_fits(direction: Direction, gpu: Gpu) -> Non
                 tile = best(problem, direction, gpu)
                 fetched = (tile.rows + tile.columns) * tile.depth * dtype.itemsize
                 assert fetched * (tile.stages - 1) <= gpu.shared_memory, (name, tile)
+                assert 2 <= tile.stages <= 5, (name, tile)
                 assert all(n & (n - 1) == 0 for n in (tile.rows, tile.columns, tile.depth, tile.warps)), (name, tile)
                 assert tile.splits >= 1 and (tile.stages >= 2 or tile.kernel == "taps")  # which has nothing to pipeline
 
 
 @each_gpu
 def test_large_problems_take_large_tiles_and_narrow_ones_narrow(gpu: Gpu) -> None:
-    assert best(large(), "forward", gpu).rows * best(large(), "forward", gpu).columns == 128 * 128
+    assert best(large(), "forward", gpu).rows * best(large(), "forward", gpu).columns >= 128 * 128
     grouped = ConvProblem.of((8, 64, 28, 28), (64, 4, 3, 3), padding=1, groups=16, dtype=torch.float16)
     assert best(grouped, "forward", gpu).columns == 16
 
@@ -59,8 +60,8 @@ def test_large_problems_take_large_tiles_and_narrow_ones_narrow(gpu: Gpu) -> Non
 def test_grad_weight_is_split_to_fill_the_gpu_and_no_further(gpu: Gpu) -> None:
     few = suites.layer("thirty.resnet50-56-3x3", 32, torch.float16, torch.channels_last)
     tile = best(few, "grad_weight", gpu)
-    programs, steps = predict.programs_and_steps(few, "grad_weight", tile)
-    assert tile.splits > 1 and gpu.multiprocessors / 2 <= programs and steps >= 4
+    predicted = predict.predict(few, "grad_weight", tile, gpu, False)
+    assert tile.splits > 1 and gpu.multiprocessors / 2 <= predicted.programs and predicted.steps >= 4
     tiny = ConvProblem.of((1, 64, 4, 4), (64, 64, 3, 3), dtype=torch.float16)
     assert best(tiny, "grad_weight", gpu).splits == 1
 

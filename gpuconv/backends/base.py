@@ -73,6 +73,7 @@ class Tile:
     windows: int = 0  # of a group; 0: rows follow each other, and are fetched for each tap
     halo: int = 0  # pixels of a window with its margin
     width: int = 0  # of a window, where a family lets it be chosen
+    persistent: int = 0  # programs that take tiles in turn, of each phase and split; 0: one program for each tile
     addressed: int = 0  # elements of a step that are fetched one by one, each with an address of its own
 
 
@@ -121,6 +122,12 @@ class Backend:
     def tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
         """The tiles that this backend could use on `gpu`, for the planner to choose from. Empty: nothing to choose."""
         return ()
+
+    def refused_families(
+        self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands
+    ) -> dict[str, str]:
+        """Why families of its kernels have no tiles for this problem, where it has several."""
+        return {}
 
     def bind(
         self,

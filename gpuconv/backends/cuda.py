@@ -15,7 +15,7 @@ from gpuconv.backends import cuda_banded, cuda_depthwise, cuda_gemm, cuda_groupe
 from gpuconv.backends.base import Backend, Operands, Tile
 from gpuconv.backends.cuda_cupy import CupyRuntime
 from gpuconv.backends.cuda_launch import TYPES, Launch, Runtime
-from gpuconv.backends.derived import accumulator, splits_of
+from gpuconv.backends.derived import accumulator, all_aligned, splits_of
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction, allocate
 from gpuconv.reference import IDENTITY, Activation
@@ -119,10 +119,6 @@ class _Call:
             self.runtime.launch(launch, self.device, tensors)
 
 
-def _all_aligned(*tensors: torch.Tensor | None) -> bool:
-    return not any(t.data_ptr() % 16 for t in tensors if t is not None)
-
-
 def _bind_forward(
     problem: ConvProblem, activation: Activation, operands: Operands, tile: Tile, call: _Call
 ) -> Callable[..., Any]:
@@ -135,7 +131,7 @@ def _bind_forward(
         if bias is not None:
             bias = bias.contiguous()  # it may be an expanded number
         y = allocate(shape, input, memory_format)
-        launch = by_alignment[_all_aligned(input, weight, bias, residual)]
+        launch = by_alignment[all_aligned(input, weight, bias, residual)]
         call(launch, input, weight, bias, residual, y)
         return y
 
@@ -148,7 +144,7 @@ def _bind_grad_input(problem: ConvProblem, operands: Operands, tile: Tile, call:
 
     def grad_input(grad_output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         gx = allocate(shape, grad_output, memory_format)
-        call(by_alignment[_all_aligned(grad_output, weight)], grad_output, weight, gx)
+        call(by_alignment[all_aligned(grad_output, weight)], grad_output, weight, gx)
         return gx
 
     return grad_input
@@ -170,7 +166,7 @@ def _bind_grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, call
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         gw = allocate(shape, grad_output, memory_format)
         gb = grad_output.new_empty(filters) if with_bias else None
-        product, *add = prepared[with_bias, _all_aligned(grad_output, input)]
+        product, *add = prepared[with_bias, all_aligned(grad_output, input)]
         if not add:
             call(product, grad_output, input, gw, gb)
             return gw, gb

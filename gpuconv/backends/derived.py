@@ -42,6 +42,11 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
+def all_aligned(*tensors: torch.Tensor | None) -> bool:
+    """Whether all begin at multiples of 16 bytes."""
+    return not any(t.data_ptr() % 16 for t in tensors if t is not None)
+
+
 def splits_of(problem: ConvProblem, tile: Tile) -> int:
     """The splits that grad_weight makes of `tile.splits`: none of them empty."""
     steps = _steps(problem, tile)

@@ -11,16 +11,32 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpuconv.backends import triton_depthwise, triton_gather, triton_planes, triton_stem
+from gpuconv.backends import (
+    triton_depthwise,
+    triton_gather,
+    triton_planes,
+    triton_pointwise,
+    triton_stem,
+    triton_window,
+)
 from gpuconv.backends.base import Backend, Operands, Tile
-from gpuconv.backends.derived import accumulator, splits_of
+from gpuconv.backends.derived import accumulator, all_aligned
 from gpuconv.backends.triton_launch import INTERPRETING, Launch, bias_offset, why_not
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction, allocate
 from gpuconv.reference import IDENTITY, Activation
 
-# By the `kernel` of their tiles. Each has `refuses`, `tiles` and `launches`, which need no GPU.
-FAMILIES = {"gather": triton_gather, "planes": triton_planes, "stem": triton_stem, "taps": triton_depthwise}
+# By the `kernel` of their tiles. Each has `refuses`, `tiles`, `launches` and `splits_of`, which need no GPU.
+FAMILIES = {
+    "gather": triton_gather,
+    "planes": triton_planes,
+    "pointwise": triton_pointwise,
+    "stem": triton_stem,
+    "taps": triton_depthwise,
+    "window": triton_window,
+}
+# Those whose tensors must begin at multiples of 16 bytes; `gather` does the call where one does not.
+_DESCRIBING = ("pointwise", "window")
 
 
 class TritonBackend(Backend):
@@ -51,6 +67,12 @@ class TritonBackend(Backend):
     def tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
         return tuple(tile for family in FAMILIES.values() for tile in family.tiles(problem, direction, gpu, operands))
 
+    def refused_families(
+        self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands
+    ) -> dict[str, str]:
+        reasons = {name: family.refuses(problem, direction, gpu, operands) for name, family in FAMILIES.items()}
+        return {name: reason for name, reason in reasons.items() if reason is not None}
+
     def bind(
         self,
         problem: ConvProblem,
@@ -63,11 +85,18 @@ class TritonBackend(Backend):
         if operands is None or tile is None:
             raise TypeError("backend 'triton' is bound to the operands and the tile that the planner chose")
         call = _on(device)
-        if direction == "forward":
-            return _bind_forward(problem, activation, operands, tile, call)
-        if direction == "grad_input":
-            return _bind_grad_input(problem, operands, tile, call)
-        return _bind_grad_weight(problem, operands, tile, call)
+
+        def bind(tile: Tile) -> Callable[..., Any]:
+            if direction == "forward":
+                return _bind_forward(problem, activation, operands, tile, call)
+            if direction == "grad_input":
+                return _bind_grad_input(problem, operands, tile, call)
+            return _bind_grad_weight(problem, operands, tile, call)
+
+        if tile.kernel not in _DESCRIBING:
+            return bind(tile)
+        unaligned = triton_gather.tiles(problem, direction, Gpu.of(device), operands)[0]
+        return _by_alignment(direction, bind(tile), bind(unaligned))
 
 
 def launches(
@@ -108,10 +137,29 @@ def _interpret(launch: Launch, *tensors: torch.Tensor | None) -> None:
         launch(None, *tensors)
 
 
+def _by_alignment(
+    direction: Direction, aligned: Callable[..., Any], otherwise: Callable[..., Any]
+) -> Callable[..., Any]:
+    """`aligned` where the tensors that are read through descriptors begin at multiples of 16 bytes."""
+    if direction == "forward":
+
+        def forward(
+            input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
+        ) -> torch.Tensor:
+            return (aligned if all_aligned(input, weight, residual) else otherwise)(input, weight, bias, residual)
+
+        return forward
+
+    def gradient(a: torch.Tensor, b: torch.Tensor, *with_bias: bool) -> Any:
+        return (aligned if all_aligned(a, b) else otherwise)(a, b, *with_bias)
+
+    return gradient
+
+
 def _bind_forward(
     problem: ConvProblem, activation: Activation, operands: Operands, tile: Tile, call: Callable[..., None]
 ) -> Callable[..., Any]:
-    (launch,) = launches(problem, "forward", operands, tile, activation)
+    launch, *add = launches(problem, "forward", operands, tile, activation)
     shape, memory_format = problem.output_shape, problem.memory_format
 
     def forward(
@@ -120,7 +168,12 @@ def _bind_forward(
         y = allocate(shape, input, memory_format)
         if bias is not None and bias.stride(0) != 1:  # one gradient that is expanded, in a second derivative
             bias = bias.contiguous()
-        call(launch, input, weight, bias, residual, y)
+        if not add:
+            call(launch, input, weight, bias, residual, y)
+            return y
+        partials = y.new_empty(tile.splits * y.numel(), dtype=torch.float32)
+        call(launch, input, weight, None, None, partials)
+        call(add[0], partials, bias, residual, y)
         return y
 
     return forward
@@ -129,13 +182,18 @@ def _bind_forward(
 def _bind_grad_input(
     problem: ConvProblem, operands: Operands, tile: Tile, call: Callable[..., None]
 ) -> Callable[..., Any]:
-    (launch,) = launches(problem, "grad_input", operands, tile)
+    launch, *add = launches(problem, "grad_input", operands, tile)
     shape, memory_format = problem.input_shape, problem.memory_format
     epilogue = (None,) * (len(launch.dtypes) - 3)  # no bias and no residual, where the kernel of forward serves
 
     def grad_input(grad_output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         gx = allocate(shape, grad_output, memory_format)
-        call(launch, grad_output, weight, *epilogue, gx)
+        if not add:
+            call(launch, grad_output, weight, *epilogue, gx)
+            return gx
+        partials = gx.new_empty(tile.splits * gx.numel(), dtype=torch.float32)
+        call(launch, grad_output, weight, partials)
+        call(add[0], partials, None, None, gx)
         return gx
 
     return grad_input
@@ -148,7 +206,8 @@ def _bind_grad_weight(
         launches(problem, "grad_weight", operands, tile, with_bias=with_bias) for with_bias in (False, True)
     )
     shape, memory_format = problem.weight_shape, problem.memory_format
-    filters, accumulate, splits = problem.out_channels, accumulator(problem.dtype), splits_of(problem, tile)
+    filters, accumulate = problem.out_channels, accumulator(problem.dtype)
+    splits = FAMILIES[tile.kernel].splits_of(problem, tile)
     bias_at = bias_offset(splits, math.prod(shape))
 
     def grad_weight(

@@ -21,6 +21,7 @@ from gpuconv.problem import ConvProblem, allocate
 try:
     import triton
     import triton.language as tl
+    from triton.runtime import _allocation
 
     from gpuconv.kernels.triton.sum_partials import sum_partials
 except ImportError as error:  # Windows, macOS
@@ -71,12 +72,14 @@ class Launch:
         scalars: tuple[int, ...],
         constants: dict[str, Any],
         tile: Tile,
+        descriptors: bool = False,
     ) -> None:
         self.kernel = kernel
         self.programs = programs
         self.dtypes = dtypes  # of the tensors, in order; None where the kernel is given None
         self.constants = constants
         self.rest = (*scalars, *constants.values())  # what follows the tensors
+        self.descriptors = descriptors  # it makes some, and needs memory for them
         # Left alone, ptxas may put a value or two on the stack so that one more block fits; 255 registers are the most.
         self.options = {
             "num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": 255, "enable_fp_fusion": True
@@ -91,6 +94,8 @@ class Launch:
         """Launch on `stream` of the current device; None for tensors on the CPU, whose kernels are interpreted."""
         if not self.programs:
             return
+        if self.descriptors:
+            _lend_scratch()
         if self._run is not None:
             pointers = [0 if t is None else t.data_ptr() for t in tensors]
             if _all_aligned(pointers) and not _hooked():
@@ -107,7 +112,23 @@ class Launch:
         self._function, self._metadata = compiled.function, compiled.packed_metadata
 
 
+def _lend_scratch() -> None:
+    """Let Triton's launchers allocate what descriptors need by PyTorch's allocator, unless the caller has set another.
+
+    They ask a context variable, so every thread has its own, and autograd's threads start without.
+    """
+    if isinstance(_allocation._allocator.get(), _allocation.NullAllocator):
+        triton.set_allocator(_scratch)
+
+
+def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+    """`size` bytes on the current device. They are freed when the launch is on its way: PyTorch hands them out again to
+    later work of the same stream (or, capturing, of the same graph) alone. Its blocks begin at multiples of 512."""
+    return torch.empty(size, dtype=torch.uint8, device="cuda")
+
+
 def _all_aligned(pointers: list[int]) -> bool:
+    """Whether all are multiples of 16."""
     together = 0
     for pointer in pointers:
         together |= pointer

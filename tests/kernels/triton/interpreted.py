@@ -11,19 +11,17 @@ import random
 import numpy as np
 import pytest
 import torch
+from interpreter import SMALL, check, guarded  # noqa: F401 (a fixture)
 from lanes import check_integer_overflow
 
 from gpuconv import ops, plan, reference
 from gpuconv.backends import triton as backend, triton_launch, triton_planes
 from gpuconv.backends.base import Tile
-from gpuconv.bench.check import CANARY, MARGIN, surrounded
 from gpuconv.bench.problems import CURATED, laid_out, random_problem, tensors
 from gpuconv.gpu import KNOWN
 from gpuconv.plan import Settings
-from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, allocate, memory_format_of
+from gpuconv.problem import ConvProblem
 from gpuconv.reference import Activation, as_numpy, assert_close_to_oracle, worst_violation
-
-SMALL = Tile(16, 16, 16, warps=4, stages=2)
 
 
 @pytest.fixture
@@ -32,69 +30,6 @@ def checked() -> object:
     check_integer_overflow(True)
     yield
     check_integer_overflow(False)
-
-
-@pytest.fixture(autouse=True)
-def guarded(monkeypatch: pytest.MonkeyPatch) -> object:
-    """Results are allocated inside larger buffers, which must be untouched around them in the end."""
-    buffers = []
-
-    def inside_a_buffer(shape, like, memory_format):
-        plain = allocate(shape, like, memory_format)
-        if plain.device.type == "meta":
-            return plain
-        buffer = torch.full((plain.numel() + 2 * MARGIN,), CANARY, dtype=plain.dtype)
-        buffer[MARGIN : MARGIN + plain.numel()] = math.nan
-        buffers.append(buffer)
-        return buffer.as_strided(plain.shape, plain.stride(), MARGIN)
-
-    monkeypatch.setattr(backend, "allocate", inside_a_buffer)
-    yield
-    for buffer in buffers:
-        outside = torch.cat((buffer[:MARGIN], buffer[-MARGIN:]))
-        assert (outside == torch.tensor(CANARY, dtype=buffer.dtype)).all(), "written outside the result"
-
-
-def check(
-    problem: ConvProblem,
-    name: str,
-    layout: str = "contiguous",
-    tile: Tile = SMALL,
-    activation: str = "none",
-    directions: tuple[Direction, ...] = DIRECTIONS,
-) -> None:
-    """The directions with this tile against the oracle; grad_weight gives the same bits twice."""
-    given = {
-        key: t if layout == "expanded" else surrounded(t)
-        for key, t in tensors(problem, name, problem.dtype, "cpu", layout).items()
-    }
-    x, w, b, residual, gy = given.values()
-    n = {key: as_numpy(t) for key, t in given.items()}
-    act = Activation.parse(activation)
-    exactly = np.longdouble if problem.dtype is torch.float64 else np.float64
-    bind, cpu, context = backend.TritonBackend().bind, torch.device("cpu"), f"{layout} {tile}: {problem}"
-
-    def operands(first: torch.Tensor, second: torch.Tensor, **more: object) -> plan.Operands:
-        return plan.Operands((first.stride(), second.stride()), **more)
-
-    def formatted(first: torch.Tensor, second: torch.Tensor) -> ConvProblem:
-        return dataclasses.replace(problem, memory_format=memory_format_of(first, second))
-
-    if "forward" in directions:
-        with_epilogue = operands(x, w, residual=residual.stride(), bias=True)
-        y = bind(formatted(x, w), "forward", cpu, act, with_epilogue, tile)(x, w, b, residual)
-        exact = reference.forward(problem, n["input"], n["weight"], n["bias"], n["residual"], act, exactly)
-        assert_close_to_oracle(y, exact, context)
-    if "grad_input" in directions:
-        gx = bind(formatted(gy, w), "grad_input", cpu, act, operands(gy, w), tile)(gy, w)
-        assert_close_to_oracle(gx, reference.grad_input(problem, n["grad_output"], n["weight"], exactly), context)
-    if "grad_weight" in directions:
-        grad_weight = bind(formatted(gy, x), "grad_weight", cpu, act, operands(gy, x), tile)
-        gw, gb = grad_weight(gy, x, True)
-        assert_close_to_oracle(gw, reference.grad_weight(problem, n["grad_output"], n["input"], exactly), context)
-        assert_close_to_oracle(gb, reference.grad_bias(problem, n["grad_output"], exactly), context)
-        again, none = grad_weight(gy, x, False)
-        assert none is None and torch.equal(again, gw)
 
 
 @pytest.mark.parametrize(
@@ -175,8 +110,9 @@ def test_filters_of_more_than_ten_taps_compare_coordinates() -> None:
 @pytest.mark.parametrize("image", [(3, 5), (1, 16), (1, 40)], ids=str)
 def test_pixels_are_counted_on_over_every_kind_of_image(image: tuple[int, int]) -> None:
     """Images smaller, as large and larger than a step of grad_weight, in one and more dimensions."""
-    check(ConvProblem.of((5, 2, *image), (3, 2, 1, 1)), f"images {image}", tile=dataclasses.replace(SMALL, splits=2))
-    check(ConvProblem.of((3, 2, 2, *image), (3, 2, 2, 1, 1)), f"volumes {image}", tile=Tile(64, 16, 16, 4, 2))
+    tile = dataclasses.replace(SMALL, splits=2)
+    check(ConvProblem.of((5, 2, *image), (3, 2, 1, 1)), f"images {image}", "contiguous", tile)
+    check(ConvProblem.of((3, 2, 2, *image), (3, 2, 2, 1, 1)), f"volumes {image}", "contiguous", Tile(64, 16, 16, 4, 2))
 
 
 @pytest.mark.parametrize("seed", range(0, 16, 3))

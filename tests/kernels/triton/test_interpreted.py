@@ -8,15 +8,15 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
 
-SHARDS = 1
+FILES = {"interpreted": 1, "interpreted_depthwise": 1, "interpreted_window": 2}  # and in how many processes
 
 
-@pytest.mark.parametrize("shard", range(SHARDS))
-@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_depthwise.py"])
-def test_kernels_in_the_interpreter(name: str, shard: int, pytestconfig: pytest.Config, clean_environment) -> None:
-    file = Path(__file__).with_name(name)
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", f"--shard={shard}/{SHARDS}", file]
-    command += ["-c", file.parents[3] / "pyproject.toml", *["--full"] * pytestconfig.getoption("--full")]
+@pytest.mark.parametrize(("name", "shard"), [(name, i) for name, shards in FILES.items() for i in range(shards)])
+def test_kernels_in_the_interpreter(name: str, shard: int, request: pytest.FixtureRequest, clean_environment) -> None:
+    file = Path(__file__).with_name(f"{name}.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", f"--shard={shard}/{FILES[name]}", file]
+    command += ["-c", file.parents[3] / "pyproject.toml"]
+    command += ["--full"] if request.config.getoption("--full") else []
     environment = clean_environment | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-20_000:] + run.stderr[-4_000:]

@@ -92,6 +92,8 @@ def test_all_that_the_planner_chooses_compiles_well(capability: int, numbers: st
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # compile, whatever has been compiled before
     wrong = []
     for needed_for, launch in instances(capability, numbers).values():
+        if launch.descriptors:
+            continue  # test_window_machine_code.py has every tile of theirs
         for complaint in complaints(machine_code(launch, capability), launch, capability, numbers):
             wrong.append(f"{needed_for}: {launch.kernel.__name__} {launch.constants}: {complaint}")
     assert not wrong, "\n".join(wrong)
@@ -107,7 +109,8 @@ def test_channels_last_tiles_are_fetched_asynchronously_in_vectors(
     launch = planned("resnet50-14-3x3", direction, "bfloat16", torch.channels_last, capability)[0]
     code = machine_code(launch, capability).instructions
     assert code[product] > 0
-    assert code["LDGSTS"] > 0  # 16 bytes a thread from global to shared memory, past the registers
+    # 16 bytes a thread from global to shared memory, past the registers; or whole tiles by the copy engine
+    assert code["LDGSTS"] + code["UTMALDG"] > 0
     assert code["LDG"] <= 16  # the bias; not the tiles, element by element
     assert code["LDL"] == code["STL"] == 0
 
@@ -168,4 +171,4 @@ def test_every_tile_that_could_be_chosen_compiles_well(family: str, capability: 
 def test_few_kernels_serve_many_layers() -> None:
     for capability in GPUS:
         for numbers in NUMBERS:
-            assert len(instances(capability, numbers)) <= 60, (capability, numbers)
+            assert len(instances(capability, numbers)) <= 78, (capability, numbers)

@@ -1,0 +1,98 @@
+"""Convolution by shifted windows, channels last, two axes:
+
+    y[n, p, q, k] = Σ_{r,s} Σ_c x[n, p·u − pad + r·d, q·u − pad + s·d, c] · w[k, r, s, c]
+
+As a matrix product: filters times pixels. A program owns a window of TN × TH × TW pixels and BK filters, and loops over
+taps and blocks of channels; see `window_common`, where padding, stride and dilation are dealt with.
+
+    program  →  split of the sum, then tiles first, first + step, …; tiles in bands, for the L2 cache
+    masks    →  none: the copy engine reads zeros outside the image and stores nothing outside y
+
+Programs are as many as fit on the GPU at once where there are more tiles (`step` of them), so that descriptors are made
+once for many tiles; one for each tile, or several that split its sum, where there are fewer. A split writes its sum,
+float32, to a workspace; `sum_of_forward` adds them up. The bias is read through a pointer, all else by the copy engine,
+whose addresses are 64-bit: only coordinates have to fit into 32.
+"""
+
+import triton.language as tl
+
+from .common import kernel, rounded, widened
+from .epilogue import activate
+from .gather_grad_input import phase_of_axis
+from .window_common import image_view, window_of_tile, window_product
+
+
+@kernel
+def window_forward(
+    p_x, p_w, p_bias, p_residual, p_y,  # bias and residual may be None; y, or the workspace
+    N, C, K, group_channels, group_filters,
+    H, W, P, Q, R, S,
+    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
+    common_h, common_w, inverse_h, inverse_w,  # see `gather_grad_input`
+    x_n, x_h, x_w, w_k, w_tap, y_n, y_p, y_q, residual_n, residual_p, residual_q,  # strides, in elements
+    y_split,  # elements of the workspace for one split
+    windows, windows_h, windows_w, column_blocks, tiles, step, splits,
+    TN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, BAND: tl.constexpr,
+    PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
+    VIEWS: tl.constexpr,  # the stride does not divide the image: one view for each remainder
+    ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
+):  # fmt: skip
+    PIXELS: tl.constexpr = TN * TH * TW
+    OUT_BF16: tl.constexpr = EMULATE_BF16 and p_y.dtype.element_ty == tl.bfloat16
+    split, first = tl.program_id(0) // step, tl.program_id(0) % step
+    zero = tl.full((), 0, tl.int32)
+    w_view = tl.make_tensor_descriptor(p_w, [R * S, K, group_channels], [w_tap, w_k, 1], [1, BK, BC])
+    y_view = image_view(
+        p_y + split.to(tl.int64) * y_split, zero, zero, N, P, Q, K, y_n, y_p, y_q, 1, 1, 1, 1, TN, TH, TW, BK
+    )
+    if p_residual is not None:
+        residual_view = image_view(
+            p_residual, zero, zero, N, P, Q, K, residual_n, residual_p, residual_q, 1, 1, 1, 1, TN, TH, TW, BK
+        )
+    if not VIEWS:
+        x_view = image_view(
+            p_x, zero, zero, N, H, W, C, x_n, x_h, x_w, stride_h, stride_w, stride_h, stride_w, TN, TH, TW, BC
+        )
+        up_h, up_w = (pad_h + stride_h - 1) // stride_h, (pad_w + stride_w - 1) // stride_w
+        steps = R * S * tl.cdiv(group_channels, BC)
+        begin, end = steps * split // splits, steps * (split + 1) // splits
+
+    for tile in range(first, tiles, step):
+        n, p, q, column_block, group = window_of_tile(
+            tile, windows, column_blocks, windows_h, windows_w, TN, TH, TW, BAND
+        )
+        k = group * group_filters + column_block * BK
+        b_acc = tl.zeros((BK, PIXELS), tl.float32)
+        if VIEWS:
+            for view in range(0, stride_h * stride_w):
+                a_h, a_w = view // stride_w, view % stride_w
+                r_count, r_first, back_h = phase_of_axis(a_h, stride_h, pad_h, dilation_h, common_h, inverse_h, R)
+                s_count, s_first, back_w = phase_of_axis(a_w, stride_w, pad_w, dilation_w, common_w, inverse_w, S)
+                x_view = image_view(p_x, a_h, a_w, N, H, W, C, x_n, x_h, x_w, stride_h, stride_w, 1, 1, TN, TH, TW, BC)
+                steps = r_count * s_count * tl.cdiv(group_channels, BC)
+                steps = tl.where((a_h < H) & (a_w < W), steps, 0)
+                b_acc = window_product(
+                    x_view, w_view, n, p, q, group * group_channels,
+                    steps * split // splits, steps * (split + 1) // splits, group_channels,
+                    -back_h, 0, dilation_h // common_h, 0, 1, -back_w, 0, dilation_w // common_w, 0, 1,
+                    x_w, s_count, r_first * S + s_first, stride_h // common_h * S, stride_w // common_w, k, 0,
+                    b_acc, PIXELS, BK, BC, False, PRECISION, EMULATE_BF16,
+                )  # fmt: skip
+        else:
+            b_acc = window_product(
+                x_view, w_view, n, p, q, group * group_channels, begin, end, group_channels,
+                -up_h, up_h * stride_h - pad_h, dilation_h // stride_h, dilation_h % stride_h, stride_h,
+                -up_w, up_w * stride_w - pad_w, dilation_w // stride_w, dilation_w % stride_w, stride_w,
+                x_w, S, 0, S, 1, k, 0,
+                b_acc, PIXELS, BK, BC, False, PRECISION, EMULATE_BF16,
+            )  # fmt: skip
+
+        # ---- bias, residual, activation; one rounding; store
+        if p_bias is not None:
+            o_k = k + tl.arange(0, BK)  # [BK]
+            b_acc += widened(tl.load(p_bias + o_k, mask=o_k < K, other=0.0), tl.float32, EMULATE_BF16)[:, None]
+        if p_residual is not None:
+            b_residual = residual_view.load([n, p, 0, q, k]).reshape(PIXELS, BK)
+            b_acc += widened(b_residual, tl.float32, EMULATE_BF16).T
+        b_y = rounded(activate(b_acc, ACTIVATION, SLOPE), p_y.dtype.element_ty, OUT_BF16)
+        y_view.store([n, p, 0, q, k], b_y.T.reshape(TN, TH, 1, TW, BK))

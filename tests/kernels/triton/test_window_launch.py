@@ -1,0 +1,136 @@
+"""Which problems and tiles the families `window` and `pointwise` take, and what descriptors need: on the host alone."""
+
+import contextvars
+import dataclasses
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
+
+import triton
+from triton.runtime import _allocation
+
+from gpuconv import plan
+from gpuconv.backends import triton as backend, triton_launch, triton_pointwise, triton_window
+from gpuconv.backends.base import Operands
+from gpuconv.bench import suites
+from gpuconv.gpu import INTERPRETER, KNOWN
+from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
+
+H100 = KNOWN["H100"]
+NEWER = [gpu for gpu in KNOWN.values() if gpu.capability >= (9, 0)]
+LAYER = ConvProblem.of(
+    (32, 64, 56, 56), (64, 64, 3, 3), padding=1, dtype=torch.float16, memory_format=torch.channels_last
+)
+ONE_BY_ONE = dataclasses.replace(LAYER, filter_size=(1, 1), padding=((0, 0), (0, 0)))
+
+
+def strides(problem: ConvProblem, direction: Direction = "forward") -> Operands:
+    return plan.contiguous_operands(problem, direction, problem.memory_format)
+
+
+@pytest.mark.parametrize("pixels", [128, 256])
+@pytest.mark.parametrize(("size", "most"), [(112, 0), (56, 0), (28, 0), (14, 0), (7, 1 / 8), (32, 0), (1, 0)])
+def test_windows_fit_the_images_of_networks(size: int, most: float, pixels: int) -> None:
+    """Idle pixels among all that are computed, for a batch that is a multiple of none but the smaller windows'."""
+    problem = dataclasses.replace(LAYER, input_size=(size, size), batch=256 if size == 1 else 64)
+    for direction in DIRECTIONS:
+        window = triton_window.window_of(problem, direction, pixels)
+        assert window.images * window.rows * window.columns == pixels
+        assert 1 - problem.batch * size * size / (window.number * pixels) <= most
+
+
+def test_all_pixels_of_a_batch_are_one_row_where_filters_are_1x1() -> None:
+    for direction in DIRECTIONS:
+        tiles = triton_pointwise.tiles(ONE_BY_ONE, direction, H100, strides(ONE_BY_ONE, direction))
+        (launch, *_) = triton_pointwise.launches(ONE_BY_ONE, direction, strides(ONE_BY_ONE, direction), tiles[0])
+        pixels = tiles[0].depth if direction == "grad_weight" else tiles[0].rows
+        assert [launch.constants[name] for name in ("TN", "TH", "TW")] == [1, 1, pixels]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"dtype": torch.float64}, "16-bit numbers and TF32"),
+        ({"memory_format": torch.contiguous_format}, "channels last"),
+        ({"batch": 0}, "nothing to multiply"),
+        ({"in_channels": 60}, "rows of 60 channels in of 2 bytes do not begin at multiples of 16 bytes"),
+        ({"out_channels": 4}, "rows of 4 channels out"),
+        ({"groups": 4}, "groups of 16 channels in and 16 out do not fill its tiles"),
+    ],
+    ids=str,
+)
+def test_it_says_why_it_refuses(change: dict[str, object], reason: str) -> None:
+    problem = dataclasses.replace(LAYER, **change)
+    assert reason in (triton_window.refuses(problem, "forward", H100, strides(problem)) or "")
+    assert triton_window.tiles(problem, "forward", H100, strides(problem)) == []
+
+
+def test_it_says_why_it_refuses_a_gpu_or_tensors() -> None:
+    def refusal(x: tuple[int, ...], w: tuple[int, ...], residual: tuple[int, ...] | None = None) -> str:
+        return triton_window.refuses(LAYER, "forward", H100, Operands((x, w), residual)) or ""
+
+    x, w = strides(LAYER).strides
+    for gpu in (KNOWN["A100"], INTERPRETER):
+        assert "copy engine" in (triton_window.refuses(LAYER, "forward", gpu, strides(LAYER)) or "")
+    assert refusal(x, w) == ""
+    assert "model.to(memory_format=torch.channels_last)" in refusal(x, (576, 9, 3, 1))
+    assert "weight has taps that are not evenly spaced" in refusal(x, (1024, 1, 256, 64))
+    assert "input has strides" in refusal((x[0], 1, x[2], 68), w)
+    assert "overlap" in refusal((x[0], 1, 64, 8), w)
+    assert "residual is not channels last" in refusal(x, w, (200704, 3136, 56, 1))
+    assert refusal((2 * x[0], 1, 2 * x[2], 2 * x[3]), w) == ""  # a slice of a tensor with twice the channels
+    sliced = Operands(((2 * x[0], 1, x[2], x[3]), strides(ONE_BY_ONE).strides[1]))
+    assert "evenly spaced" in (triton_pointwise.refuses(ONE_BY_ONE, "forward", H100, sliced) or "")
+    assert "not 1×1" in (triton_pointwise.refuses(LAYER, "forward", H100, strides(LAYER)) or "")
+
+
+def test_every_layer_of_every_suite_has_a_tile_or_a_reason() -> None:
+    ours = {"window": triton_window, "pointwise": triton_pointwise}
+    taken = dict.fromkeys(ours, 0)
+    for name in suites.names():
+        problem = suites.layer(name, None, torch.bfloat16, torch.channels_last)
+        for direction in DIRECTIONS:
+            operands = plan.contiguous_operands(problem, direction, problem.memory_format)
+            for gpu in NEWER:
+                for kernel, family in ours.items():
+                    tiles = family.tiles(problem, direction, gpu, operands)
+                    assert bool(tiles) != bool(family.refuses(problem, direction, gpu, operands)), (name, gpu.name)
+                    assert all(2 <= tile.stages <= 5 and tile.kernel == kernel for tile in tiles)
+                    taken[kernel] += bool(tiles)
+            found, refused = plan.candidates(problem, direction, H100, operands)
+            assert found and {"triton window", "triton pointwise"} & {
+                *refused,
+                *(f"triton {c.tile.kernel}" for c in found),
+            }
+    assert all(taken.values())
+
+
+# ---- memory for descriptors ------------------------------------------------------------------------------------------
+
+
+def test_only_launches_with_descriptors_lend_triton_memory_and_on_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(kernel: str) -> contextvars.Context:
+        tile = next(
+            t for t in backend.TritonBackend().tiles(LAYER, "forward", H100, strides(LAYER)) if t.kernel == kernel
+        )
+        (launch,) = backend.launches(LAYER, "forward", strides(LAYER), tile)
+        launch._run = lambda *arguments: None  # compiled, as it were
+        context = contextvars.Context()  # what a new thread begins with
+        context.run(launch, 0, *(torch.empty(8) for _ in launch.dtypes))
+        return context
+
+    monkeypatch.setattr(triton_launch, "_hooked", lambda: False)
+    assert _allocation._allocator not in launch("gather")
+    assert launch("window")[_allocation._allocator] is triton_launch._scratch
+
+
+def test_an_allocator_that_is_set_already_stays() -> None:
+    def other(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+        raise AssertionError("nothing is launched")
+
+    context = contextvars.copy_context()
+    context.run(triton.set_allocator, other)
+    context.run(triton_launch._lend_scratch)
+    assert context[_allocation._allocator] is other

@@ -1,0 +1,89 @@
+"""What the window and pointwise kernels compile to, with every tile that the planner can choose."""
+
+import dataclasses
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
+
+from gpuconv import plan
+from gpuconv.backends import triton_pointwise, triton_window
+from gpuconv.backends.base import Tile
+from gpuconv.backends.triton_launch import Launch
+from gpuconv.gpu import KNOWN
+from gpuconv.inspect import machine_code
+from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
+from gpuconv.reference import Activation
+
+GPUS = {90: "H100", 100: "B200", 120: "RTX 5090"}
+NUMBERS = {"bfloat16": (torch.bfloat16, False), "tf32": (torch.float32, True)}
+FAMILIES = {"window": triton_window, "pointwise": triton_pointwise}
+# Many tiles for each multiprocessor, and few, so that sums are split; an odd image, so that each remainder has a view.
+PROBLEMS = {
+    "large": ConvProblem.of((64, 512, 56, 56), (512, 512, 3, 3), padding=1),
+    "small": ConvProblem.of((4, 512, 14, 14), (512, 512, 3, 3), padding=1),
+    "odd": ConvProblem.of((64, 512, 57, 57), (512, 512, 3, 3), padding=1, stride=2),
+    "1x1": ConvProblem.of((64, 512, 28, 28), (512, 512, 1, 1)),
+}
+_OTHERS = [pytest.param(name, marks=pytest.mark.full) for name in PROBLEMS if name != "large"]
+
+
+def launched(
+    problem: ConvProblem, direction: Direction, numbers: str, capability: int, residual: bool = False
+) -> list[tuple[Tile, Launch]]:
+    """Every kernel that could be chosen, with a bias, and where there is a residual the activation that takes most."""
+    dtype, tf32 = NUMBERS[numbers]
+    problem = dataclasses.replace(problem, dtype=dtype, memory_format=torch.channels_last)
+    operands = plan.contiguous_operands(problem, direction, torch.channels_last)
+    operands = operands._replace(tf32=tf32, bias=direction == "forward")
+    if residual:
+        like_y = torch.empty(problem.output_shape, device="meta", memory_format=torch.channels_last)
+        operands = operands._replace(residual=like_y.stride())
+    activation = Activation.parse("gelu" if residual else "relu")
+    found: dict[tuple[object, ...], tuple[Tile, Launch]] = {}
+    for family in FAMILIES.values():
+        for tile in family.tiles(problem, direction, KNOWN[GPUS[capability]], operands):
+            for launch in family.launches(problem, direction, operands, tile, activation, with_bias=True):
+                key = (launch.kernel, launch.dtypes, *launch.constants.items(), *launch.options.items())
+                found.setdefault(key, (tile, launch))
+    return list(found.values())
+
+
+def complaints(tile: Tile, launch: Launch, numbers: str, capability: int, direction: Direction) -> list[str]:
+    """What is wrong with the code of a launch."""
+    code, limit = machine_code(launch, capability), KNOWN[GPUS[capability]].shared_memory
+    wrong = []
+    if code.stack:
+        wrong.append(f"{code.stack} bytes of stack at {code.registers} registers")
+    if code.shared > limit:
+        wrong.append(f"{code.shared} bytes of shared memory, where there are {limit}")
+    if not launch.descriptors:  # it adds partial sums
+        return wrong
+    if not code.tensor_core:
+        wrong.append("no tensor-core instruction")
+    loop = code.loop_instructions
+    if capability == 90 and not (loop["UTMALDG"] and loop["HGMMA"]):
+        wrong.append(f"the loop is {loop}")
+    if capability == 90 and numbers == "bfloat16" and direction != "grad_weight":
+        wrong += [f"{loop[name]} {name} in the loop" for name in ("LDS", "STS", "LDSM", "LDG", "LDL") if loop[name]]
+    return wrong
+
+
+@pytest.mark.parametrize("problem", ["large", *_OTHERS])
+@pytest.mark.parametrize("numbers", ["bfloat16", pytest.param("tf32", marks=pytest.mark.full)])
+@pytest.mark.parametrize("capability", GPUS, ids="sm_{}".format)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_every_tile_compiles_well(
+    direction: Direction, capability: int, numbers: str, problem: str, request: pytest.FixtureRequest
+) -> None:
+    """By default the largest tile alone, and on sm_90 also the one with the residual and activation that take most."""
+    full = request.config.getoption("--full")
+    with_residual = (False, True) if direction == "forward" and (full or capability == 90) else (False,)
+    wrong = [
+        f"{launch.kernel.__name__} {tile}: {complaint}"
+        for residual in with_residual
+        for tile, launch in launched(PROBLEMS[problem], direction, numbers, capability, residual)[: None if full else 1]
+        for complaint in complaints(tile, launch, numbers, capability, direction)
+    ]
+    assert not wrong, "\n".join(wrong)

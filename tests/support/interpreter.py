@@ -1,0 +1,81 @@
+"""Triton kernels under the interpreter against the oracle, with a given tile, in buffers that have NaN around them."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from gpuconv import plan, reference
+from gpuconv.backends import triton as backend
+from gpuconv.backends.base import Tile
+from gpuconv.bench.check import CANARY, MARGIN, surrounded
+from gpuconv.bench.problems import tensors
+from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, allocate, memory_format_of
+from gpuconv.reference import Activation, as_numpy, assert_close_to_oracle
+
+SMALL = Tile(16, 16, 16, warps=4, stages=2)
+
+
+@pytest.fixture(autouse=True)
+def guarded(monkeypatch: pytest.MonkeyPatch) -> object:
+    """Results are allocated inside larger buffers, which must be untouched around them in the end."""
+    buffers = []
+
+    def inside_a_buffer(shape, like, memory_format):
+        plain = allocate(shape, like, memory_format)
+        if plain.device.type == "meta":
+            return plain
+        buffer = torch.full((plain.numel() + 2 * MARGIN,), CANARY, dtype=plain.dtype)
+        buffer[MARGIN : MARGIN + plain.numel()] = math.nan
+        buffers.append(buffer)
+        return buffer.as_strided(plain.shape, plain.stride(), MARGIN)
+
+    monkeypatch.setattr(backend, "allocate", inside_a_buffer)
+    yield
+    for buffer in buffers:
+        outside = torch.cat((buffer[:MARGIN], buffer[-MARGIN:]))
+        assert (outside == torch.tensor(CANARY, dtype=buffer.dtype)).all(), "written outside the result"
+
+
+def check(
+    problem: ConvProblem,
+    name: str,
+    layout: str = "contiguous",
+    tile: Tile = SMALL,
+    activation: str = "none",
+    directions: tuple[Direction, ...] = DIRECTIONS,
+) -> None:
+    """The directions with this tile against the oracle; grad_weight gives the same bits twice."""
+    given = {
+        key: t if layout == "expanded" else surrounded(t)
+        for key, t in tensors(problem, name, problem.dtype, "cpu", layout).items()
+    }
+    x, w, b, residual, gy = given.values()
+    n = {key: as_numpy(t) for key, t in given.items()}
+    act = Activation.parse(activation)
+    exactly = np.longdouble if problem.dtype is torch.float64 else np.float64
+    bind, cpu, context = backend.TritonBackend().bind, torch.device("cpu"), f"{layout} {tile}: {problem}"
+
+    def operands(first: torch.Tensor, second: torch.Tensor, **more: object) -> plan.Operands:
+        return plan.Operands((first.stride(), second.stride()), **more)
+
+    def formatted(first: torch.Tensor, second: torch.Tensor) -> ConvProblem:
+        return dataclasses.replace(problem, memory_format=memory_format_of(first, second))
+
+    if "forward" in directions:
+        with_epilogue = operands(x, w, residual=residual.stride(), bias=True)
+        y = bind(formatted(x, w), "forward", cpu, act, with_epilogue, tile)(x, w, b, residual)
+        exact = reference.forward(problem, n["input"], n["weight"], n["bias"], n["residual"], act, exactly)
+        assert_close_to_oracle(y, exact, context)
+    if "grad_input" in directions:
+        gx = bind(formatted(gy, w), "grad_input", cpu, act, operands(gy, w), tile)(gy, w)
+        assert_close_to_oracle(gx, reference.grad_input(problem, n["grad_output"], n["weight"], exactly), context)
+    if "grad_weight" in directions:
+        grad_weight = bind(formatted(gy, x), "grad_weight", cpu, act, operands(gy, x), tile)
+        gw, gb = grad_weight(gy, x, True)
+        assert_close_to_oracle(gw, reference.grad_weight(problem, n["grad_output"], n["input"], exactly), context)
+        assert_close_to_oracle(gb, reference.grad_bias(problem, n["grad_output"], exactly), context)
+        again, none = grad_weight(gy, x, False)
+        assert none is None and torch.equal(again, gw)
