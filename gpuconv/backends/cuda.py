@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpuconv.backends import cuda_tensor
+from gpuconv.backends import cuda_act, cuda_tensor
 from gpuconv.backends.base import Backend, Operands, Tile
 from gpuconv.backends.cuda_cupy import CupyRuntime
 from gpuconv.backends.cuda_launch import (
@@ -27,6 +27,7 @@ from gpuconv.backends.cuda_launch import (
     wide,
 )
 from gpuconv.backends.derived import accumulator, axes, programs_of_grad_weight, splits_of, splits_to_choose
+from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction, allocate
 from gpuconv.reference import IDENTITY, Activation
@@ -88,6 +89,10 @@ class CudaBackend(Backend):
         if direction == "grad_input":
             return _bind_grad_input(problem, operands, tile, call)
         return _bind_grad_weight(problem, operands, tile, call)
+
+    def bind_act_backward(self, elementwise: Elementwise, device: torch.device) -> Run:
+        call = _Call(self.runtimes[device.type], device)
+        return cuda_act.bind(elementwise, Gpu.of(device), call, _all_aligned)
 
 
 # ---- from a problem to launches --------------------------------------------------------------------------------------

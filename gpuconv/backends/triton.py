@@ -14,6 +14,7 @@ import torch
 
 from gpuconv.backends.base import Backend, Operands, Tile
 from gpuconv.backends.derived import accumulator, programs_of_grad_weight, splits_of, splits_to_choose
+from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.backends.triton_launch import (
     INTERPRETING,
     Launch,
@@ -72,6 +73,11 @@ class TritonBackend(Backend):
         if direction == "grad_input":
             return _bind_grad_input(problem, operands, tile, call)
         return _bind_grad_weight(problem, operands, tile, call)
+
+    def bind_act_backward(self, elementwise: Elementwise, device: torch.device) -> Run:
+        from gpuconv.backends import triton_act  # imports Triton
+
+        return triton_act.bind(elementwise, Gpu.of(device), _on(device))
 
 
 # ---- from launches to functions of tensors ---------------------------------------------------------------------------

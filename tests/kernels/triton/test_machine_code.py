@@ -98,7 +98,7 @@ def test_channels_last_tiles_are_fetched_asynchronously_in_vectors(
     assert code["LDL"] == code["STL"] == 0
 
 
-ACTIVATIONS = ("relu", "leaky_relu(0.2)", "silu", "gelu", "gelu_tanh", "hardswish")
+ACTIVATIONS = ("relu", "leaky_relu(0.2)", "silu", "gelu", "gelu_tanh", "hardswish", "relu6", "sigmoid", "tanh")
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d], ids=str)
