@@ -173,8 +173,7 @@ def backward_tensor(activation: Activation, grad: Tensor, s: Tensor) -> Tensor:
     if name == "hardswish":
         return aten.hardswish_backward(grad, s)
     if name == "silu":
-        p = torch.sigmoid(s)  # in full: aten.silu_backward has no derivative
-        return grad * (p * (1 + s * (1 - p)))
+        return grad * (torch.sigmoid(s) * (1 + s * torch.sigmoid(-s)))  # aten.silu_backward has no derivative
     return aten.gelu_backward(grad, s, approximate="tanh" if name == "gelu_tanh" else "none")
 
 

@@ -78,15 +78,14 @@ __device__ __forceinline__ A derivative(A s, int activation, A slope) {
       return 1 - s * s;
     case HARDSWISH:
       return s <= -3 ? A(0) : s < 3 ? s / 3 + A(0.5) : A(1);
-    case SILU: {
-      const A p = sigmoid(s);
-      return p * (1 + s * (1 - p));
-    }
+    case SILU:
+      return sigmoid(s) * (1 + s * sigmoid(-s));
     case GELU:
       return normal(s) + s * (A(0.3989422804014327) * exponential(A(-0.5) * s * s));
-    case GELU_TANH: {  // z · p, p = σ(2u) and p' = 2 u' p (1 − p)
-      const A p = sigmoid(A(1.5957691216057308) * (s + A(0.044715) * s * s * s));
-      return p * (1 + s * (A(1.5957691216057308) * (1 + A(0.134145) * s * s)) * (1 - p));
+    case GELU_TANH: {  // of z · p, where p = σ(2u), p' = 2 u' p (1 − p), and 1 − p = σ(−2u), which so keeps its digits
+      const A v = A(1.5957691216057308) * (s + A(0.044715) * s * s * s);
+      const A dv = A(1.5957691216057308) * (1 + A(0.134145) * s * s);
+      return sigmoid(v) * (1 + s * dv * sigmoid(-v));
     }
     default:
       return A(1);

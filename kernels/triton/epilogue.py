@@ -76,15 +76,15 @@ def derivative(b_s, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
     elif ACTIVATION == "hardswish":
         b_d = tl.where(b_s <= -3, 0.0, tl.where(b_s < 3, b_s / 3.0 + 0.5, 1.0))
     elif ACTIVATION == "silu":
-        b_p = sigmoid(b_s)
-        b_d = b_p * (1.0 + b_s * (1.0 - b_p))
+        b_d = sigmoid(b_s) * (1.0 + b_s * sigmoid(-b_s))
     elif ACTIVATION == "gelu":
         b_d = normal(b_s) + b_s * (0.3989422804014327 * tl.exp(-0.5 * b_s * b_s))
     else:
         tl.static_assert(ACTIVATION == "gelu_tanh", "unknown activation")
-        # z · p, p = σ(2u) and p' = 2 u' p (1 − p)
-        b_p = sigmoid(1.5957691216057308 * (b_s + 0.044715 * b_s * b_s * b_s))
-        b_d = b_p * (1.0 + b_s * (1.5957691216057308 * (1.0 + 0.134145 * b_s * b_s)) * (1.0 - b_p))
+        # of z · p, where p = σ(2u), p' = 2 u' p (1 − p), and 1 − p = σ(−2u), which so keeps its digits
+        b_2u = 1.5957691216057308 * (b_s + 0.044715 * b_s * b_s * b_s)
+        b_2du = 1.5957691216057308 * (1.0 + 0.134145 * b_s * b_s)
+        b_d = sigmoid(b_2u) * (1.0 + b_s * b_2du * sigmoid(-b_2u))
     return b_d
 
 
