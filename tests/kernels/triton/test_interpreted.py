@@ -1,4 +1,4 @@
-"""Runs `interpreted.py` where Triton interprets. A process either interprets kernels or compiles them, never both."""
+"""Runs `interpreted*.py` where Triton interprets. A process either interprets kernels or compiles them, never both."""
 
 import subprocess
 import sys
@@ -11,9 +11,10 @@ pytest.importorskip("triton", reason="Triton is not installed (it is on Linux al
 SHARDS = 1
 
 
+@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_64_bit.py"])
 @pytest.mark.parametrize("shard", range(SHARDS))
-def test_gather_kernels_in_the_interpreter(shard: int, clean_environment) -> None:
-    file = Path(__file__).with_name("interpreted.py")
+def test_gather_kernels_in_the_interpreter(shard: int, name: str, clean_environment) -> None:
+    file = Path(__file__).with_name(name)
     command = [sys.executable, "-m", "pytest", "-q", "-n0", f"--shard={shard}/{SHARDS}", file]
     command += ["-c", file.parents[3] / "pyproject.toml"]
     environment = clean_environment | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
