@@ -72,12 +72,13 @@ def measure(direction: Direction, rounds: int = 50, calls: int = 200) -> dict[st
     first, second = {"forward": ("x", "w"), "grad_input": ("y", "w"), "grad_weight": ("y", "x")}[direction]
     a, b = (torch.randn(shapes[name]).half() for name in (first, second))
     operands = plan.contiguous_operands(PROBLEM, direction)
+    gpu = KNOWN["H100"]
     tile = predict.best_tile(
-        tuple(backend.tiles(PROBLEM, direction, KNOWN["H100"], operands)), PROBLEM, direction, KNOWN["H100"], False
+        backend.TritonBackend().tiles(PROBLEM, direction, gpu, operands), PROBLEM, direction, gpu, False
     )
     assert tile is not None
     tile = Tile(tile.rows, tile.columns, tile.depth, tile.warps, tile.stages)  # one launch, whatever the direction
-    (launch,) = triton_launch.launches(PROBLEM, direction, operands, tile)
+    (launch,) = backend.launches(PROBLEM, direction, operands, tile)
     tensors = [torch.empty(64) if dtype is not None else None for dtype in launch.dtypes]
     extra: tuple[Any, ...] = {"forward": (None, None), "grad_input": (), "grad_weight": (False,)}[direction]
     settings = plan.Settings(PROBLEM.stride, PROBLEM.padding, PROBLEM.dilation, PROBLEM.groups, backend="triton")

@@ -51,7 +51,7 @@ def plan(
         for device in gpus:
             operands = planner.contiguous_operands(problem, where, problem.memory_format)._replace(tf32=tf32)
             found, refused = planner.candidates(problem, where, device, operands)
-            chosen = next((c for b in backends.auto_order("cuda") for c in found if c.backend == b), None)
+            chosen = next((c for c in found if c.backend in backends.auto_order("cuda")), None)
             rows += [
                 {
                     "layer": name, "direction": where, "dtype": dtype, "layout": layout, "batch": problem.batch,
@@ -99,7 +99,7 @@ def _plan_lines(
     for backend, reason in refused.items():
         if backend in backends.auto_order("cuda") and backend != "aten":
             yield f"    {backend}: {reason}"
-    yield "  → what backend 'auto' takes: the quickest of the first backend that can" if chosen else "  nothing of ours"
+    yield "  → what backend 'auto' takes" if chosen else "  nothing of ours"
 
 
 def inspect(

@@ -148,11 +148,11 @@ _Compiled = tuple[str, str, int, MachineCode, str]  # name, architecture, thread
 def _triton(
     problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile, gpu: Gpu, _ptx: bool
 ) -> list[_Compiled]:
-    from gpuconv.backends import triton_launch
+    from gpuconv.backends import triton
 
     capability = 10 * gpu.capability[0] + gpu.capability[1]
     found: list[_Compiled] = []
-    for launch in triton_launch.launches(problem, direction, operands, tile, with_bias=True):
+    for launch in triton.launches(problem, direction, operands, tile, with_bias=True):
         code = machine_code(launch, capability)
         threads = 32 * launch.options["num_warps"]
         found.append((launch.kernel.__name__, f"sm_{capability}", threads, code, code.ptx))

@@ -19,7 +19,7 @@ from gpuconv.backends import Backend, BackendUnavailable
 from gpuconv.backends.base import Operands, Tile, contiguous_operands
 from gpuconv.backends.elementwise import Elementwise, by_pytorch
 from gpuconv.gpu import Gpu
-from gpuconv.predict import Prediction, best_tile, ranked
+from gpuconv.predict import Prediction, ranked
 from gpuconv.problem import ConvProblem, Direction, memory_format_of
 from gpuconv.sizes import Pads
 
@@ -84,8 +84,8 @@ def choose(
     settings: Settings,
     operands: Operands | None = None,
 ) -> Plan:
-    """The backend for `direction` of `problem`: the one that the settings name, or the first willing one in the order
-    of 'auto' or 'fastest'.
+    """The backend for `direction` of `problem`: the one that the settings name; or, for 'auto' and 'fastest', what was
+    measured to be quickest, then the one of ours that is predicted to be quickest, then the first willing one.
 
     `operands`: how the tensors lie in memory; contiguous where it is not said.
 
@@ -99,23 +99,44 @@ def choose(
     passed_over: list[tuple[str, str]] = []
     gpu = Gpu.of(device)
     measured = tuned.look_up(problem, direction, device_name(device), operands)
+    willing: list[tuple[float, Backend, Tile | None]] = []
     for name in _order(settings.backend, device.type, measured) if automatic else (settings.backend,):
         backend = backends.get(name)
         reason = backend.unavailable() or backend.refuses(problem, direction, device)
-        if reason is None:
-            tiles = backend.tiles(problem, direction, gpu, operands)
-            tile = measured[name].tile if name in measured else None
-            if tile not in tiles:  # nothing was measured, or with kernels that are no more
-                tile = best_tile(tiles, problem, direction, gpu, operands.tf32)
-            chosen = () if tile is None else (operands, tile)
-            run = backend.bind(problem, direction, device, activation, *chosen)
-            return Plan(problem, direction, backend, tuple(passed_over), tile, run)
-        passed_over.append((name, reason))
+        if reason is not None:
+            passed_over.append((name, reason))
+            continue
+        tiles = backend.tiles(problem, direction, gpu, operands)
+        if willing and not tiles:
+            break  # nothing to predict: it is there for what none of ours can do
+        tile, seconds = measured[name].tile if name in measured else None, -math.inf
+        if tile not in tiles:  # nothing was measured, or with kernels that are no more
+            tile, seconds = _quickest(tiles, problem, direction, gpu, operands)
+        willing.append((seconds, backend, tile))
+        if name in measured or not tiles:
+            break
+    if willing:
+        (seconds, backend, tile), *slower = sorted(willing, key=lambda one: one[0])
+        passed_over += [
+            (other.name, f"predicted to take {more * 1e6:,.1f} µs, and {backend.name} {seconds * 1e6:,.1f} µs")
+            for more, other, _ in slower
+        ]
+        run = backend.bind(problem, direction, device, activation, *(() if tile is None else (operands, tile)))
+        return Plan(problem, direction, backend, tuple(passed_over), tile, run)
     because = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
     raise BackendUnavailable(
         f"no backend can do {direction} of {problem} on {device} ({because}); "
         + ("" if automatic else "use backend='auto' or 'aten' instead")
     )
+
+
+def _quickest(
+    tiles: tuple[Tile, ...], problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands
+) -> tuple[Tile | None, float]:
+    """The tile that is predicted to be quickest, and its seconds; (None, 0) where there is nothing to choose."""
+    for tile, prediction in ranked(tiles, problem, direction, gpu, operands.tf32)[:1]:
+        return tile, prediction.seconds
+    return None, 0.0
 
 
 def _order(choice: str, device_type: str, measured: tuned.Winners) -> list[str]:
@@ -180,7 +201,7 @@ def candidates(
     problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands
 ) -> tuple[list[Candidate], dict[str, str]]:
     """What the backends with kernels of ours could do on `gpu`, quickest first, and why others could not. `auto` takes
-    the quickest of the first backend in its order that has any. Needs no GPU."""
+    the first (those that were registered by others aside). Needs no GPU."""
     found, refused = [], {}
     for name in backends.names():
         backend = backends.get(name)

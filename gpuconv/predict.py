@@ -4,7 +4,7 @@ It is a model for choosing among tiles, and for explaining the choice. Its times
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -16,13 +16,20 @@ from gpuconv.problem import ConvProblem, Direction
 _REUSE_FOR_HALF_THE_RATE = 16.0
 _L2_SPEEDUP = 3.0  # over device memory
 _ONE_MORE_LAUNCH = 3e-6  # seconds
+_INSTRUCTIONS_AN_ELEMENT = (
+    10  # to fetch one by itself, as counted in the loops of the gather kernels (`gpuconv inspect`)
+)
+_INSTRUCTIONS = 64 * 1.5e9  # integer ones a second of a multiprocessor
+# What of the peak rate mma.sync reaches where newer instructions reach all of it: on Hopper 0.63 (Luo et al. 2024,
+# 'Benchmarking and dissecting the Nvidia Hopper GPU architecture via microbenchmarking'); on sm_100 a guess.
+_MMA_SYNC = {(9, 0): 0.63, (10, 0): 0.3}
 
 
 class Prediction(NamedTuple):
     """What `predict` expects of a tile."""
 
     seconds: float
-    bound: str  # what takes that long: "products", "L2 fetches", "fetch latency" or "memory bandwidth"
+    bound: str  # what takes that long: "products", "addresses", "L2 fetches", "fetch latency" or "memory bandwidth"
     programs: int
     steps: float  # of the loop of a program, on average
     together: int  # programs on a multiprocessor at a time
@@ -37,6 +44,8 @@ def programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -
     if direction == "forward":
         row_blocks = tile.windows or math.ceil(pixels / tile.rows)
         programs = row_blocks * math.ceil(k / tile.columns) * problem.groups
+        if tile.kernel == "stem":
+            return programs, math.ceil(problem.taps * c / tile.depth)
         return programs, problem.taps * math.ceil(c / tile.depth)
     if direction == "grad_input":
         phases = math.prod(problem.stride)
@@ -46,16 +55,21 @@ def programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -
         row_blocks = tile.windows or math.ceil(largest / tile.rows)
         programs = phases * row_blocks * math.ceil(c / tile.columns) * problem.groups
         return programs, problem.taps / phases * math.ceil(k / tile.depth)
-    programs = math.ceil(k / tile.rows) * math.ceil(c / tile.columns) * problem.taps * problem.groups * tile.splits
+    if tile.kernel == "stem":
+        columns = math.ceil(problem.taps * c / tile.columns)
+    else:
+        columns = problem.taps * math.ceil(c / tile.columns)
+    programs = math.ceil(k / tile.rows) * columns * problem.groups * tile.splits
     return programs, math.ceil(math.ceil(pixels / tile.depth) / tile.splits)
 
 
-def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
-    """The time that `direction` takes with this tile, and why: good for comparing tiles, not for telling the time.
+def implicit_gemm(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """Of the families that are one.
 
     Programs run in waves of as many as fit on the multiprocessors at once. A step of a program takes as long as the
-    slowest of: multiplying its tiles, fetching them from the L2 cache, and the latency of a fetch divided by the
-    fetches under way. No less than the bytes that must cross the memory bus; a split sum also moves its partials.
+    slowest of: multiplying its tiles, computing addresses, fetching them from the L2 cache, and the latency of a fetch
+    divided by the fetches under way. No less than the bytes that must cross the memory bus; a split sum also moves its
+    partials.
 
     A window with a halo is fetched once for all the taps of a plane, so a step, which is one tap, fetches that part of
     it; two windows are held, one being multiplied while the next comes.
@@ -78,9 +92,12 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
         rate = gpu.rate(torch.float32 if size == 2 else problem.dtype, tf32=False)
     else:
         rate = gpu.rate(problem.dtype, tf32)
+        if tile.kernel in ("tensor", "halo"):
+            rate *= _MMA_SYNC.get(gpu.capability, 1.0)
     rate *= reuse / (reuse + _REUSE_FOR_HALF_THE_RATE) / gpu.multiprocessors
     step, bound = max(
         (together * 2 * tile.rows * tile.columns * tile.depth / rate, "products"),
+        (together * tile.addressed * _INSTRUCTIONS_AN_ELEMENT / _INSTRUCTIONS, "addresses"),
         (together * fetched / (_L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors), "L2 fetches"),
         (gpu.step_latency / max(1, tile.stages - 1), "fetch latency"),
     )
@@ -92,6 +109,15 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
         seconds += 2 * 4 * tile.splits * math.prod(problem.weight_shape) / gpu.bandwidth + _ONE_MORE_LAUNCH
     intensity = 2 * tile.rows * tile.columns * tile.depth / fetched
     return Prediction(seconds, bound, programs, steps, together, waves, intensity)
+
+
+# By family of kernels (`Tile.kernel`), where one is no implicit GEMM.
+FORMULAS: dict[str, Callable[[ConvProblem, Direction, Tile, Gpu, bool], Prediction]] = {}
+
+
+def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """The time that `direction` takes with this tile, and why: good for comparing tiles, not for telling the time."""
+    return FORMULAS.get(tile.kernel, implicit_gemm)(problem, direction, tile, gpu, tf32)
 
 
 def ranked(

@@ -10,6 +10,7 @@ import torch
 import gpuconv
 from gpuconv import backends, plan
 from gpuconv.backends import Backend, BackendUnavailable
+from gpuconv.backends.base import Tile
 from gpuconv.problem import ConvProblem, allocate
 
 
@@ -129,6 +130,35 @@ def test_auto_passes_over_what_refuses_and_remembers_the_reason(monkeypatch):
     chosen = plan.choose(ConvProblem.of(X.shape, W.shape), "forward", X.device, settings)
     assert chosen.backend.name == "seven"
     assert chosen.passed_over == (("picky", "it does not like these"), ("absent", "its hardware is elsewhere"))
+
+
+class Tiled(Backend):
+    """Takes its one tile for everything."""
+
+    def __init__(self, name: str, tile: Tile) -> None:
+        self.name, self.tile = name, tile
+
+    def tiles(self, problem, direction, gpu, operands):
+        return (self.tile,)
+
+    def bind(self, problem, direction, device, activation, operands=None, tile=None):
+        assert tile is self.tile
+        return lambda *_: tile
+
+
+def test_auto_takes_the_kernel_that_is_predicted_to_be_quickest_whichever_backend_has_it(monkeypatch):
+    monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))
+    small, large = Tile(16, 16, 16, 4, 2), Tile(256, 16, 16, 4, 2)
+    for name, tile in (("one", small), ("two", large), ("three", large)):
+        backends.register(Tiled(name, tile))
+    monkeypatch.setitem(backends._AUTO, "cpu", ("picky", "one", "two", "three", "aten"))
+    settings = plan.Settings((1, 1), ((0, 0), (0, 0)), (1, 1), 1)
+    problem = ConvProblem.of((4, 8, 32, 32), (8, 8, 3, 3))
+    chosen = plan.choose(problem, "forward", X.device, settings)
+    assert chosen.backend.name == "two" and chosen.tile is large
+    reasons = dict(chosen.passed_over)
+    assert list(reasons) == ["picky", "three", "one"]
+    assert reasons["one"].startswith("predicted to take ") and ", and two " in reasons["one"]
 
 
 def test_numpy_refuses_what_it_cannot_do():

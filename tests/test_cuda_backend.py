@@ -15,9 +15,9 @@ import torch
 from host_cuda import COMPILER, FLAGS, compiled
 
 from gpuconv import backends, plan, predict
-from gpuconv.backends import cuda_cupy
+from gpuconv.backends import cuda_cupy, cuda_simt
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import CudaBackend, launches, simt_tiles
+from gpuconv.backends.cuda import CudaBackend, launches
 from gpuconv.backends.cuda_launch import CONV, Instance, Launch, source
 from gpuconv.backends.derived import WORKSPACE
 from gpuconv.bench import suites
@@ -78,7 +78,7 @@ LARGE = ConvProblem.of((256, 512, 112, 112), (2048, 512, 3, 3), padding=1)
 def test_partial_sums_fit_their_workspace(multiprocessors: int) -> None:
     operands = plan.contiguous_operands(LARGE, "grad_weight")
     gpu = dataclasses.replace(KNOWN["H100"], multiprocessors=multiprocessors)
-    tiles = [tile for tile in simt_tiles(LARGE, "grad_weight", gpu) if tile.splits > 1]
+    tiles = [tile for tile in cuda_simt.tiles(LARGE, "grad_weight", gpu) if tile.splits > 1]
     assert tiles
     for tile in tiles:
         product, add = launches(LARGE, "grad_weight", operands, tile, with_bias=True)
@@ -92,7 +92,7 @@ def test_partial_sums_fit_their_workspace(multiprocessors: int) -> None:
 def test_offsets_are_64_bit_only_where_32_bits_overflow(direction: str) -> None:
     huge = dataclasses.replace(LARGE, batch=1024)
     for problem, expected in ((CURATED["3x3"], "-DWIDE=0"), (huge, "-DWIDE=1")):
-        tile = simt_tiles(problem, direction, KNOWN["H100"])[0]
+        tile = cuda_simt.tiles(problem, direction, KNOWN["H100"])[0]
         launch = launches(problem, direction, plan.contiguous_operands(problem, direction), tile)[0]
         assert expected in launch.instance.options
 
@@ -241,7 +241,7 @@ def _pretend(monkeypatch: pytest.MonkeyPatch, name: str, **attributes: object) -
 def _launch(shared: int = 0) -> Launch:
     problem = CURATED["3x3"]
     operands = Operands(((189, 63, 7, 1), (27, 9, 3, 1)))
-    launch = launches(problem, "forward", operands, simt_tiles(problem, "forward", KNOWN["A100"])[0])[0]
+    launch = launches(problem, "forward", operands, cuda_simt.tiles(problem, "forward", KNOWN["A100"])[0])[0]
     return Launch(dataclasses.replace(launch.instance, shared=shared), launch.blocks, launch.conv)
 
 

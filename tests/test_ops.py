@@ -51,6 +51,8 @@ def test_gradcheck_and_gradgradcheck(lane: Lane) -> None:
 @each_of_ours
 @pytest.mark.parametrize("activation", ["relu", "silu"] if INTERPRETING else [*ACTIVATIONS, "leaky_relu(-0.5)"])
 def test_gradcheck_through_the_epilogue(lane: Lane, activation: str) -> None:
+    if lane == ("cuda", "cpu") and activation in ("relu6", "sigmoid", "tanh"):
+        pytest.skip("the host check compiles each activation anew; test_act_backward.py has their derivatives")
     x, w, b = tensors(lane)
     residual = torch.randn(OUTPUT, dtype=torch.float64, device=lane.device, requires_grad=True)
 

@@ -99,6 +99,7 @@ def test_the_formula_prefers_what_it_should() -> None:
         return predict.predict(problem, direction, tile, gpu, False).seconds
 
     assert seconds(Tile(128, 128, 64, 8, 4)) < seconds(Tile(64, 64, 64, 4, 4)) < seconds(Tile(64, 16, 64, 4, 4))
+    assert seconds(Tile(128, 128, 64, 8, 4, addressed=16384)) > seconds(Tile(128, 128, 64, 8, 4))
     least = problem.flops / gpu.rate_16
     assert least <= seconds(Tile(128, 128, 64, 8, 4)) < 10 * least
     small = ConvProblem.of((1, 64, 8, 8), (64, 64, 3, 3), padding=1, dtype=torch.float16)

@@ -73,6 +73,7 @@ class Tile:
     kernel: str = "gather"  # which family, where a backend has several
     windows: int = 0  # of a group; 0: rows follow each other, and are fetched for each tap
     halo: int = 0  # pixels of a window with its margin
+    addressed: int = 0  # elements of a step that are fetched one by one, each with an address of its own
 
 
 class Backend:

@@ -1,38 +1,28 @@
-"""Backend `cuda`: implicit GEMM in CUDA C (`gpuconv.kernels.cuda`), compiled by NVRTC and launched through CuPy.
+"""Backend `cuda`: kernels in CUDA C (`gpuconv.kernels.cuda`), in families, compiled by NVRTC and launched through CuPy.
 
-This module knows which kernel and tile there are for a problem, how many blocks compute it and what they are told
-(`launches`, which needs no GPU), and makes of that a function of tensors. It neither compiles nor launches: a `Runtime`
-does, one for each type of device.
+Which problems it takes, which tiles of which family the planner may choose from, and functions of tensors that allocate
+a result and call what the family of the tile says is launched (`launches`, which needs no GPU). It neither compiles nor
+launches: a `Runtime` does, one for each type of device.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
-from gpuconv.backends import cuda_act, cuda_tensor
+from gpuconv.backends import cuda_act, cuda_gemm
 from gpuconv.backends.base import Backend, Operands, Tile
 from gpuconv.backends.cuda_cupy import CupyRuntime
-from gpuconv.backends.cuda_launch import (
-    ACTIVATIONS,
-    TYPES,
-    Instance,
-    Launch,
-    Runtime,
-    Strides,
-    conv,
-    wide,
-)
-from gpuconv.backends.derived import accumulator, axes, programs_of_grad_weight, splits_of, splits_to_choose
+from gpuconv.backends.cuda_launch import TYPES, Launch, Runtime
+from gpuconv.backends.derived import accumulator, splits_of
 from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction, allocate
 from gpuconv.reference import IDENTITY, Activation
 
-_SUM_THREADS = 256  # of sum_partials.cuh
+# By the `kernel` of their tiles. Each has `refuses`, `tiles` and `launches`, which need no GPU.
+FAMILIES = {"simt": cuda_gemm, "tensor": cuda_gemm, "halo": cuda_gemm}
 
 
 class CudaBackend(Backend):
@@ -70,7 +60,8 @@ class CudaBackend(Backend):
         return None if (major, minor) >= (7, 5) else f"it needs sm_75 or newer, and this is sm_{major}{minor}"
 
     def tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
-        return tuple(cuda_tensor.tiles(problem, direction, gpu, operands) or simt_tiles(problem, direction, gpu))
+        families = dict.fromkeys(FAMILIES.values())
+        return tuple(tile for family in families for tile in family.tiles(problem, direction, gpu, operands))
 
     def bind(
         self,
@@ -95,9 +86,6 @@ class CudaBackend(Backend):
         return cuda_act.bind(elementwise, Gpu.of(device), call, _all_aligned)
 
 
-# ---- from a problem to launches --------------------------------------------------------------------------------------
-
-
 def launches(
     problem: ConvProblem,
     direction: Direction,
@@ -111,98 +99,7 @@ def launches(
 
     with_bias: grad_weight gives grad-bias too. aligned: all tensors begin at multiples of 16 bytes.
     """
-    strides = Strides.of(problem, direction, operands)
-    told = conv(problem, direction, strides, activation)
-    if tile.kernel == "simt":
-        instance = _simt(problem, direction, operands, strides, tile, activation, aligned)
-    else:
-        instance = cuda_tensor.instance(problem, direction, operands, tile, wide(problem, strides), aligned, activation)
-    if direction == "grad_weight":
-        return _grad_weight(problem, tile, instance, told, with_bias)
-    told["phase_blocks"] = row_blocks = cuda_tensor.row_blocks(problem, direction, tile)
-    phases, columns = 1, problem.out_channels // problem.groups
-    if direction == "grad_input":
-        phases, columns = math.prod(problem.stride), problem.in_channels // problem.groups
-    if tile.kernel == "halo":
-        told["window_h"], told["window_w"] = cuda_tensor.window_of(problem, direction, tile.rows)
-    blocks = row_blocks * math.ceil(columns / tile.columns) * phases * problem.groups
-    return (Launch(instance, blocks, told),)
-
-
-def _grad_weight(
-    problem: ConvProblem, tile: Tile, instance: Instance, told: np.ndarray, with_bias: bool
-) -> tuple[Launch, ...]:
-    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
-    pixels = problem.batch * math.prod(problem.output_size)
-    size = math.prod(problem.weight_shape)
-    splits = splits_of(problem, tile)
-    told["splits"] = splits
-    told["by"] = _digits(tile.depth, problem)
-    told["per_split"] = math.ceil(math.ceil(pixels / tile.depth) / splits) * tile.depth
-    blocks = splits * problem.groups * problem.taps * math.ceil(k / tile.rows) * math.ceil(c / tile.columns)
-    if splits == 1:
-        return (Launch(instance, blocks, told),)
-    partial = told.copy()  # the workspace holds [taps, K, C/G] for each split, so that a tile of it lies together
-    _, height, width = (int(taps) for taps in told["filter"])
-    tap = problem.out_channels * c
-    partial["w"] = (c, 1, height * width * tap, width * tap, tap)
-    partial["gw_split"], partial["gb_split"] = size, problem.out_channels
-    summed = size + (problem.out_channels if with_bias else 0)
-    add = dataclasses.replace(instance, function="sum_partials", threads=_SUM_THREADS, shared=0)
-    return Launch(instance, blocks, partial), Launch(add, math.ceil(summed / _SUM_THREADS), told)
-
-
-def _digits(pixels: int, problem: ConvProblem) -> tuple[int, ...]:
-    """A number of output pixels as images, planes, rows and single ones."""
-    _, height, width = axes(problem.output_size, 1)
-    image = math.prod(problem.output_size)
-    if not image:
-        return (0, 0, 0, 0)
-    rows = pixels % image // width
-    return (pixels // image, rows // height, rows % height, pixels % width)
-
-
-def _simt(
-    problem: ConvProblem,
-    direction: Direction,
-    operands: Operands,
-    strides: Strides,
-    tile: Tile,
-    activation: Activation,
-    aligned: bool,
-) -> Instance:
-    """The kernel of multiply-adds with this tile."""
-    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
-    dtype = problem.dtype
-    threads = 32 * tile.warps
-    rows, columns = _OWNED[tile.rows * tile.columns // threads]
-    row_vector, column_vector = {
-        "forward": (_vectors(strides.x, c, dtype), _vectors(strides.w, c, dtype)),
-        "grad_input": (_vectors(strides.y, k, dtype), False),
-        "grad_weight": (_vectors(strides.y, k, dtype), _vectors(strides.x, c, dtype)),
-    }[direction]
-    macros = {
-        "TYPE": TYPES[dtype], "BM": tile.rows, "BN": tile.columns, "BK": tile.depth, "TM": rows, "TN": columns,
-        "ROW_VECTOR": int(aligned and row_vector), "COLUMN_VECTOR": int(aligned and column_vector),
-        "WIDE": int(wide(problem, strides)),
-    }  # fmt: skip
-    if direction == "forward":
-        macros["ACTIVATION"] = ACTIVATIONS.index(activation.name)
-        macros["BIAS"], macros["RESIDUAL"] = int(operands.bias), int(operands.residual is not None)
-    size = 8 if dtype is torch.float64 else 4  # of a number in shared memory, each row with 16 bytes more
-    shared = 2 * tile.depth * ((tile.rows + tile.columns) * size + 32)
-    name = f"simt_{direction}"
-    return Instance(f"{name}.cu", name, tuple(f"-D{key}={value}" for key, value in macros.items()), threads, shared)
-
-
-_OWNED = {64: (8, 8), 32: (8, 4), 16: (4, 4)}  # rows × columns of a thread, by how many outputs it has
-
-
-def _vectors(strides: tuple[int, ...], channels: int, dtype: torch.dtype) -> bool:
-    """Whether channels lie one after the other, and all else in multiples of 16 bytes."""
-    unit = 16 // dtype.itemsize
-    first, channel, *pixel = strides
-    return channel == 1 and not any(value % unit for value in (channels, first, *pixel))
+    return FAMILIES[tile.kernel].launches(problem, direction, operands, tile, activation, with_bias, aligned)
 
 
 # ---- from launches to functions of tensors ---------------------------------------------------------------------------
@@ -281,34 +178,3 @@ def _bind_grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, call
         return gw, gb
 
     return grad_weight
-
-
-# ---- which tiles there are -------------------------------------------------------------------------------------------
-
-# rows, columns, depth, warps, by the size of an element: sums of a thread stay in registers, tiles fit 48 KiB. In
-# grad_weight what a thread fetches of the largest tile of 16-bit numbers would not fit beside its sums.
-_SIMT = {
-    2: ((128, 128, 16, 8), (128, 64, 16, 4), (64, 16, 16, 2)),
-    4: ((128, 128, 8, 8), (128, 64, 8, 4), (64, 16, 16, 2)),
-    8: ((64, 64, 8, 4), (64, 16, 8, 2)),
-}
-
-
-def simt_tiles(problem: ConvProblem, direction: Direction, gpu: Gpu) -> list[Tile]:
-    """The tiles of the kernels of multiply-adds for `direction` of `problem` on `gpu`."""
-    columns = (problem.out_channels if direction == "forward" else problem.in_channels) // problem.groups
-    chosen = []
-    for rows, width, depth, warps in _SIMT[problem.dtype.itemsize]:
-        if width > 16 and width >= 2 * columns:
-            continue  # more than half of it idle
-        if direction == "grad_weight" and problem.dtype.itemsize == 2 and width == 128:
-            continue
-        tile = Tile(rows, width, depth, warps, stages=2, kernel="simt")
-        if direction == "grad_weight":
-            chosen += [
-                dataclasses.replace(tile, splits=splits)
-                for splits in splits_to_choose(problem, tile, gpu, programs_of_grad_weight(problem, tile))
-            ]
-        else:
-            chosen.append(tile)
-    return chosen

@@ -149,16 +149,8 @@ def _vectors(strides: tuple[int, ...], channels: int, unit: int) -> bool:
     return c == 1 and channels % unit == 0 and not any(stride % unit for stride in (n, *pixel))
 
 
-def instance(
-    problem: ConvProblem,
-    direction: Direction,
-    operands: Operands,
-    tile: Tile,
-    wide: bool,
-    aligned: bool = True,
-    activation: Activation = IDENTITY,
-) -> Instance:
-    """The kernel that computes `direction` with this tile. `aligned`: all pointers are multiples of 16 bytes."""
+def _come_in_vectors(problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile) -> list[bool]:
+    """Whether the left and the right operand and the result are moved in chunks of 16 bytes, given aligned pointers."""
     k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
     x, w, y = problem.input_shape, problem.weight_shape, problem.output_shape
     unit = 16 // problem.dtype.itemsize
@@ -175,7 +167,21 @@ def instance(
         vectors.append(_vectors(fresh_strides(result[0], problem), result[1], unit))
     if operands.residual is not None:
         vectors[2] &= _vectors(strides_of(y, operands.residual), k, unit)
+    return vectors
+
+
+def instance(
+    problem: ConvProblem,
+    direction: Direction,
+    operands: Operands,
+    tile: Tile,
+    wide: bool,
+    aligned: bool = True,
+    activation: Activation = IDENTITY,
+) -> Instance:
+    """The kernel that computes `direction` with this tile. `aligned`: all pointers are multiples of 16 bytes."""
     warps_m, warps_n = WARPS[tile.rows, tile.columns]
+    vectors = _come_in_vectors(problem, direction, operands, tile)
     macros = {
         "TYPE": TYPES[problem.dtype],
         "BM": tile.rows, "BN": tile.columns, "BK": tile.depth,
@@ -231,6 +237,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
             window = dataclasses.replace(window, windows=row_blocks(problem, direction, window))
             chosen += _fitting(window, problem, direction, gpu)
         chosen += _fitting(shape, problem, direction, gpu)
+    chosen = [_addressed(tile, problem, direction, operands) for tile in chosen]
     if direction != "grad_weight":
         return chosen
     return [
@@ -238,6 +245,13 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
         for tile in chosen
         for splits in splits_to_choose(problem, tile, gpu, programs(problem, "grad_weight", tile))
     ]
+
+
+def _addressed(tile: Tile, problem: ConvProblem, direction: Direction, operands: Operands) -> Tile:
+    """The tile with the number of elements of a step that do not come in vectors."""
+    left, right, _ = _come_in_vectors(problem, direction, operands, tile)
+    rows = math.ceil(tile.halo / math.prod(problem.filter_size[-2:])) if tile.halo else tile.rows
+    return dataclasses.replace(tile, addressed=tile.depth * (rows * (not left) + tile.columns * (not right)))
 
 
 def _fitting(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu) -> list[Tile]:

@@ -1,10 +1,9 @@
-"""Backend `triton`: implicit GEMM by pointer gather, in Triton.
+"""Backend `triton`: hand-written Triton kernels, in families.
 
-Which problems it takes, which tiles the planner may choose from, and functions of tensors that allocate a result and
-call what `triton_launch` says is launched.
+Which problems it takes, which tiles of which family the planner may choose from, and functions of tensors that allocate
+a result and call what the family of the tile says is launched.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,20 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from gpuconv.backends import triton_gather, triton_planes, triton_stem
 from gpuconv.backends.base import Backend, Operands, Tile
-from gpuconv.backends.derived import accumulator, programs_of_grad_weight, splits_of, splits_to_choose
+from gpuconv.backends.derived import accumulator, splits_of
 from gpuconv.backends.elementwise import Elementwise, Run
-from gpuconv.backends.triton_launch import (
-    INTERPRETING,
-    Launch,
-    bias_offset,
-    launches,
-    masks_show,
-    why_not,
-)
+from gpuconv.backends.triton_launch import INTERPRETING, Launch, bias_offset, why_not
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction, allocate
-from gpuconv.reference import Activation
+from gpuconv.reference import IDENTITY, Activation
+
+# By the `kernel` of their tiles. Each has `refuses`, `tiles` and `launches`, which need no GPU.
+FAMILIES = {"gather": triton_gather, "planes": triton_planes, "stem": triton_stem}
 
 
 class TritonBackend(Backend):
@@ -54,7 +50,7 @@ class TritonBackend(Backend):
         return None
 
     def tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
-        return tuple(tiles(problem, direction, gpu, operands))
+        return tuple(tile for family in FAMILIES.values() for tile in family.tiles(problem, direction, gpu, operands))
 
     def bind(
         self,
@@ -78,6 +74,18 @@ class TritonBackend(Backend):
         from gpuconv.backends import triton_act  # imports Triton
 
         return triton_act.bind(elementwise, Gpu.of(device), _on(device))
+
+
+def launches(
+    problem: ConvProblem,
+    direction: Direction,
+    operands: Operands,
+    tile: Tile,
+    activation: Activation = IDENTITY,
+    with_bias: bool = False,
+) -> tuple[Launch, ...]:
+    """What one call of `direction` launches, in order. `with_bias`: grad_weight gives grad-bias too. Needs no GPU."""
+    return FAMILIES[tile.kernel].launches(problem, direction, operands, tile, activation, with_bias)
 
 
 # ---- from launches to functions of tensors ---------------------------------------------------------------------------
@@ -129,10 +137,11 @@ def _bind_grad_input(
 ) -> Callable[..., Any]:
     (launch,) = launches(problem, "grad_input", operands, tile)
     shape, memory_format = problem.input_shape, problem.memory_format
+    epilogue = (None,) * (len(launch.dtypes) - 3)  # no bias and no residual, where the kernel of forward serves
 
     def grad_input(grad_output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         gx = allocate(shape, grad_output, memory_format)
-        call(launch, grad_output, weight, gx)
+        call(launch, grad_output, weight, *epilogue, gx)
         return gx
 
     return grad_input
@@ -163,59 +172,3 @@ def _bind_grad_weight(
         return gw, gb
 
     return grad_weight
-
-
-# ---- which tiles there are -------------------------------------------------------------------------------------------
-
-# rows, columns, warps: small enough to keep a sum in registers, without spills, on all GPUs that the tests compile for.
-_NARROW = (64, 16, 4)  # for groups with few channels
-_TENSOR_CORES = ((128, 128, 8), (128, 64, 4), _NARROW)
-_BY_ELEMENT = ((64, 64, 8), _NARROW)  # each element loaded by itself, with an address of its own in registers
-_FMA = ((64, 64, 8), _NARROW)
-_DOUBLE = ((64, 32, 4), _NARROW)
-_INTERPRETED = ((1024, 64, 4), (128, 64, 4), (64, 64, 4), (128, 16, 4), (16, 16, 4))
-
-
-def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> list[Tile]:
-    """The tiles to choose from for `direction` of `problem` on `gpu`.
-
-    A short list, since every tile is one more kernel to compile. Steps are as deep as 128 bytes where tiles are fetched
-    in vectors, else half that; no deeper than there are terms to sum.
-    """
-    size = problem.dtype.itemsize
-    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
-    columns = k if direction == "forward" else c
-    terms = {"forward": c, "grad_input": k, "grad_weight": problem.batch * math.prod(problem.output_size)}[direction]
-    quick = masks_show(problem, direction, operands)
-    shapes: tuple[tuple[int, int, int], ...]
-    if gpu.capability == (0, 0):
-        shapes, depth = _INTERPRETED, 64 if direction != "grad_weight" else 128 if terms <= 4096 else 1024
-    elif size == 8:
-        shapes, depth = _DOUBLE, 16
-    elif size == 4 and not operands.tf32:
-        shapes, depth = _FMA, 16
-    elif quick:
-        shapes, depth = _TENSOR_CORES, 128 // size
-    else:
-        shapes, depth = _BY_ELEMENT, 64 // size
-    while depth > 16 and terms <= depth // 2:
-        depth //= 2
-    chosen = []
-    for shape in shapes:
-        rows, width, warps = shape
-        if width > 16 and width >= 2 * columns:
-            continue  # more than half of it idle
-        if shape is _NARROW:
-            depth = min(depth, 32 if quick and direction != "grad_weight" else 16)
-        # Where the loop has many addresses to keep, or multiplies without tensor cores, more stages would spill.
-        few = size == 8 or (size == 4 and not operands.tf32) or (shape is _NARROW and direction == "grad_weight")
-        stages = min(2 if few else 4, gpu.shared_memory // ((rows + width) * depth * size))
-        tile = Tile(rows, width, depth, warps, stages)
-        if direction == "grad_weight":
-            chosen += [
-                dataclasses.replace(tile, splits=splits)
-                for splits in splits_to_choose(problem, tile, gpu, programs_of_grad_weight(problem, tile))
-            ]
-        else:
-            chosen.append(tile)
-    return chosen

@@ -9,7 +9,7 @@ import triton.language as tl
 from gpuconv.backends.base import Tile
 from gpuconv.backends.derived import Matrix, accumulator, matrix, steps
 from gpuconv.backends.elementwise import Elementwise, Run
-from gpuconv.backends.triton_launch import _MOST_OFFSET, INTERPRETING, Launch
+from gpuconv.backends.triton_launch import INTERPRETING, Launch, overflows
 from gpuconv.gpu import Gpu
 from gpuconv.kernels.triton.act_backward import act_backward, sum_channels
 from gpuconv.problem import allocate
@@ -29,7 +29,7 @@ def launches(e: Elementwise, gpu: Gpu) -> tuple[Launch, ...]:
     emulate = INTERPRETING and e.dtype is torch.bfloat16
     constants = {
         "BM": rows, "BN": columns, "SUM": m.sum, "DENSE": m.dense, "VECTOR": vector,
-        "WIDE": max(m.extent, across * along * each * rows * columns) > _MOST_OFFSET,
+        "WIDE": overflows(m.extent, across * along * each * rows * columns),
         "ACCUMULATE": tl.float64 if e.dtype is torch.float64 else tl.float32,
         "EMULATE_BF16": emulate, "ACTIVATION": e.activation.name,
         "SLOPE": e.activation.slope if e.activation.name == "leaky_relu" else 0.0,
@@ -41,7 +41,7 @@ def launches(e: Elementwise, gpu: Gpu) -> tuple[Launch, ...]:
     if not e.with_bias:
         return (first,)
     count, channels = sums_of(e, m, along)
-    constants = {"BM": _SUMS[0], "BN": _SUMS[1], "WIDE": count * channels > _MOST_OFFSET, "EMULATE_BF16": emulate}
+    constants = {"BM": _SUMS[0], "BN": _SUMS[1], "WIDE": overflows(count * channels), "EMULATE_BF16": emulate}
     programs = math.ceil(channels / _SUMS[1])
     return first, Launch(sum_channels, programs, (accumulate, e.dtype), (count, channels), constants, tile)
 

@@ -80,6 +80,13 @@ def split_pixel(pixel, P, Q):
 
 
 @triton.jit
+def carry(b_digit, b_next, base):
+    """A digit that may have passed its base, made one again, and what it carries added to the next digit."""
+    m_over = b_digit >= base
+    return tl.where(m_over, b_digit - base, b_digit), tl.where(m_over, b_next + 1, b_next)
+
+
+@triton.jit
 def axis_taps(b_start, step, size, taps, FIRST_BIT: tl.constexpr):
     """For each pixel, bit FIRST_BIT + r says whether coordinate start + r·step is inside 0 … size − 1. [BM] → [BM]"""
     b_bits = tl.zeros_like(b_start).to(tl.int32)

@@ -4,7 +4,7 @@
 
 For one tap this is the matrix product gyᵀ · x, with a reduction as long as the batch has pixels and a result as small
 as a filter. To keep a GPU busy the pixels are divided over `splits` programs, each of which writes its partial sum to
-a workspace; `sum_partials` then adds them in order. No atomics, so the same inputs give the same bits.
+a workspace; `sum_partials.py` then adds them in order. No atomics, so the same inputs give the same bits.
 
     program  →  split, then group, tap, a tile of BM filters × BN channels; loops over the split's pixels, BC at a time
     masks    →  pixels beyond the split's last, taps outside the image; at the store filters, channels beyond the last
@@ -13,17 +13,9 @@ The pixels of a step are BC further than those of the step before: their (n, z, 
 clock, by adding BC's own digits and passing at most one carry from each to the next. Nothing is divided in the loop.
 """
 
-import triton
 import triton.language as tl
 
-from .common import block_indices, kernel, load_tile, multiply, rounded, split_pixel, store_tile, wide, widened
-
-
-@triton.jit
-def carry(b_digit, b_next, base):
-    """A digit that may have passed its base, made one again, and what it carries added to the next digit."""
-    m_over = b_digit >= base
-    return tl.where(m_over, b_digit - base, b_digit), tl.where(m_over, b_next + 1, b_next)
+from .common import block_indices, carry, kernel, load_tile, multiply, rounded, split_pixel, store_tile, wide, widened
 
 
 @kernel
@@ -113,39 +105,3 @@ def gather_grad_weight(
         if sums_bias:
             p_bias = p_gb + split * gb_split + group * filters + o_filter  # [BM]
             tl.store(p_bias, rounded(b_bias, p_gb.dtype.element_ty, OUT_BF16), mask=m_filter)
-
-
-@kernel
-def sum_partials(
-    p_partial,  # [splits, taps, filters, channels], and from bias_at on the bias's [splits, filters]
-    p_gw, p_gb,  # gb may be None
-    splits,
-    size,  # taps · filters · channels
-    bias_at,
-    filters, channels,  # filters of all groups
-    gw_k, gw_c, gw_tap,
-    BLOCK: tl.constexpr, WIDE: tl.constexpr, EMULATE_BF16: tl.constexpr,
-):  # fmt: skip
-    """result = Σ_split partial[split], in the order of the splits; one rounding.
-
-    program → BLOCK neighbouring elements of a partial; programs beyond gw's do gb.
-    """
-    block = tl.program_id(0)
-    gw_blocks = tl.cdiv(size, BLOCK)
-    of_bias = block >= gw_blocks
-    block = tl.where(of_bias, block - gw_blocks, block)
-    count = tl.where(of_bias, filters, size)
-    count = wide(count, WIDE)
-    o = wide(block, WIDE) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-    m = o < count
-    p = p_partial + tl.where(of_bias, bias_at, 0) + o
-    b_sum = tl.zeros((BLOCK,), p_partial.dtype.element_ty)
-    for _ in range(0, splits):
-        b_sum += tl.load(p, mask=m, other=0.0)
-        p += count
-    if of_bias:
-        if p_gb is not None:
-            tl.store(p_gb + o, rounded(b_sum, p_gb.dtype.element_ty, EMULATE_BF16), mask=m)
-    else:
-        o_gw = o // channels % filters * gw_k + o % channels * gw_c + o // channels // filters * gw_tap
-        tl.store(p_gw + o_gw, rounded(b_sum, p_gw.dtype.element_ty, EMULATE_BF16), mask=m)

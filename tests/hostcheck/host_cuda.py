@@ -26,9 +26,9 @@ from pathlib import Path
 import torch
 
 from gpuconv import backends
-from gpuconv.backends import cuda_tensor
+from gpuconv.backends import cuda_simt, cuda_tensor
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import CudaBackend, simt_tiles
+from gpuconv.backends.cuda import CudaBackend
 from gpuconv.backends.cuda_launch import Instance, Launch, source
 from gpuconv.gpu import KNOWN, Gpu
 from gpuconv.problem import ConvProblem, Direction
@@ -155,7 +155,7 @@ class HostChecked(CudaBackend):
         if gpu.capability != (0, 0):
             return super().tiles(problem, direction, gpu, operands)
         gpu = KNOWN["A100"]
-        candidates = [*simt_tiles(problem, direction, gpu), *cuda_tensor.tiles(problem, direction, gpu, operands)]
+        candidates = [*cuda_simt.tiles(problem, direction, gpu), *cuda_tensor.tiles(problem, direction, gpu, operands)]
         draw = zlib.crc32(f"{direction} {problem}".encode())
         tile = candidates[draw % len(candidates)]
         if direction == "grad_weight":

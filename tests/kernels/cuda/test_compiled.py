@@ -10,9 +10,9 @@ import functools
 import pytest
 import torch
 
-from gpuconv.backends import cuda_tensor
+from gpuconv.backends import cuda_simt, cuda_tensor
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import launches, simt_tiles
+from gpuconv.backends.cuda import launches
 from gpuconv.backends.cuda_launch import Instance
 from gpuconv.gpu import REPRESENTATIVE, Gpu
 from gpuconv.plan import contiguous_operands
@@ -38,7 +38,7 @@ def tiles(kernel: str, dtype: torch.dtype, direction: Direction, gpu: Gpu) -> li
     operands = contiguous_operands(problem, direction, torch.channels_last)
     operands = operands._replace(tf32=dtype is torch.float32 and kernel != "simt")
     if kernel == "simt":
-        found = simt_tiles(problem, direction, gpu)
+        found = cuda_simt.tiles(problem, direction, gpu)
     else:
         found = [tile for tile in cuda_tensor.tiles(problem, direction, gpu, operands) if tile.kernel == kernel]
     return list(dict.fromkeys((operands, dataclasses.replace(tile, splits=1)) for tile in found))

@@ -10,9 +10,8 @@ import torch
 from host_cuda import COMPILER, HostRuntime, Record, Recorder, compute, replay
 
 from gpuconv import reference
-from gpuconv.backends import cuda_launch
+from gpuconv.backends import cuda_launch, cuda_simt
 from gpuconv.backends.base import Tile
-from gpuconv.backends.cuda import simt_tiles
 from gpuconv.backends.cuda_launch import source
 from gpuconv.bench.problems import CURATED, tensors
 from gpuconv.gpu import KNOWN
@@ -31,7 +30,7 @@ def menu() -> list[tuple[torch.dtype, Tile]]:
     found = []
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         problem = dataclasses.replace(VECTORS, dtype=dtype, in_channels=256, out_channels=256)
-        found += [(dtype, tile) for tile in simt_tiles(problem, "forward", KNOWN["A100"])]
+        found += [(dtype, tile) for tile in cuda_simt.tiles(problem, "forward", KNOWN["A100"])]
     return found
 
 

@@ -6,6 +6,7 @@ Small tiles make small problems take several programs, steps and splits; buffers
 import dataclasses
 import itertools
 import math
+import random
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ from lanes import check_integer_overflow
 
 from gpuconv import ops, plan, reference
 from gpuconv.activations import LIPSCHITZ
-from gpuconv.backends import triton as backend, triton_launch
+from gpuconv.backends import triton as backend, triton_launch, triton_planes
 from gpuconv.backends.base import Tile
 from gpuconv.bench.check import CANARY, MARGIN, surrounded
 from gpuconv.bench.problems import CURATED, laid_out, random_problem, tensors
+from gpuconv.gpu import KNOWN
 from gpuconv.plan import Settings
-from gpuconv.problem import ConvProblem, allocate, memory_format_of
+from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, allocate, memory_format_of
 from gpuconv.reference import Activation, as_numpy, assert_close_to_oracle, worst_violation
 
 SMALL = Tile(16, 16, 16, warps=4, stages=2)
@@ -55,9 +57,14 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> object:
 
 
 def check(
-    problem: ConvProblem, name: str, layout: str = "contiguous", tile: Tile = SMALL, activation: str = "none"
+    problem: ConvProblem,
+    name: str,
+    layout: str = "contiguous",
+    tile: Tile = SMALL,
+    activation: str = "none",
+    directions: tuple[Direction, ...] = DIRECTIONS,
 ) -> None:
-    """All three directions with this tile against the oracle."""
+    """The directions with this tile against the oracle; grad_weight gives the same bits twice."""
     given = {
         key: t if layout == "expanded" else surrounded(t)
         for key, t in tensors(problem, name, problem.dtype, "cpu", layout).items()
@@ -74,18 +81,21 @@ def check(
     def formatted(first: torch.Tensor, second: torch.Tensor) -> ConvProblem:
         return dataclasses.replace(problem, memory_format=memory_format_of(first, second))
 
-    with_epilogue = operands(x, w, residual=residual.stride(), bias=True)
-    y = bind(formatted(x, w), "forward", cpu, act, with_epilogue, tile)(x, w, b, residual)
-    exact = reference.forward(problem, n["input"], n["weight"], n["bias"], n["residual"], act, exactly)
-    assert_close_to_oracle(y, exact, context)
-    gx = bind(formatted(gy, w), "grad_input", cpu, act, operands(gy, w), tile)(gy, w)
-    assert_close_to_oracle(gx, reference.grad_input(problem, n["grad_output"], n["weight"], exactly), context)
-    grad_weight = bind(formatted(gy, x), "grad_weight", cpu, act, operands(gy, x), tile)
-    gw, gb = grad_weight(gy, x, True)
-    assert_close_to_oracle(gw, reference.grad_weight(problem, n["grad_output"], n["input"], exactly), context)
-    assert_close_to_oracle(gb, reference.grad_bias(problem, n["grad_output"], exactly), context)
-    again, none = grad_weight(gy, x, False)
-    assert none is None and torch.equal(again, gw)
+    if "forward" in directions:
+        with_epilogue = operands(x, w, residual=residual.stride(), bias=True)
+        y = bind(formatted(x, w), "forward", cpu, act, with_epilogue, tile)(x, w, b, residual)
+        exact = reference.forward(problem, n["input"], n["weight"], n["bias"], n["residual"], act, exactly)
+        assert_close_to_oracle(y, exact, context)
+    if "grad_input" in directions:
+        gx = bind(formatted(gy, w), "grad_input", cpu, act, operands(gy, w), tile)(gy, w)
+        assert_close_to_oracle(gx, reference.grad_input(problem, n["grad_output"], n["weight"], exactly), context)
+    if "grad_weight" in directions:
+        grad_weight = bind(formatted(gy, x), "grad_weight", cpu, act, operands(gy, x), tile)
+        gw, gb = grad_weight(gy, x, True)
+        assert_close_to_oracle(gw, reference.grad_weight(problem, n["grad_output"], n["input"], exactly), context)
+        assert_close_to_oracle(gb, reference.grad_bias(problem, n["grad_output"], exactly), context)
+        again, none = grad_weight(gy, x, False)
+        assert none is None and torch.equal(again, gw)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +127,7 @@ def test_vectors(settings: dict[str, object], dtype: torch.dtype) -> None:
     problem = ConvProblem.of((2, 48, 4, 5), (32, 48 // settings.get("groups", 1), 2, 2), **settings, dtype=dtype)
     operands = plan.contiguous_operands(problem, "forward", torch.channels_last)
     channels_last = dataclasses.replace(problem, memory_format=torch.channels_last)
-    launch = triton_launch.launches(channels_last, "forward", operands, SMALL)[0]
+    launch = backend.launches(channels_last, "forward", operands, SMALL)[0]
     assert launch.constants["VECTOR"] == 16 // dtype.itemsize
     check(problem, f"vectors {settings}", "channels_last", dataclasses.replace(SMALL, splits=2))
 
@@ -128,7 +138,7 @@ def test_vectors_are_not_claimed_where_they_are_not() -> None:
 
     def vector(problem: ConvProblem, strides: tuple[int, ...]) -> int:
         operands = aligned._replace(strides=(strides, aligned.strides[1]))
-        return triton_launch.launches(problem, "forward", operands, SMALL)[0].constants["VECTOR"]
+        return backend.launches(problem, "forward", operands, SMALL)[0].constants["VECTOR"]
 
     assert vector(problem, (480, 1, 96, 16)) == 4
     assert vector(problem, (600, 1, 120, 20)) == 4  # a slice of a tensor with 20 channels
@@ -142,16 +152,16 @@ def test_64_bit_offsets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_launch, "_MOST_OFFSET", 0)
     problem = CURATED[name]
     operands = plan.contiguous_operands(problem, "forward")
-    assert all(launch.constants["WIDE"] for launch in triton_launch.launches(problem, "forward", operands, SMALL))
+    assert all(launch.constants["WIDE"] for launch in backend.launches(problem, "forward", operands, SMALL))
     check(problem, name, "sliced", dataclasses.replace(SMALL, splits=2))
 
 
 def test_64_bit_offsets_are_chosen_by_size() -> None:
     def is_wide(batch: int) -> bool:
         problem = ConvProblem.of((batch, 64, 1024, 1024), (1, 64, 1, 1))
-        return triton_launch.launches(problem, "forward", plan.contiguous_operands(problem, "forward"), SMALL)[
-            0
-        ].constants["WIDE"]
+        return backend.launches(problem, "forward", plan.contiguous_operands(problem, "forward"), SMALL)[0].constants[
+            "WIDE"
+        ]
 
     assert not is_wide(31) and is_wide(32)  # 2³¹ elements
 
@@ -159,7 +169,7 @@ def test_64_bit_offsets_are_chosen_by_size() -> None:
 def test_filters_of_more_than_ten_taps_compare_coordinates() -> None:
     problem = ConvProblem.of((2, 3, 13, 4), (4, 3, 11, 1), padding=((5, 4), (1, 0)), stride=(2, 1))
     operands = plan.contiguous_operands(problem, "forward")
-    assert triton_launch.launches(problem, "forward", operands, SMALL)[0].constants["INSIDE"] == "compare"
+    assert backend.launches(problem, "forward", operands, SMALL)[0].constants["INSIDE"] == "compare"
     check(problem, "long filter", "sliced", Tile(64, 16, 16, 4, 2))
 
 
@@ -178,6 +188,96 @@ def test_random_problems_in_several_types_layouts_and_activations(seed: int) -> 
     activation = ("none", "relu", "leaky_relu(0.2)", "silu", "gelu", "gelu_tanh", "hardswish")[seed % 7]
     problem = dataclasses.replace(random_problem(seed + 1000), dtype=dtype)
     check(problem, f"tiles {seed}", layout, dataclasses.replace(SMALL, splits=1 + seed % 4), activation)
+
+
+STEM = Tile(16, 16, 16, warps=4, stages=2, kernel="stem")
+STEM_DIRECTIONS = ("forward", "grad_weight")
+
+
+def stem_problem(seed: int) -> ConvProblem:
+    """A random problem with one to four channels in one group, a large filter now and then."""
+    draw = random.Random(seed)
+    problem = random_problem(seed + 2000)
+    size = tuple(n + draw.choice((0, 0, 9)) for n in problem.input_size)
+    filter_size = tuple(
+        min(r + draw.choice((0, 0, 4)), (n + sum(pads) - 1) // d + 1)
+        for r, n, d, pads in zip(problem.filter_size, size, problem.dilation, problem.padding, strict=True)
+    )
+    c, k = draw.randint(1, 4), draw.randint(1, 24)
+    return ConvProblem.of(
+        (problem.batch, c, *size), (k, c, *filter_size), problem.stride, problem.padding, problem.dilation
+    )
+
+
+def check_stem(seed: int) -> None:
+    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    layouts = ("contiguous", "channels_last", "sliced", "expanded")
+    dtype, layout = tuple(itertools.product(dtypes, layouts))[seed % 16]
+    activation = ("none", "relu", "leaky_relu(0.2)", "silu", "gelu", "gelu_tanh", "hardswish")[seed % 7]
+    tile = dataclasses.replace(STEM, splits=1 + seed % 4)
+    check(
+        dataclasses.replace(stem_problem(seed), dtype=dtype), f"stem {seed}", layout, tile, activation, STEM_DIRECTIONS
+    )
+
+
+@pytest.mark.parametrize("name", ["1x1", "3x3-empty-batch", "7x7-stride2-stem", "3x3-stride2-dilation3", "1d", "3d"])
+@pytest.mark.usefixtures("checked")
+def test_stem_small_tiles(name: str) -> None:
+    problem = CURATED[name]
+    if problem.in_channels > 4:
+        problem = ConvProblem.of(
+            (problem.batch, 4, *problem.input_size), (problem.out_channels, 4, *problem.filter_size), problem.stride
+        )
+    layout, splits = ("contiguous", "channels_last")[len(name) % 2], 1 + len(name) % 3
+    check(problem, name, layout, dataclasses.replace(STEM, splits=splits), directions=STEM_DIRECTIONS)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_stem_random_problems(seed: int) -> None:
+    check_stem(seed)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(20, 300))
+def test_stem_many_random_problems(seed: int) -> None:
+    check_stem(seed)
+
+
+def check_planes(seed: int) -> None:
+    draw = random.Random(seed)
+    dtype = (torch.float16, torch.bfloat16, torch.float32, torch.float64)[seed % 4]
+    activation = ("none", "relu", "leaky_relu(0.2)", "silu", "gelu", "gelu_tanh", "hardswish")[seed % 7]
+    groups, c, k, n = draw.choice((1, 1, 2, 3)), draw.randint(1, 24), draw.randint(1, 24), draw.randint(1, 4)
+    size = draw.choice(((4, 5), (2, 9), (6,), (10, 7), (3, 2, 8), (1, 16), (14, 4)))
+    problem = ConvProblem.of((n, groups * c, *size), (groups * k, c, *(1,) * len(size)), groups=groups, dtype=dtype)
+    tile = Tile(32, 16, 16, warps=4, stages=2, splits=1 + seed % 3, kernel="planes")
+    tile = dataclasses.replace(tile, windows=n * math.ceil(math.prod(size) / tile.rows))
+    check(problem, f"planes {seed}", "contiguous", tile, activation)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_planes_random_problems(seed: int) -> None:
+    check_planes(seed)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(20, 300))
+def test_planes_many_random_problems(seed: int) -> None:
+    check_planes(seed)
+
+
+def test_planes_are_taken_where_pixels_follow_each_other_and_only_there() -> None:
+    def tiles(x_strides: tuple[int, ...], **settings: object) -> list[Tile]:
+        problem = ConvProblem.of((2, 16, 6, 8), (24, 16, 1, 1), dtype=torch.float16, **settings)
+        operands = plan.contiguous_operands(problem, "forward")
+        operands = operands._replace(strides=(x_strides, operands.strides[1]))
+        return triton_planes.tiles(problem, "forward", KNOWN["A100"], operands)
+
+    assert tiles((768, 48, 8, 1))
+    assert tiles((1536, 96, 8, 1))  # every other channel
+    assert not tiles((784, 49, 8, 1))  # planes at odd addresses
+    assert not tiles((1536, 96, 16, 2)) and not tiles((768, 1, 128, 16))
+    assert not tiles((768, 48, 8, 1), stride=2) and not tiles((768, 48, 8, 1), padding=1)
 
 
 def test_splits_are_added_in_order_and_give_the_same_bits_every_time() -> None:

@@ -38,7 +38,7 @@ def compute(problem: ConvProblem, direction: Direction, t: dict[str, torch.Tenso
     tile = dataclasses.replace(TILE, splits=2 if direction == "grad_weight" else 1)
     if direction == "forward":
         operands = operands._replace(residual=t["residual"].stride(), bias=True)
-    wide = [launch.constants["WIDE"] for launch in triton_launch.launches(problem, direction, operands, tile)]
+    wide = [launch.constants["WIDE"] for launch in backend.launches(problem, direction, operands, tile)]
     assert wide[0] is (triton_launch._MOST_OFFSET != NEVER)
     run = backend.TritonBackend().bind(problem, direction, torch.device("cpu"), IDENTITY, operands, tile)
     if direction == "forward":
@@ -118,7 +118,7 @@ def test_the_last_program_of_more_than_2_to_the_31_pixels(
     a, b = in_the_end(a, first), in_the_end(b, second)
     operands = plan.Operands((a.stride(), b.stride()))
     if direction != "grad_weight":
-        launch = triton_launch.launches(HUGE, direction, operands, TILE)[0]
+        launch = backend.launches(HUGE, direction, operands, TILE)[0]
         assert launch.constants["WIDE"]
         result = in_the_end(torch.full((1, *result_shape[1:]), math.nan, dtype=HUGE.dtype), result_shape)
         bias = (None, None) if direction == "forward" else ()
@@ -132,7 +132,7 @@ def test_the_last_program_of_more_than_2_to_the_31_pixels(
     # Each split of grad_weight takes a few steps, and the last one the last pixels: the partial sum of their rows.
     steps = 4
     tile = dataclasses.replace(TILE, splits=HUGE.batch * math.prod(HUGE.output_size) // (TILE.depth * steps))
-    gather, _ = triton_launch.launches(HUGE, direction, operands, tile)
+    gather, _ = backend.launches(HUGE, direction, operands, tile)
     assert gather.constants["WIDE"]
     size, k = math.prod(HUGE.weight_shape), HUGE.out_channels
     partials = sparse.empty_strided((tile.splits, HUGE.taps, k, 2), (size, 2 * k, 2, 1), torch.float32)

@@ -46,7 +46,7 @@ class Recorder:
 
 @pytest.fixture
 def launch() -> triton_launch.Launch:
-    launch = triton_launch.launches(PROBLEM, "grad_input", plan.contiguous_operands(PROBLEM, "grad_input"), TILE)[0]
+    launch = backend.launches(PROBLEM, "grad_input", plan.contiguous_operands(PROBLEM, "grad_input"), TILE)[0]
     launch.kernel = Recorder()
     return launch
 
@@ -86,14 +86,11 @@ def test_a_profiler_sees_every_launch(launch: triton_launch.Launch) -> None:
 
 def test_nothing_to_compute_launches_nothing() -> None:
     empty = ConvProblem.of((0, 8, 5, 6), (8, 8, 3, 3))
-    (launch,) = triton_launch.launches(empty, "forward", plan.contiguous_operands(empty, "forward"), TILE)
+    (launch,) = backend.launches(empty, "forward", plan.contiguous_operands(empty, "forward"), TILE)
     launch.kernel = Recorder()
     launch(0, *[torch.empty(0)] * 3)
     assert launch.kernel.ways == []
-    assert (
-        triton_launch.launches(empty, "grad_weight", plan.contiguous_operands(empty, "grad_weight"), TILE)[0].programs
-        > 0
-    )
+    assert backend.launches(empty, "grad_weight", plan.contiguous_operands(empty, "grad_weight"), TILE)[0].programs > 0
 
 
 def test_launches_run_on_the_device_of_the_tensors(
