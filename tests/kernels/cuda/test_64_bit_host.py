@@ -84,6 +84,19 @@ def test_32_bits_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reference.worst_violation(got, expected)[0] > 100
 
 
+@pytest.mark.parametrize(("direction", "kernel"), kinds())
+def test_64_bits_exactly_where_32_overflow(direction: Direction, kernel: str) -> None:
+    most, problem = cuda_launch._MOST_OFFSET, dataclasses.replace(PROBLEM, dtype=torch.bfloat16)
+    plain = plan.contiguous_operands(problem, direction)
+    for i, shape in enumerate(problem.operand_shapes(direction)):
+        for axis, size in enumerate(shape):
+            for offset, expected in ((most, 0), (most + size, 1)):
+                both = [*plain.strides]
+                both[i] = tuple(offset // (size - 1) if a == axis else 0 for a in range(4))
+                launch = cuda.launches(problem, direction, plain._replace(strides=tuple(both)), TILES[kernel])[0]
+                assert f"-DWIDE={expected}" in launch.instance.options, (i, axis)
+
+
 # ---- more than 2³¹ pixels and elements: the last blocks of a launch --------------------------------------------------
 
 HUGE = ConvProblem.of((32_800, 2, 256, 256), (3, 2, 3, 3), padding=1)  # 2.15·10⁹ pixels

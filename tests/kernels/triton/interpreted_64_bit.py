@@ -74,6 +74,26 @@ def test_32_bits_would_be_wrong(direction: Direction, name: str, axis: int, monk
     assert worst_violation(compute(PLAIN, direction, t), expected)[0] > 100
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_64_bits_exactly_where_32_overflow(direction: Direction) -> None:
+    """The largest offset of any operand decides, and nothing else."""
+    most = triton_launch._MOST_OFFSET
+    plain = plan.contiguous_operands(PLAIN, direction)
+    plain = plain._replace(residual=plain.strides[0] if direction == "forward" else None)
+    shapes = [*PLAIN.operand_shapes(direction), *([PLAIN.output_shape] if direction == "forward" else [])]
+    for i, shape in enumerate(shapes):
+        for axis, size in enumerate(shape):
+            for offset, expected in ((most - 1, False), (most + size, True)):
+                strides = tuple(offset // (size - 1) if a == axis else 0 for a in range(4))
+                both = [*plain.strides]
+                if i < 2:
+                    both[i] = strides
+                residual = strides if i == 2 else plain.residual
+                operands = plain._replace(strides=tuple(both), residual=residual)
+                launch = backend.launches(PLAIN, direction, operands, TILE)[0]
+                assert launch.constants["WIDE"] is expected, (i, axis)
+
+
 # ---- more than 2³¹ pixels and elements: the last programs of a launch ------------------------------------------------
 
 HUGE = ConvProblem.of((32_800, 2, 256, 256), (3, 2, 3, 3), padding=1, dtype=torch.float16)  # 2.15·10⁹ pixels
