@@ -47,8 +47,9 @@ class Judge:
             precision = np.longdouble if p.dtype is torch.float64 else np.float64
             x, y = as_numpy(a), as_numpy(b)
             if direction == "forward":
-                epilogue = {} if bias is None else {"bias": as_numpy(bias), "activation": reference.Activation("relu")}
-                self._oracle = reference.forward(p, x, y, **epilogue, dtype=precision)
+                row, activation = (None, "none") if bias is None else (as_numpy(bias), "relu")
+                end = reference.Activation(activation)
+                self._oracle = reference.forward(p, x, y, row, activation=end, dtype=precision)
             else:
                 self._oracle = getattr(reference, direction)(p, x, y, precision)
 

@@ -37,7 +37,7 @@ class _Activated(_Convolution):
         return self._conv_forward(input, self.weight, self.bias, **fused)
 
     def extra_repr(self: Any) -> str:
-        return f"{super().extra_repr()}, activation={self.activation}"
+        return f"{super().extra_repr()}, activation={self.activation}"  # type: ignore[misc]  # of PyTorch's layer
 
 
 class _Transposed:
