@@ -56,9 +56,9 @@ def fuse(model: torch.nn.Module) -> tuple[torch.nn.Module, FusionReport]:
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
-    found = Findings([], [], [])
+    found = Findings({}, {}, {})
     fused = _fused(_split(copy.deepcopy(model)), "", found, {})
-    return fused, FusionReport(tuple(found.fused), tuple(found.kept), tuple(found.untraced))
+    return fused, FusionReport(*(tuple(part.items()) for part in found))
 
 
 # ---- tracing --------------------------------------------------------------------------------------------------------
@@ -82,10 +82,10 @@ def _fused(
     optional = name and _has_options(module)  # what else the parent calls it with is not known
     reason = "its forward has optional arguments, which its parent may use" if optional else None
     if reason is None:
-        try:
-            return _trace(module, name, set(), found)
-        except Exception as error:  # whatever a model's code raises when it is given no tensors
-            reason = _first_line(error)
+        traced = _traced(module, set())
+        if isinstance(traced, GraphModule):
+            return fuse_graph(traced, name, found)
+        reason = traced
     for child_name, child in list(module.named_children()):
         if not _leaf(child):
             if child not in done:
@@ -93,11 +93,11 @@ def _fused(
             setattr(module, child_name, done[child])
     opaque = {part for part in module.modules() if part is not module and done.get(part) is part}
     if opaque and not optional:
-        try:
-            return _trace(module, name, opaque, found)
-        except Exception as error:
-            reason = _first_line(error)
-    found.untraced.append((name, reason))
+        traced = _traced(module, opaque)
+        if isinstance(traced, GraphModule):
+            return fuse_graph(traced, name, found)
+        reason = traced
+    found.untraced[name] = reason
     return module
 
 
@@ -111,20 +111,16 @@ def _has_options(module: torch.nn.Module) -> bool:
     return any(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _trace(module: torch.nn.Module, name: str, opaque: set[torch.nn.Module], found: Findings) -> GraphModule:
+def _traced(module: torch.nn.Module, opaque: set[torch.nn.Module]) -> GraphModule | str:
+    """`module` as a graph, or why that is not possible."""
     defaults = {
         p.name: p.default for p in inspect.signature(module.forward).parameters.values() if p.default is not p.empty
     }
-    graph = _Tracer(opaque).trace(module, concrete_args=defaults or None)
-    traced = GraphModule(module, graph, type(module).__name__)
-    fuse_graph(traced, f"{name}." if name else "", found)
-    traced.delete_all_unused_submodules()
-    traced.recompile()
-    return traced
+    try:
+        graph = _Tracer(opaque).trace(module, concrete_args=defaults or None)
+    except Exception as error:  # whatever a model's code raises when it is given no tensors
+        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return GraphModule(module, graph, type(module).__name__)
 
 
 def _split(model: torch.nn.Module) -> torch.nn.Module:

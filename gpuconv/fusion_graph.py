@@ -19,9 +19,9 @@ from gpuconv.activations import Activation, activate_tensor
 class Findings(NamedTuple):
     """What was found so far; see `gpuconv.fusion.FusionReport`."""
 
-    fused: list[tuple[str, str]]
-    kept: list[tuple[str, str]]
-    untraced: list[tuple[str, str]]
+    fused: dict[str, str]
+    kept: dict[str, str]
+    untraced: dict[str, str]
 
 
 def _fits(self: Any, input: Tensor, residual: Tensor) -> bool:
@@ -83,7 +83,8 @@ class _Chain(NamedTuple):
         return "+".join([*parts, *([self.activation] if self.act else [])])
 
 
-def fuse_graph(traced: GraphModule, prefix: str, found: Findings) -> None:
+def fuse_graph(traced: GraphModule, name: str, found: Findings) -> GraphModule:
+    """`traced`, the model's module of this name, with its convolutions fused."""
     graph, modules = traced.graph, dict(traced.named_modules())
     for node in list(graph.nodes):
         if node.op == "call_module" and len(node.args) == 1 and _does_nothing(modules[node.target]):
@@ -94,23 +95,27 @@ def fuse_graph(traced: GraphModule, prefix: str, found: Findings) -> None:
         conv = modules.get(node.target) if node.op == "call_module" else None
         if conv is None or not isinstance(conv, CONVOLUTIONS) or isinstance(conv, nn._Activated):
             continue
-        name = f"{prefix}{node.target}"
+        full_name = f"{name}.{node.target}".lstrip(".")
         reason = _why_not(conv, calls.count(node.target))
         if reason is not None:
-            found.kept.append((name, reason))
+            found.kept[full_name] = reason
             continue
         chain = _follow(node, modules)
         if len(chain.nodes) == 1:
-            found.kept.append((name, chain.why_no_more))
+            found.kept[full_name] = chain.why_no_more
             continue
         fused = _module(conv, None if chain.bn is None else modules[chain.bn.target], chain.activation)
         traced.set_submodule(node.target, fused)
         modules[node.target] = fused
         _replace(graph, chain)
-        found.fused.append((name, chain.what))
+        found.fused[full_name] = chain.what
+        found.kept.pop(full_name, None)
         if chain.act is None:
-            found.kept.append((name, chain.why_no_more))
+            found.kept[full_name] = chain.why_no_more
     graph.lint()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced
 
 
 def _does_nothing(module: torch.nn.Module) -> bool:
