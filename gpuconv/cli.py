@@ -1,4 +1,4 @@
-"""The command line: gpuconv train | eval | bench | check | plan | inspect | tune | doctor.
+"""The command line: gpuconv train | eval | see | bench | check | plan | inspect | tune | doctor.
 
 Commands turn options into calls and results into text; what they do lives below. Whatever a user can put right ends in
 one line `error: …` on stderr and a status other than 0: 2 for options that cannot be read, 1 for the rest.
@@ -16,7 +16,7 @@ import torch
 import typer
 
 import gpuconv
-from gpuconv import backends, cli_bench, cli_kernels, doctor as diagnosis
+from gpuconv import backends, cli_bench, cli_kernels, cli_see, doctor as diagnosis
 from gpuconv.cli_bench import Json
 from gpuconv.train import run as runs
 from gpuconv.train.config import DEFAULT_EPOCHS, DEFAULT_LR, DTYPES, Config, UserError
@@ -188,6 +188,7 @@ def evaluate(
         print(f"accuracy  {score.accuracy:.2%} of {score.n} held-out images, loss {score.loss:.4g}")
 
 
+app.command()(cli_see.see)
 app.command()(cli_kernels.plan)
 app.command()(cli_kernels.inspect)
 app.command()(cli_kernels.tune)

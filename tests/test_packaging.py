@@ -44,7 +44,7 @@ def test_wheel_has_every_source_file(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder, inside in (("gpuconv", "gpuconv"), ("kernels", "gpuconv/kernels"), ("bench", "gpuconv/bench")):
         for file in (ROOT / folder).rglob("*"):
-            if file.suffix in (".py", ".cu", ".cuh", ".typed"):
+            if file.suffix in (".py", ".cu", ".cuh", ".css", ".js", ".typed"):
                 assert f"{inside}/{file.relative_to(ROOT / folder)}" in names
     assert "gpuconv/py.typed" in names
 

@@ -47,7 +47,8 @@ def _planes(problem: ConvProblem, direction: Direction, operands: Operands) -> l
             if size > 1 and stride != dense:
                 return None
             dense *= size
-        found.append(layout(shape, strides, problem).strides[:2])
+        n, c, *_ = layout(shape, strides, problem).strides
+        found.append((n, c))
     return found
 
 
@@ -154,6 +155,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
     if refuses(problem, direction, gpu, operands) is not None:
         return []
     size = problem.dtype.itemsize
+    shapes: tuple[tuple[int, int, int, int, int], ...]
     if gpu.capability == (0, 0):
         shapes = _INTERPRETED
     elif size == 8:

@@ -117,6 +117,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
     if refuses(problem, direction, gpu, operands) is not None:
         return []
     size = problem.dtype.itemsize
+    shapes: tuple[tuple[int, int, int, int], ...]
     if gpu.capability == (0, 0):
         shapes = _INTERPRETED[direction]
     elif size == 8:

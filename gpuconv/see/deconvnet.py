@@ -1,0 +1,228 @@
+"""From a feature back to the pixels that made it: Zeiler and Fergus's deconvnet, and receptive fields.
+
+Both are the way back through the network with some of its functions exchanged, so they are PyTorch's backward pass over
+ours: a convolution goes back by `grad_input`, which is the convolution with transposed filters. For any network,
+branches included.
+
+    function         forward                      on the way back
+    convolution      forward                      grad_input (the bias plays no part)
+    max-pooling      notes where each maximum     puts each value where its switch says, zeros elsewhere; where windows
+                     was: the switches            overlap, sums
+    ReLU, GELU, …    itself                       ReLU of what comes back, whatever the forward value was
+    anything else    itself                       its derivative
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from gpuconv.functional import conv2d
+from gpuconv.see import pictures
+from gpuconv.see.layers import batch_of, channels_of, maps_of, run
+from gpuconv.sizes import per_axis
+from gpuconv.train.config import UserError
+
+_RECTIFIERS: set[Any] = {
+    torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu, F.relu_, F.relu6, F.leaky_relu, F.leaky_relu_, F.elu,
+    F.celu, F.hardtanh, F.gelu, F.silu, F.mish, F.hardswish, F.softplus,
+}  # fmt: skip
+_IN_PLACE: set[Any] = {torch.relu_, Tensor.relu_, F.relu_, F.leaky_relu_}
+_MAX_POOLS: set[Any] = {F.max_pool2d, torch.max_pool2d}
+_NORMALISATIONS: set[Any] = {
+    F.batch_norm, torch.batch_norm, F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm, F.instance_norm,
+    F.local_response_norm, F.normalize, F.dropout, F.dropout2d, F.rms_norm,
+}  # fmt: skip
+_POOL_ARGUMENTS = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+
+
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """A feature's activation, projected back to the pixels."""
+
+    values: Tensor  # [C, H, W]
+    at: tuple[int, int, int]  # channel, row, column of the activation in the layer's output
+    activation: float
+    switches: tuple[Tensor, ...]  # of each max-pooling on the way, as torch.max_pool2d_with_indices gives them
+
+    def figure(self) -> Any:
+        """A matplotlib figure on a symmetric scale; three channels as colours around grey."""
+        return pictures.figure(pictures.filter_tiles(self.values[None]))
+
+
+def deconvnet(
+    model: nn.Module, image: Tensor, layer: str, channel: int | None = None, at: tuple[int, int] | None = None
+) -> Projection:
+    """What in an image, [C, H, W] or [1, C, H, W], made a channel of a layer respond, all other activations put to 0.
+
+    channel: by default the one with the greatest activation. at: (row, column) in its map; by default where it is
+    greatest. Raises UserError for a layer, channel or place that is not there.
+    """
+    pixels = batch_of(image).detach().clone().requires_grad_()
+    back = _Back()
+    with torch.enable_grad():
+        output, _ = run(model, pixels * 1, layer, back)  # × 1: what works in place may not work on a leaf
+    maps = maps_of(output, layer)[0]
+    strongest = int(maps.flatten(1).amax(1).argmax()) if channel is None else channel
+    if not 0 <= strongest < len(maps):
+        raise UserError(f"channel must be from 0 to {len(maps) - 1} in layer {layer!r}, but got {channel}")
+    row, column = at or divmod(int(maps[strongest].argmax()), maps.shape[2])
+    if not (0 <= row < maps.shape[1] and 0 <= column < maps.shape[2]):
+        raise UserError(f"at must lie within the map {list(maps.shape[1:])}, but got {(row, column)}")
+    activation = maps[strongest, row, column]
+    signal = torch.zeros_like(maps)
+    signal[strongest, row, column] = activation.detach()
+    (values,) = torch.autograd.grad(maps, pixels, signal)
+    return Projection(values[0], (strongest, row, column), float(activation.detach()), tuple(back.switches))
+
+
+class _Back(TorchFunctionMode):
+    """Gives rectifiers and max-pooling their deconvnet derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.switches: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _RECTIFIERS:
+            input, kwargs = _pop_input(args, kwargs)
+            in_place = kwargs.pop("inplace", False) or func in _IN_PLACE
+            result = _Rectified.apply(input, lambda x: func(x, *args[1:], **kwargs))
+            return input.copy_(result) if in_place else result
+        if func in _MAX_POOLS:
+            given = dict(zip(_POOL_ARGUMENTS, args, strict=False)) | kwargs
+            both = given.pop("return_indices", False)
+            values, switches = _Pooled.apply(given.pop("input"), given)
+            self.switches.append(switches)
+            return (values, switches) if both else values
+        return func(*args, **kwargs)
+
+
+def _pop_input(args: Any, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    rest = {name: value for name, value in kwargs.items() if name != "input"}
+    return (args[0] if args else kwargs["input"]), rest
+
+
+class _Rectified(torch.autograd.Function):
+    """Any rectifier forward; back, the ReLU of what comes."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, rectifier: Callable[[Tensor], Tensor]) -> Tensor:
+        return rectifier(input.clone())
+
+    @staticmethod
+    def backward(ctx: Any, signal: Tensor) -> Any:
+        return signal.clamp(min=0), None
+
+
+class _Pooled(torch.autograd.Function):
+    """Max-pooling forward, with its switches; back, unpooling by them."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, settings: dict[str, Any]) -> Any:
+        values, switches = F.max_pool2d(input, **settings, return_indices=True)
+        ctx.save_for_backward(switches)
+        ctx.input_shape = input.shape
+        ctx.mark_non_differentiable(switches)
+        return values, switches
+
+    @staticmethod
+    def backward(ctx: Any, signal: Tensor, _: Any) -> Any:
+        (switches,) = ctx.saved_tensors
+        return unpool(signal, switches, ctx.input_shape), None
+
+
+def unpool(signal: Tensor, switches: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`signal` [N, C, P, Q] put where `switches` say in zeros of `shape` [N, C, H, W]."""
+    flat = signal.new_zeros(*shape[:2], shape[2] * shape[3])
+    return flat.scatter_add(2, switches.flatten(2), signal.flatten(2)).view(shape)
+
+
+# ---- receptive fields -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ReceptiveField:
+    """The pixels of an image [H, W] that one output of a layer depends on."""
+
+    mask: Tensor  # [H, W] bool: False in the holes that dilation leaves
+    at: tuple[int, int]  # of the output
+    rows: tuple[int, int]  # first, one past the last
+    columns: tuple[int, int]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width); less than it could be where the image ends."""
+        return self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
+
+    def figure(self) -> Any:
+        """A matplotlib figure of the mask."""
+        return pictures.figure([self.mask.float()])
+
+
+def receptive_field(
+    model: nn.Module, size: tuple[int, int], layer: str, at: tuple[int, int] | None = None, channels: int | None = None
+) -> ReceptiveField:
+    """The pixels of an image of `size` (H, W) that output `at` (row, column; by default the middle) depends on.
+
+    Every filter is taken as one of positive numbers, max-pooling as a mean, rectifiers and normalisation as nothing at
+    all, so that no chance of weights or pixels hides a pixel. channels: of the image; by default as the first
+    convolution takes. Raises UserError for a layer or a place that is not there.
+    """
+    if channels is None:
+        channels = channels_of(model)
+    pixels = torch.ones(1, channels, *size, dtype=torch.float64, device=_device_of(model), requires_grad=True)
+    with torch.enable_grad():
+        output, _ = run(model, pixels * 1, layer, _Structure())
+    maps = maps_of(output, layer)
+    row, column = at or (maps.shape[2] // 2, maps.shape[3] // 2)
+    if not (0 <= row < maps.shape[2] and 0 <= column < maps.shape[3]):
+        raise UserError(f"at must lie within the map {list(maps.shape[2:])}, but got {(row, column)}")
+    (values,) = torch.autograd.grad(maps[0, :, row, column].sum(), pixels)
+    mask = (values[0] != 0).any(0)
+    rows, columns = mask.any(1).nonzero()[:, 0].tolist(), mask.any(0).nonzero()[:, 0].tolist()
+    if not rows:
+        raise UserError(f"output {(row, column)} of layer {layer!r} depends on no pixel")
+    return ReceptiveField(mask, (row, column), (rows[0], rows[-1] + 1), (columns[0], columns[-1] + 1))
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+class _Structure(TorchFunctionMode):
+    """Keeps who depends on whom, and makes every dependence positive."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        input = args[0] if args else kwargs.get("input")
+        if func is torch.conv2d or func is F.linear:
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            even = torch.full_like(weight, 1 / weight[0].numel(), dtype=torch.float64)
+            rest = {name: value for name, value in kwargs.items() if name not in ("input", "weight", "bias")}
+            return func(input, even, None, *args[3:], **rest)
+        if func in _NORMALISATIONS or func in _RECTIFIERS:
+            return input
+        if func in _MAX_POOLS:
+            given = dict(zip(_POOL_ARGUMENTS, args, strict=False)) | kwargs
+            given.pop("return_indices", None)
+            return _mean_pool(**given)
+        return func(*args, **kwargs)
+
+
+def _mean_pool(input: Tensor, **settings: Any) -> Tensor:
+    """The sum over the windows of a max-pooling, as a convolution of each channel with a filter of ones."""
+    shape = F.max_pool2d(input, **settings).shape
+    size = per_axis("kernel_size", settings["kernel_size"], 2)
+    stride = per_axis("stride", settings.get("stride") or size, 2)
+    padding = per_axis("padding", settings.get("padding", 0), 2)
+    beyond = [s - 1 for s in stride] if settings.get("ceil_mode", False) else [0, 0]  # windows that are cut off
+    padded = F.pad(input, (padding[1], padding[1] + beyond[1], padding[0], padding[0] + beyond[0]))
+    ones = input.new_full((input.shape[1], 1, *size), 1 / (size[0] * size[1]))
+    sums = conv2d(padded, ones, stride=stride, dilation=settings.get("dilation", 1), groups=input.shape[1])
+    return sums[..., : shape[-2], : shape[-1]]

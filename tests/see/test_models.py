@@ -1,0 +1,115 @@
+"""Models by name and images of any kind; what cannot be had is told in one line."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gpuconv.see import models
+from gpuconv.train.config import UserError
+
+RAMP = (np.arange(12 * 10) * 2).reshape(12, 10).astype(np.uint8)
+
+
+def saved(path: Path, picture: Image.Image) -> Path:
+    picture.save(path)
+    return path
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "CMYK"])
+def test_pictures_of_every_mode_are_made_grey_or_coloured(mode: str, channels: int, tmp_path: Path) -> None:
+    file = saved(tmp_path / "picture.tiff", Image.fromarray(RAMP).convert(mode))
+    image = models.read_image(file, channels)
+    assert image.shape == (channels, 12, 10) and image.dtype == torch.float32
+    assert 0 <= image.min() < image.max() <= 1
+    if mode in ("L", "RGB", "RGBA", "LA"):
+        torch.testing.assert_close(image, (torch.from_numpy(RAMP) / 255).expand(channels, 12, 10))
+
+
+def test_sixteen_bits_and_transparency_keep_their_meaning(tmp_path: Path) -> None:
+    deep = saved(tmp_path / "deep.png", Image.fromarray(RAMP.astype(np.uint16) * 257))
+    torch.testing.assert_close(models.read_image(deep, 1)[0], torch.from_numpy(RAMP) / 255)
+    nothing = saved(tmp_path / "nothing.png", Image.new("RGBA", (4, 3), (255, 0, 0, 0)))
+    assert models.read_image(nothing, 3).eq(1).all()  # on white
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels"), [((5, 8, 9), 5), ((8, 9, 5), 5), ((8, 9), 1), ((3, 8, 9), 3), ((2, 2, 2), 2)], ids=str
+)
+def test_numpy_files_hold_any_number_of_channels(shape: tuple[int, ...], channels: int, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).random(shape, np.float32)
+    np.save(tmp_path / "image.npy", array)
+    image = models.read_image(tmp_path / "image.npy", channels)
+    assert image.shape[0] == channels
+    expected = array if shape[0] == channels or array.ndim == 2 else array.transpose(2, 0, 1)
+    assert np.array_equal(image.numpy(), expected.reshape(image.shape))
+    np.save(tmp_path / "bytes.npy", (array * 255).astype(np.uint8))
+    assert models.read_image(tmp_path / "bytes.npy", channels).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "cannot read .*: there is no such file"),
+        (lambda path: path.mkdir(), "cannot read .*: there is no such file"),
+        (lambda path: path.write_bytes(b""), "is no image"),
+        (lambda path: path.write_text("no image at all"), "is no image"),
+        (lambda path: np.save(path, np.zeros((4, 8, 9))), r"is \[4, 8, 9\] of float64, but .* 3 channels"),
+        (lambda path: np.save(path, np.zeros((3, 0, 9))), "but the model takes images of 3 channels"),
+        (lambda path: np.save(path, np.full((3, 8, 9), np.nan)), "holds values that are not finite"),
+        (lambda path: np.save(path, np.array([object()]), allow_pickle=True), "is no image"),
+    ],
+)
+def test_an_image_that_is_none_is_one_line(make: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+    make(tmp_path / "image.npy")
+    with pytest.raises(UserError, match=message) as caught:
+        models.read_image(tmp_path / "image.npy", 3)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_picture_and_one_of_other_channels_are_told(tmp_path: Path) -> None:
+    file = saved(tmp_path / "whole.png", Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)))
+    (tmp_path / "half.png").write_bytes(file.read_bytes()[:900])
+    with pytest.raises(UserError, match=r"half\.png is no image"):
+        models.read_image(tmp_path / "half.png", 1)
+    with pytest.raises(UserError, match=r"but the model takes images of 7 channels; a .npy file of \[7, H, W\]"):
+        models.read_image(file, 7)
+
+
+def test_images_are_fitted_to_a_side_or_a_size() -> None:
+    image = torch.rand(3, 60, 90)
+    assert models.fitted(image, 30).shape == (3, 20, 30)
+    assert models.fitted(image, 180).shape == (3, 120, 180)
+    assert models.fitted(image, (8, 8)).shape == (3, 8, 8)
+    assert torch.equal(models.fitted(image, (60, 90)), image)
+    middle = models.fitted(image, (60, 60))
+    assert torch.equal(middle, image[:, :, 15:75])
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("timm:resnet81", "timm has no model 'resnet81'; the nearest names are resnet18"),
+        ("torchvision:resnet81", "torchvision has no model 'resnet81'; the nearest names are resnet18"),
+        ("keras:resnet18", "a model is RUN, timm:NAME or torchvision:NAME, but got 'keras:resnet18'"),
+        ("nowhere", "nowhere is not a run: there is no such folder"),
+    ],
+)
+def test_a_model_that_is_not_there_is_told(target: str, message: str) -> None:
+    source = target.partition(":")[0]
+    if source in ("timm", "torchvision"):
+        pytest.importorskip(source, reason=f"{source} is not installed")
+    with pytest.raises(UserError, match=message):
+        models.load(target, trained=False)
+
+
+def test_a_model_by_name_brings_its_normalisation() -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
+    subject = models.load("timm:test_resnet", trained=False)
+    assert subject.channels == 3 and subject.size is None and subject.mean is not None
+    images = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(subject.normalized(images) * subject.std + subject.mean, images)
