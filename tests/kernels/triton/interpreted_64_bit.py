@@ -50,7 +50,7 @@ CASES = [
     (direction, name, axis)
     for direction in DIRECTIONS
     for name in (*NAMES[direction], *(["residual"] if direction == "forward" else []))
-    for axis in range(4)
+    for axis in (0, 1, 3)  # rows are as columns
 ]
 
 
