@@ -87,7 +87,8 @@ def _plan_lines(
         "times are predicted, not measured"
     )
     yield f"    {'backend':8}{'kernel':8}{'tile':38}{'programs':>9}{'waves':>7}{'predicted':>12}  bound by"
-    shown = found[:most] + ([chosen] if chosen is not None and chosen not in found[:most] else [])
+    first = {(c.backend, c.tile.kernel): c for c in reversed(found)}  # of each kind of kernel
+    shown = found[:most] + [c for c in found[most:] if c is chosen or c is first[c.backend, c.tile.kernel]]
     for c in shown:
         p = c.prediction
         yield (

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from gpuconv.backends.base import Tile
+from gpuconv.backends.derived import packed
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
@@ -63,8 +64,10 @@ def programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -
     return programs, math.ceil(math.ceil(pixels / tile.depth) / tile.splits)
 
 
-def implicit_gemm(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
-    """Of the families that are one.
+def implicit_gemm(
+    problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool, share: float = 1.0
+) -> Prediction:
+    """Of the families that are one. `share`: what of a tile's products, and of the weight, is no zero that is skipped.
 
     Programs run in waves of as many as fit on the multiprocessors at once. A step of a program takes as long as the
     slowest of: multiplying its tiles, computing addresses, fetching them from the L2 cache, and the latency of a fetch
@@ -77,12 +80,13 @@ def implicit_gemm(problem: ConvProblem, direction: Direction, tile: Tile, gpu: G
     programs, steps = programs_and_steps(problem, direction, tile)
     size = problem.dtype.itemsize
     line = tile.depth * size  # bytes of a row or a column in a step
+    right = tile.columns * (1.0 if direction == "grad_weight" else share)
     if tile.halo:
-        fetched = (tile.halo / math.prod(problem.filter_size[-2:]) + tile.columns) * line
+        fetched = (tile.halo / math.prod(problem.filter_size[-2:]) + right) * line
         held = (2 * tile.halo + max(1, tile.stages - 1) * tile.columns) * line
     else:
-        fetched = (tile.rows + tile.columns) * line
-        held = fetched * max(1, tile.stages - 1)
+        fetched = (tile.rows + right) * line
+        held = (tile.rows + tile.columns) * line * max(1, tile.stages - 1)
     registers = 32 * tile.warps * 64 + tile.rows * tile.columns * (2 if size == 8 else 1)
     together = min(gpu.shared_memory // max(1, held), gpu.threads // (32 * tile.warps), 65536 // registers)
     together = min(max(1, together), max(1, math.ceil(programs / gpu.multiprocessors)))
@@ -92,11 +96,11 @@ def implicit_gemm(problem: ConvProblem, direction: Direction, tile: Tile, gpu: G
         rate = gpu.rate(torch.float32 if size == 2 else problem.dtype, tf32=False)
     else:
         rate = gpu.rate(problem.dtype, tf32)
-        if tile.kernel in ("tensor", "halo"):
+        if tile.kernel in ("tensor", "halo", "grouped", "grouped_halo"):
             rate *= _MMA_SYNC.get(gpu.capability, 1.0)
     rate *= reuse / (reuse + _REUSE_FOR_HALF_THE_RATE) / gpu.multiprocessors
     step, bound = max(
-        (together * 2 * tile.rows * tile.columns * tile.depth / rate, "products"),
+        (together * 2 * tile.rows * tile.columns * tile.depth * share / rate, "products"),
         (together * tile.addressed * _INSTRUCTIONS_AN_ELEMENT / _INSTRUCTIONS, "addresses"),
         (together * fetched / (_L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors), "L2 fetches"),
         (gpu.step_latency / max(1, tile.stages - 1), "fetch latency"),
@@ -111,8 +115,68 @@ def implicit_gemm(problem: ConvProblem, direction: Direction, tile: Tile, gpu: G
     return Prediction(seconds, bound, programs, steps, together, waves, intensity)
 
 
+def grouped(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """Of groups packed side by side: as implicit GEMM of the packed groups, whose products beside the diagonal are
+    skipped, in blocks of 16 × 16."""
+    view = packed(problem)
+    wide = max(view.in_channels, view.out_channels) // view.groups
+    share = min(1.0, max(16, wide * view.groups // problem.groups) / wide)
+    return implicit_gemm(view, direction, tile, gpu, tf32, share)
+
+
+def band_width(taps: int, piece: int) -> int:
+    """Columns that a banded product takes for a filter row: what the taps of `piece` outputs reach, in whole pieces. In
+    pieces of 16 the taps are 65 % of them for 31, 41 % for 13, 28 % for 9."""
+    return piece * math.ceil((taps + piece - 1) / piece)
+
+
+def banded(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """Of products with banded matrices, for large depthwise filters.
+
+    A program has a window of rows × columns outputs for each warp, or in grad_weight its share of a filter's windows
+    one by one. It is fetched with its margin; where columns are not neighbours in memory, 32 bytes a number. Columns of
+    padding are neither fetched nor multiplied.
+    """
+    (height, width), size, backwards = problem.filter_size, problem.dtype.itemsize, direction == "grad_weight"
+    columns = min(band_width(width, tile.depth), tile.halo // (tile.rows + height - 1))
+    if backwards:
+        programs, steps, at_once = problem.out_channels * tile.splits, math.ceil(tile.windows / tile.splits), 1
+    else:
+        channels = problem.out_channels if direction == "forward" else problem.in_channels
+        programs, steps = channels * math.ceil(tile.windows / tile.warps), problem.out_channels // channels
+        at_once = tile.warps  # windows of a program
+    pixels = at_once * (tile.halo + (tile.rows * tile.columns if backwards else 0))
+    fetched = pixels * (32 if problem.memory_format is torch.channels_last else size)
+    operations = 2 * at_once * tile.rows * tile.columns * height * columns
+    held = pixels * size * (tile.stages if backwards else 1)
+    registers = 32 * tile.warps * (168 if backwards else 72 + tile.rows * tile.columns // 32)
+    together = min(gpu.shared_memory // held, gpu.threads // (32 * tile.warps), 65536 // registers)
+    together = min(max(1, together), max(1, math.ceil(programs / gpu.multiprocessors)))
+    waves = math.ceil(programs / (gpu.multiprocessors * together))
+    reuse = tile.rows * tile.columns / (tile.rows + tile.columns)
+    rate = gpu.rate(problem.dtype, tf32) * _MMA_SYNC.get(gpu.capability, 1.0)
+    rate *= reuse / (reuse + _REUSE_FOR_HALF_THE_RATE) / gpu.multiprocessors
+    step, bound = max(
+        (together * operations / rate, "products"),
+        (together * tile.addressed * _INSTRUCTIONS_AN_ELEMENT / _INSTRUCTIONS, "addresses"),
+        (together * fetched / (_L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors), "L2 fetches"),
+        (gpu.step_latency / (tile.stages - 1 if backwards else 1), "fetch latency"),
+    )
+    seconds, bound = max(
+        (waves * (steps * step + 2 * gpu.step_latency), bound),
+        (problem.least_bytes(direction) / gpu.bandwidth, "memory bandwidth"),
+    )
+    if tile.splits > 1:
+        seconds += 2 * 4 * tile.splits * math.prod(problem.weight_shape) / gpu.bandwidth + _ONE_MORE_LAUNCH
+    return Prediction(seconds, bound, programs, steps, together, waves, operations / fetched)
+
+
 # By family of kernels (`Tile.kernel`), where one is no implicit GEMM.
-FORMULAS: dict[str, Callable[[ConvProblem, Direction, Tile, Gpu, bool], Prediction]] = {}
+FORMULAS: dict[str, Callable[[ConvProblem, Direction, Tile, Gpu, bool], Prediction]] = {
+    "grouped": grouped,
+    "grouped_halo": grouped,
+    "banded": banded,
+}
 
 
 def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:

@@ -146,7 +146,7 @@ def test_planner_counts_the_blocks_that_are_launched(direction: Direction, name:
         operands = plan.contiguous_operands(problem, direction, torch.channels_last)
         for tile in CudaBackend().tiles(problem, direction, KNOWN["A100"], operands):
             blocks = launches(problem, direction, operands, tile)[0].blocks
-            assert blocks == predict.programs_and_steps(problem, direction, tile)[0], tile
+            assert blocks == predict.predict(problem, direction, tile, KNOWN["A100"], False).programs, tile
 
 
 @each_gpu
@@ -176,6 +176,40 @@ def test_a_halo_costs_what_it_fetches() -> None:
 
     assert seconds(halo) < seconds(tensor) == seconds(dataclasses.replace(halo, kernel="tensor", windows=0, halo=0))
     assert seconds(dataclasses.replace(halo, halo=2000)) > seconds(tensor)
+
+
+@each_gpu
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_large_depthwise_filters_are_banded_products_where_that_is_quicker(direction: Direction, gpu: Gpu) -> None:
+    for name, layout, dtype in itertools.product(
+        ("depthwise31", "depthwise29", "depthwise27", "depthwise13", "depthwise5_128"),
+        (torch.contiguous_format, torch.channels_last), (torch.bfloat16, torch.float32),
+    ):  # fmt: skip
+        problem, tf32 = suites.layer(f"replknet31.{name}", None, dtype, layout), dtype is torch.float32
+        operands = plan.contiguous_operands(problem, direction, layout)._replace(tf32=tf32)
+        offered = {tile.kernel for tile in CudaBackend().tiles(problem, direction, gpu, operands)}
+        assert ("banded" in offered) == (gpu.capability >= (8, 0) and name != "depthwise5_128"), (name, layout, dtype)
+        # Consumer GPUs have tensor cores that are but twice as quick as multiply-adds.
+        if "banded" in offered and problem.filter_size >= (29, 29) and gpu.rate_16 > 3 * gpu.rate_32 and not tf32:
+            assert chosen(problem, direction, gpu).kernel == "banded", (name, layout)
+
+
+def test_shares_of_banded_products_that_are_taps() -> None:
+    assert [round(taps / predict.band_width(taps, 16), 2) for taps in (31, 13, 9)] == [0.65, 0.41, 0.28]
+    assert predict.band_width(9, 8) == 16
+
+
+@each_gpu
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_groups_of_few_channels_are_packed(direction: Direction, gpu: Gpu) -> None:
+    packed = {"grouped", "grouped_halo"}
+    for stage, channels in (("conv2", 4), ("conv3", 8), ("conv4", 16), ("conv5", 32)):
+        problem = suites.layer(f"resnext50.{stage}_3x3", None, torch.float16, torch.channels_last)
+        assert problem.in_channels // problem.groups == channels
+        operands = plan.contiguous_operands(problem, direction, torch.channels_last)
+        assert packed & {tile.kernel for tile in CudaBackend().tiles(problem, direction, gpu, operands)}
+        if channels <= 8:
+            assert chosen(problem, direction, gpu).kernel in packed
 
 
 def test_t4_takes_tensor_cores_for_float16_and_multiply_adds_for_the_rest() -> None:

@@ -50,13 +50,13 @@ def test_every_kernel_is_reached_by_some_layer_on_every_architecture() -> None:
     )
     ours -= {"act_backward", "sum_channels"}  # no convolutions: tests/kernels/cuda/test_act_host.py compiles them
     ours |= {"gather_forward", "gather_grad_input", "gather_grad_weight", "sum_partials"}
-    assert len(ours) == 10
+    assert len(ours) == 13
     for arch in ARCHITECTURES:
         reached = set()
-        for name in suites.SUITES["thirty"].layers:
+        for name in (*(f"thirty.{name}" for name in suites.SUITES["thirty"].layers), "replknet31.depthwise31"):
             for dtype in (torch.float16, torch.float32):
                 for direction in DIRECTIONS:
-                    problem = suites.layer(f"thirty.{name}", 32, dtype, torch.channels_last)
+                    problem = suites.layer(name, 32, dtype, torch.channels_last)
                     operands = plan.contiguous_operands(problem, direction, torch.channels_last)
                     found, refused = plan.candidates(problem, direction, REPRESENTATIVE[arch], operands)
                     assert set(refused) >= {"numpy", "aten"}
@@ -64,7 +64,8 @@ def test_every_kernel_is_reached_by_some_layer_on_every_architecture() -> None:
                         best = next(candidate for candidate in found if candidate.backend == backend)
                         for launch in module.launches(problem, direction, operands, best.tile, with_bias=True):
                             reached.add(launch.kernel.__name__ if backend == "triton" else launch.instance.function)
-        assert reached >= ours, (arch, ours - reached)
+        missed = ours - reached
+        assert not missed or (arch == "sm_75" and all(name.startswith("banded_") for name in missed)), (arch, missed)
 
 
 def test_candidates_are_in_the_order_of_their_times_and_auto_takes_the_planner_s() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gpuconv.backends import cuda_act, cuda_gemm
+from gpuconv.backends import cuda_act, cuda_banded, cuda_gemm, cuda_grouped
 from gpuconv.backends.base import Backend, Operands, Tile
 from gpuconv.backends.cuda_cupy import CupyRuntime
 from gpuconv.backends.cuda_launch import TYPES, Launch, Runtime
@@ -22,7 +22,14 @@ from gpuconv.problem import ConvProblem, Direction, allocate
 from gpuconv.reference import IDENTITY, Activation
 
 # By the `kernel` of their tiles. Each has `refuses`, `tiles` and `launches`, which need no GPU.
-FAMILIES = {"simt": cuda_gemm, "tensor": cuda_gemm, "halo": cuda_gemm}
+FAMILIES = {
+    "simt": cuda_gemm,
+    "tensor": cuda_gemm,
+    "halo": cuda_gemm,
+    "grouped": cuda_grouped,
+    "grouped_halo": cuda_grouped,
+    "banded": cuda_banded,
+}
 
 
 class CudaBackend(Backend):

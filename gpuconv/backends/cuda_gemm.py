@@ -1,6 +1,7 @@
 """The families `simt`, `tensor` and `halo` of the CUDA C kernels: implicit GEMM, for any layout, stride and dilation.
 
-Multiply-adds (`cuda_simt`) or tensor cores (`cuda_tensor`); what both are told, and how many blocks compute it.
+Multiply-adds (`cuda_simt`) or tensor cores (`cuda_tensor`, with several groups in a tile `cuda_grouped`); what all are
+told, and how many blocks compute it.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import numpy as np
 from gpuconv.backends import cuda_simt, cuda_tensor
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda_launch import Instance, Launch, Strides, conv, wide
-from gpuconv.backends.derived import axes, splits_of
+from gpuconv.backends.derived import axes, packed, splits_of
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.reference import IDENTITY, Activation
@@ -48,35 +49,40 @@ def launches(
         instance = cuda_simt.instance(problem, direction, operands, strides, tile, activation, aligned)
     else:
         instance = cuda_tensor.instance(problem, direction, operands, tile, wide(problem, strides), aligned, activation)
+    view = packed(problem) if tile.kernel.startswith("grouped") else problem
+    k, c = view.out_channels // view.groups, view.in_channels // view.groups
     if direction == "grad_weight":
-        return _grad_weight(problem, tile, instance, told, with_bias)
+        return _grad_weight(problem, view, tile, instance, told, with_bias)
+    told["K"], told["C"], told["groups"] = k, c, view.groups
     told["phase_blocks"] = row_blocks = cuda_tensor.row_blocks(problem, direction, tile)
-    phases, columns = 1, problem.out_channels // problem.groups
-    if direction == "grad_input":
-        phases, columns = math.prod(problem.stride), problem.in_channels // problem.groups
-    if tile.kernel == "halo":
+    phases, columns = (1, k) if direction == "forward" else (math.prod(problem.stride), c)
+    if cuda_tensor.has_halo(tile):
         told["window_h"], told["window_w"] = cuda_tensor.window_of(problem, direction, tile.rows)
-    blocks = row_blocks * math.ceil(columns / tile.columns) * phases * problem.groups
+    blocks = row_blocks * math.ceil(columns / tile.columns) * phases * view.groups
     return (Launch(instance, blocks, told),)
 
 
 def _grad_weight(
-    problem: ConvProblem, tile: Tile, instance: Instance, told: np.ndarray, with_bias: bool
+    problem: ConvProblem, view: ConvProblem, tile: Tile, instance: Instance, told: np.ndarray, with_bias: bool
 ) -> tuple[Launch, ...]:
-    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    """`view`: the problem as the product sees it, with groups taken together."""
+    k, c = view.out_channels // view.groups, view.in_channels // view.groups
     pixels = problem.batch * math.prod(problem.output_size)
     size = math.prod(problem.weight_shape)
     splits = splits_of(problem, tile)
     told["splits"] = splits
     told["by"] = _digits(tile.depth, problem)
     told["per_split"] = math.ceil(math.ceil(pixels / tile.depth) / splits) * tile.depth
-    blocks = splits * problem.groups * problem.taps * math.ceil(k / tile.rows) * math.ceil(c / tile.columns)
+    blocks = splits * view.groups * problem.taps * math.ceil(k / tile.rows) * math.ceil(c / tile.columns)
+    product = told.copy()
+    product["K"], product["C"], product["groups"] = k, c, view.groups
     if splits == 1:
-        return (Launch(instance, blocks, told),)
-    partial = told.copy()  # the workspace holds [taps, K, C/G] for each split, so that a tile of it lies together
+        return (Launch(instance, blocks, product),)
+    partial = product  # the workspace holds [taps, K, C/G] for each split, so that a tile of it lies together
     _, height, width = (int(taps) for taps in told["filter"])
-    tap = problem.out_channels * c
-    partial["w"] = (c, 1, height * width * tap, width * tap, tap)
+    channels = problem.in_channels // problem.groups
+    tap = problem.out_channels * channels
+    partial["w"] = (channels, 1, height * width * tap, width * tap, tap)
     partial["gw_split"], partial["gb_split"] = size, problem.out_channels
     summed = size + (problem.out_channels if with_bias else 0)
     add = dataclasses.replace(instance, function="sum_partials", threads=_SUM_THREADS, shared=0)

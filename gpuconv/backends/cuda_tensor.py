@@ -14,7 +14,7 @@ import torch
 
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda_launch import ACTIVATIONS, TYPES, Instance, fresh_strides, strides_of
-from gpuconv.backends.derived import splits_of, splits_to_choose
+from gpuconv.backends.derived import packed, splits_of, splits_to_choose
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.reference import IDENTITY, Activation
@@ -35,6 +35,17 @@ WARPS = {
     (32, 64): (1, 4),
     (16, 64): (1, 4),
 }
+
+
+def warps_of(tile: Tile) -> tuple[int, int]:
+    """Warps along the rows and the columns of a tile. Where groups are packed, none has others' columns: which blocks
+    of a warp's are zero is then known when the kernel is compiled."""
+    return (min(4, tile.rows // 16), 1) if tile.kernel.startswith("grouped") else WARPS[tile.rows, tile.columns]
+
+
+def has_halo(tile: Tile) -> bool:
+    """Whether rows are a window of pixels, fetched with its margin."""
+    return tile.kernel in ("halo", "grouped_halo")
 
 
 def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
@@ -92,7 +103,8 @@ def window_of(problem: ConvProblem, direction: Direction, rows: int) -> tuple[in
     return min(shapes())[2:]
 
 
-def _halo_rows(problem: ConvProblem, direction: Direction, rows: int) -> int:
+def halo_rows(problem: ConvProblem, direction: Direction, rows: int) -> int:
+    """Pixels of a window with its margin, of all windows of a block of `rows`."""
     h, w = window_of(problem, direction, rows)
     margin_h, margin_w = _margin(problem)
     return rows // (h * w) * (h + margin_h) * (w + margin_w)
@@ -103,7 +115,7 @@ def _halo_rows(problem: ConvProblem, direction: Direction, rows: int) -> int:
 
 def row_blocks(problem: ConvProblem, direction: Direction, tile: Tile) -> int:
     """Blocks of rows in a group, of forward or of the largest phase of grad_input."""
-    if tile.kernel == "halo":
+    if has_halo(tile):
         images, height, width = _grid(problem, direction)
         h, w = window_of(problem, direction, tile.rows)
         return math.ceil(images / (tile.rows // (h * w))) * math.ceil(height / h) * math.ceil(width / w)
@@ -133,12 +145,12 @@ def shared_memory(problem: ConvProblem, direction: Direction, tile: Tile, wide: 
         tiles = tile.stages * (left + right + 2 * longer)
         meetings = 2 * tile.depth * 2 * offset
     else:
-        source = _halo_rows(problem, direction, tile.rows) if tile.kernel == "halo" else tile.rows
-        sources = 2 if tile.kernel == "halo" else tile.stages
+        source = halo_rows(problem, direction, tile.rows) if has_halo(tile) else tile.rows
+        sources = 2 if has_halo(tile) else tile.stages
         tiles = sources * source * tile.depth * size
         tiles += tile.stages * (right + (longer if direction == "grad_input" else 0))
         meetings = source * (24 if wide else 16)
-    warps_m, warps_n = WARPS[tile.rows, tile.columns]
+    warps_m, warps_n = warps_of(tile)
     slabs = warps_m * warps_n * 16 * (tile.columns // warps_n + 8) * 4
     return max(tiles + meetings, slabs + 2 * tile.rows * offset)
 
@@ -149,20 +161,22 @@ def _vectors(strides: tuple[int, ...], channels: int, unit: int) -> bool:
     return c == 1 and channels % unit == 0 and not any(stride % unit for stride in (n, *pixel))
 
 
-def _come_in_vectors(problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile) -> list[bool]:
+def come_in_vectors(problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile) -> list[bool]:
     """Whether the left and the right operand and the result are moved in chunks of 16 bytes, given aligned pointers."""
-    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    view = packed(problem) if tile.kernel.startswith("grouped") else problem
+    k, c = view.out_channels // view.groups, view.in_channels // view.groups
+    group = problem.in_channels // problem.groups  # its channels, which are those of the weight
     x, w, y = problem.input_shape, problem.weight_shape, problem.output_shape
     unit = 16 // problem.dtype.itemsize
     left, right, result = {
-        "forward": ((x, c), (w, c), (y, k)),
-        "grad_input": ((y, k), (w, c), (x, c)),
-        "grad_weight": ((y, k), (x, c), (w, c)),
+        "forward": ((x, c), (w, group), (y, k)),
+        "grad_input": ((y, k), (w, group), (x, c)),
+        "grad_weight": ((y, k), (x, c), (w, group)),
     }[direction]
     a, b = (strides_of(shape, s) for (shape, _), s in zip((left, right), operands.strides, strict=True))
     vectors = [_vectors(a, left[1], unit), _vectors(b, right[1], unit)]
     if direction == "grad_weight" and splits_of(problem, tile) > 1:
-        vectors.append(c % unit == 0)  # partial sums, whose channels are neighbours
+        vectors.append(group % unit == 0)  # partial sums, whose channels are neighbours
     else:
         vectors.append(_vectors(fresh_strides(result[0], problem), result[1], unit))
     if operands.residual is not None:
@@ -180,8 +194,9 @@ def instance(
     activation: Activation = IDENTITY,
 ) -> Instance:
     """The kernel that computes `direction` with this tile. `aligned`: all pointers are multiples of 16 bytes."""
-    warps_m, warps_n = WARPS[tile.rows, tile.columns]
-    vectors = _come_in_vectors(problem, direction, operands, tile)
+    view = packed(problem) if tile.kernel.startswith("grouped") else problem
+    warps_m, warps_n = warps_of(tile)
+    vectors = come_in_vectors(problem, direction, operands, tile)
     macros = {
         "TYPE": TYPES[problem.dtype],
         "BM": tile.rows, "BN": tile.columns, "BK": tile.depth,
@@ -189,7 +204,10 @@ def instance(
         **{name: int(aligned and v) for name, v in zip(("A_VECTOR", "B_VECTOR", "Y_VECTOR"), vectors, strict=True)},
     }  # fmt: skip
     if direction != "grad_weight":
-        macros["HALO"] = int(tile.kernel == "halo")
+        macros["HALO"] = int(has_halo(tile))
+    if view.groups < problem.groups:
+        group = problem.in_channels // problem.groups, problem.out_channels // problem.groups
+        macros |= {"PACK": problem.groups // view.groups, "GROUP_C": group[0], "GROUP_K": group[1]}
     if direction == "forward":
         macros["ACTIVATION"] = ACTIVATIONS.index(activation.name)
     return Instance(
@@ -197,7 +215,7 @@ def instance(
         function=f"tensor_{direction}",
         options=tuple(f"-D{name}={value}" for name, value in macros.items()),
         threads=32 * warps_m * warps_n,
-        shared=shared_memory(problem, direction, tile, wide),
+        shared=shared_memory(view, direction, tile, wide),
     )
 
 
@@ -233,7 +251,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
             depth //= 2
         shape = Tile(height, width, depth, warps, 4, kernel="tensor")
         if takes_halo(problem, direction):
-            window = dataclasses.replace(shape, kernel="halo", halo=_halo_rows(problem, direction, height))
+            window = dataclasses.replace(shape, kernel="halo", halo=halo_rows(problem, direction, height))
             window = dataclasses.replace(window, windows=row_blocks(problem, direction, window))
             chosen += _fitting(window, problem, direction, gpu)
         chosen += _fitting(shape, problem, direction, gpu)
@@ -249,7 +267,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
 
 def _addressed(tile: Tile, problem: ConvProblem, direction: Direction, operands: Operands) -> Tile:
     """The tile with the number of elements of a step that do not come in vectors."""
-    left, right, _ = _come_in_vectors(problem, direction, operands, tile)
+    left, right, _ = come_in_vectors(problem, direction, operands, tile)
     rows = math.ceil(tile.halo / math.prod(problem.filter_size[-2:])) if tile.halo else tile.rows
     return dataclasses.replace(tile, addressed=tile.depth * (rows * (not left) + tile.columns * (not right)))
 

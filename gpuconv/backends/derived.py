@@ -1,5 +1,6 @@
 """What the Triton and the CUDA C kernels are both told of a problem, and how both split the sum of grad_weight."""
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -31,6 +32,14 @@ def phase_steps(problem: ConvProblem) -> tuple[tuple[int, ...], tuple[int, ...]]
     return common, inverse
 
 
+def packed(problem: ConvProblem) -> ConvProblem:
+    """The problem with several groups taken together as one, whose weights then are blocks along a diagonal: as many
+    as have 128 bytes of channels, and of filters, at most."""
+    most = 128 // problem.dtype.itemsize * problem.groups // max(problem.in_channels, problem.out_channels)
+    together = max((n for n in range(1, most + 1) if problem.groups % n == 0), default=1)
+    return dataclasses.replace(problem, groups=problem.groups // together)
+
+
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The type that products of numbers of `dtype` are summed in."""
     return torch.float64 if dtype is torch.float64 else torch.float32
@@ -38,16 +47,20 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def splits_of(problem: ConvProblem, tile: Tile) -> int:
     """The splits that grad_weight makes of `tile.splits`: none of them empty."""
-    steps = math.ceil(problem.batch * math.prod(problem.output_size) / tile.depth)
+    steps = _steps(problem, tile)
     return math.ceil(steps / math.ceil(steps / tile.splits)) if steps else 1
+
+
+def _steps(problem: ConvProblem, tile: Tile) -> int:
+    """Of grad_weight without splits: windows, or pixels by `depth`."""
+    return tile.windows or math.ceil(problem.batch * math.prod(problem.output_size) / tile.depth)
 
 
 def splits_to_choose(problem: ConvProblem, tile: Tile, gpu: Gpu, programs: int) -> list[int]:
     """Numbers of splits worth considering where `programs` compute the whole: none, and enough to give each
     multiprocessor one, two or four."""
-    pixels = problem.batch * math.prod(problem.output_size)
     partial = (math.prod(problem.weight_shape) + problem.out_channels) * accumulator(problem.dtype).itemsize
-    most = max(1, min(math.ceil(pixels / tile.depth) // _FEWEST_STEPS, WORKSPACE // max(1, partial)))
+    most = max(1, min(_steps(problem, tile) // _FEWEST_STEPS, WORKSPACE // max(1, partial)))
     wanted = (math.ceil(each * gpu.multiprocessors / max(1, programs)) for each in (1, 2, 4))
     return sorted({1, *(min(most, splits) for splits in wanted)})
 

@@ -78,6 +78,12 @@ struct alignas(16) Vector {
   T at[SIZE];
 };
 
+// SIZE neighbours that move as one.
+template <int SIZE, typename T = float>
+struct alignas(SIZE * sizeof(T)) Run {
+  T at[SIZE];
+};
+
 // ---- the problem ----------------------------------------------------------------------------------------------------
 
 // Everything about a convolution that is not a tensor; the same for all directions and kernels. Axes are d, h, w; one

@@ -110,8 +110,8 @@ __device__ __forceinline__ Place place_of_row(int row_block, int row, const Walk
 // summed.
 template <Terms RIGHT>
 __device__ __forceinline__ void gather_product(Sums& acc, unsigned char* shared, const Operand& x, const Operand& w,
-                                               const Walk& walk, int row_block, int column, int columns, int channels,
-                                               const Conv& a) {
+                                               const Walk& walk, int row_block, [[maybe_unused]] int column,
+                                               [[maybe_unused]] int columns, int channels, const Conv& a) {
   constexpr int RIGHT_WIDTH = RIGHT == ALONG ? BK : BN, RIGHT_ROWS = RIGHT == ALONG ? BN : BK;
   constexpr int ROW = SharedTile<ALONG, BK>::PITCH, RIGHT_BYTES = RIGHT_ROWS * SharedTile<RIGHT, RIGHT_WIDTH>::PITCH;
 #if HALO
@@ -140,6 +140,10 @@ __device__ __forceinline__ void gather_product(Sums& acc, unsigned char* shared,
     meetings[row] = {n * x.row + at.d * x.axis[0] + at.h * x.axis[1] + at.w * x.axis[2],
                      {m_pixel ? at.d : NOWHERE, at.h, at.w}};
   }
+#if PACK > 1
+  for (int chunk = threadIdx.x; chunk < STAGES * RIGHT_BYTES / 16; chunk += THREADS)
+    reinterpret_cast<Vector<TYPE>*>(right_tiles)[chunk] = {};
+#endif
   int left_row[MI];  // of the source, whose address this lane gives to ldmatrix
 #pragma unroll
   for (int i = 0; i < MI; ++i) {
@@ -169,13 +173,17 @@ __device__ __forceinline__ void gather_product(Sums& acc, unsigned char* shared,
             return inside(at, walk.size) ? meeting.offset + o_shift : -1;
           });
     }
+    const TYPE* p_tap = w.p + (step.t * w.axis[0] + step.r * w.axis[1] + step.s * w.axis[2]);
+    unsigned char* const right = right_tiles + i % STAGES * RIGHT_BYTES;
+#if PACK > 1
+    stage_pack<RIGHT, RIGHT_WIDTH, B_VECTOR>(right, p_tap, w.row, w.channel);
+#else
     const int filter = RIGHT == ALONG ? column : step.c, filters = RIGHT == ALONG ? columns : channels;
     const int channel = RIGHT == ALONG ? step.c : column, channels_of_w = RIGHT == ALONG ? channels : columns;
-    const TYPE* p_tap = w.p + (step.t * w.axis[0] + step.r * w.axis[1] + step.s * w.axis[2]);
     stage<RIGHT, RIGHT_WIDTH, B_VECTOR>(
-        right_tiles + i % STAGES * RIGHT_BYTES, RIGHT_ROWS, p_tap + channel * w.channel, channels_of_w - channel,
-        w.channel,
+        right, RIGHT_ROWS, p_tap + channel * w.channel, channels_of_w - channel, w.channel,
         [&](int row) -> offset_t { return filter + row < filters ? (filter + row) * w.row : -1; });
+#endif
   };
 
   // ---- the loop: STAGES − 1 steps are being copied while one is multiplied
@@ -203,7 +211,10 @@ __device__ __forceinline__ void gather_product(Sums& acc, unsigned char* shared,
       unsigned left[MI][4];
 #pragma unroll
       for (int m = 0; m < MI; ++m) left_along(left[m], source, left_row[m] + shift, k);
-      multiply_piece<RIGHT>(acc, left, right_tiles + i % STAGES * RIGHT_BYTES, k);
+      multiply_piece<RIGHT>(acc, left, right_tiles + i % STAGES * RIGHT_BYTES, k, [k](int c) {
+        constexpr int PIECE = 2 * UNIT;  // of channels in forward, of filters in grad_input
+        return RIGHT == ALONG ? meet<16, PIECE>(c, PIECE * k) : meet<PIECE, 16>(PIECE * k, c);
+      });
     }
   }
   wait_for_groups<0>();

@@ -124,7 +124,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) tensor_grad_weight(
       unsigned left[MI][4];
 #pragma unroll
       for (int m = 0; m < MI; ++m) left_down(left[m], gy_tiles + i % STAGES * GY_BYTES, warp_row() + 16 * m, k);
-      multiply_piece<DOWN>(acc, left, x_tiles + i % STAGES * X_BYTES, k);
+      multiply_piece<DOWN>(acc, left, x_tiles + i % STAGES * X_BYTES, k,
+                           [](int c) { return meet<WM, 16>(warp_row(), c); });
       if (sums_bias) {
 #pragma unroll
         for (int m = 0; m < MI; ++m) add_terms(bias[m], left[m]);
@@ -137,16 +138,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) tensor_grad_weight(
   // ---- store: partial sums as they are, a single split rounded
   offset_t* const o_row = reinterpret_cast<offset_t*>(shared_memory + SLABS);  // [BM], negative beyond the last filter
   for (int row = threadIdx.x; row < BM; row += THREADS)
-    o_row[row] = k0 + row < a.K ? (group * a.K + k0 + row) * offset_t(a.w[0]) : -1;
+    o_row[row] = k0 + row < a.K
+                     ? (group * a.K + k0 + row) * offset_t(a.w[0]) - first_channel(row) * offset_t(a.w[1])
+                     : -1;
   __syncthreads();
   const offset_t o_tile = split * offset_t(a.gw_split) + offset_of<offset_t>(0, at_tap, a.w) + c0 * offset_t(a.w[1]);
   const offset_t o_bias = split * offset_t(a.gb_split) + group * a.K + k0;
   const auto finish = [](float*, int, int) {};
+  const auto m_group = [](int row, int column) { return meet<1, 1>(row, column); };
   if (a.splits > 1) {
-    store<Y_VECTOR>(acc, shared_memory, static_cast<float*>(p_gw) + o_tile, o_row, a.C - c0, offset_t(a.w[1]), finish);
+    store<Y_VECTOR>(acc, shared_memory, static_cast<float*>(p_gw) + o_tile, o_row, a.C - c0, offset_t(a.w[1]), finish,
+                    m_group);
     if (sums_bias) store_bias(static_cast<float*>(p_gb) + o_bias, a.K - k0, bias);
   } else {
-    store<Y_VECTOR>(acc, shared_memory, static_cast<TYPE*>(p_gw) + o_tile, o_row, a.C - c0, offset_t(a.w[1]), finish);
+    store<Y_VECTOR>(acc, shared_memory, static_cast<TYPE*>(p_gw) + o_tile, o_row, a.C - c0, offset_t(a.w[1]), finish,
+                    m_group);
     if (sums_bias) store_bias(static_cast<TYPE*>(p_gb) + o_bias, a.K - k0, bias);
   }
 }

@@ -14,6 +14,11 @@
 // (`SharedTile::place`). ldmatrix cannot transpose floats: where they lie DOWN a warp takes words, 8 neighbours of 4
 // consecutive rows at once. There rows are 32 bytes longer than what they hold, so that the words lie in different
 // banks.
+//
+// Groups of few channels are packed: PACK of them, of GROUP_C channels and GROUP_K filters each, count as one group that
+// fits a tile, whose weights are blocks along a diagonal with zeros beside them. Blocks of 16 columns × 32 bytes of terms
+// in which no channel has a filter of its group are skipped (`meet`). In the others zeros are multiplied: there a value
+// that is not finite makes NaN of what belongs to neighbouring groups.
 #include "common.cuh"
 #include "ptx.cuh"
 
@@ -27,6 +32,22 @@ static_assert(WM % 16 == 0 && WN % 16 == 0 && K_STEPS > 0, "a warp multiplies 16
 typedef float Sums[MI][NI][4];
 
 enum Terms { ALONG, DOWN };
+
+#if PACK > 1
+// The first of the channels of filter k's group; and whether of FILTERS filters from k on and CHANNELS channels from c on
+// some belong to the same group. All counted within the pack.
+__device__ __forceinline__ constexpr int first_channel(int k) { return k / GROUP_K * GROUP_C; }
+template <int FILTERS, int CHANNELS>
+__device__ __forceinline__ constexpr bool meet(int k, int c) {
+  return first_channel(k) < c + CHANNELS && c < first_channel(k + FILTERS - 1) + GROUP_C;
+}
+#else
+__device__ __forceinline__ constexpr int first_channel(int) { return 0; }
+template <int FILTERS, int CHANNELS>
+__device__ __forceinline__ constexpr bool meet(int, int) {
+  return true;
+}
+#endif
 
 // ---- tiles in shared memory -----------------------------------------------------------------------------------------
 
@@ -78,6 +99,30 @@ __device__ __forceinline__ void stage(unsigned char* tile, int rows, const TYPE*
   }
 }
 
+#if PACK > 1
+// Start filling a tile of w between its zeros, which are there already and stay: row k with the channels of its group.
+template <Terms TERMS, int WIDTH, bool VECTOR>
+__device__ __forceinline__ void stage_pack(unsigned char* tile, const TYPE* p, offset_t filter, offset_t channel) {
+  constexpr bool WHOLE = GROUP_C % UNIT == 0 || UNIT % GROUP_C == 0;  // no chunk is shared with half a group
+  constexpr int CHUNKS = WHOLE ? ceil_div(GROUP_C, UNIT) : (GROUP_C + UNIT - 2) / UNIT + 1;  // of a row, at most
+  for (int i = threadIdx.x; i < PACK * GROUP_K * CHUNKS; i += THREADS) {
+    const int k = i / CHUNKS, first = first_channel(k), chunk = first / UNIT + i % CHUNKS;
+    const int c = chunk * UNIT - first;  // within the group
+    if (c >= GROUP_C) continue;
+    unsigned char* to = tile + SharedTile<TERMS, WIDTH>::place(k, chunk);
+    if constexpr (VECTOR) {
+      copy_16(to, p + k * filter + c, true);
+    } else {
+      Vector<TYPE> values;
+#pragma unroll
+      for (int e = 0; e < UNIT; ++e)
+        values.at[e] = unsigned(c + e) < unsigned(GROUP_C) ? p[k * filter + (c + e) * channel] : TYPE{};
+      *reinterpret_cast<Vector<TYPE>*>(to) = values;
+    }
+  }
+}
+#endif
+
 // ---- fragments; k counts pieces of 32 bytes of terms ----------------------------------------------------------------
 
 __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
@@ -119,12 +164,14 @@ __device__ __forceinline__ void right_down(unsigned (&b)[4], const unsigned char
   }
 }
 
-// acc += one piece of 32 bytes of terms: the left fragments times those of the right tile.
-template <Terms RIGHT>
-__device__ __forceinline__ void multiply_piece(Sums& acc, const unsigned (&a)[MI][4], const unsigned char* right,
-                                               int k) {
+// acc += one piece of 32 bytes of terms: the left fragments times those of the right tile, of which 16 columns from c on
+// are left out unless meets(c).
+template <Terms RIGHT, typename Meets>
+__device__ __forceinline__ void multiply_piece(Sums& acc, const unsigned (&a)[MI][4], const unsigned char* right, int k,
+                                               Meets meets) {
 #pragma unroll
   for (int pair = 0; pair < NI / 2; ++pair) {
+    if (!meets(warp_column() + 16 * pair)) continue;
     unsigned b[4];
     if constexpr (RIGHT == ALONG) {
       right_along(b, right, warp_column() + 16 * pair, k);
@@ -144,12 +191,6 @@ __device__ __forceinline__ void multiply_piece(Sums& acc, const unsigned (&a)[MI
 constexpr int SLAB_PITCH = WN + 8;  // floats; the 8 keep a warp's rows in different banks
 constexpr int SLABS = WARPS_M * WARPS_N * 16 * SLAB_PITCH * int(sizeof(float));  // bytes of shared memory
 
-// SIZE neighbours that move as one.
-template <int SIZE, typename T = float>
-struct alignas(SIZE * sizeof(T)) Run {
-  T at[SIZE];
-};
-
 // values += EACH elements from p on: a chunk of 16 bytes, or a single one.
 template <int EACH>
 __device__ __forceinline__ void add(float* values, const TYPE* p) {
@@ -158,13 +199,18 @@ __device__ __forceinline__ void add(float* values, const TYPE* p) {
   for (int e = 0; e < EACH; ++e) values[e] += widen(run.at[e]);
 }
 
-// Store the block's sums, (row, column) at base + to[row] + column · step, where to[row] is not negative and column is
-// below `columns`. Sums leave registers 16 rows of a warp at a time, through the warp's own slab of shared memory, so
+// All that a tile has.
+struct Everything {
+  __device__ __forceinline__ constexpr bool operator()(int, int) const { return true; }
+};
+
+// Store the block's sums, (row, column) at base + to[row] + column · step, where to[row] is not negative, column is below
+// `columns` and m_there(row, column). Sums leave registers 16 rows of a warp at a time, through the warp's own slab of shared memory, so
 // that a thread holds neighbours. VECTOR: 16 bytes of one row; otherwise one element, and neighbouring threads have
 // neighbouring rows. finish(values, row, column) may change them before they are rounded.
-template <bool VECTOR, typename Result, typename Finish>
+template <bool VECTOR, typename Result, typename Finish, typename There = Everything>
 __device__ __forceinline__ void store(const Sums& acc, unsigned char* slabs, Result* base, const offset_t* to,
-                                      int columns, offset_t step, Finish finish) {
+                                      int columns, offset_t step, Finish finish, There m_there = {}) {
   constexpr int EACH = VECTOR ? Vector<Result>::SIZE : 1, ACROSS = WN / EACH, STEP = VECTOR ? 4 : 1;
   float* slab = reinterpret_cast<float*>(slabs) + threadIdx.x / 32 * 16 * SLAB_PITCH;
   const int g = lane() / 4, t = lane() % 4;
@@ -182,7 +228,7 @@ __device__ __forceinline__ void store(const Sums& acc, unsigned char* slabs, Res
     for (int item = lane(); item < 16 * ACROSS; item += 32) {
       const int slab_row = VECTOR ? item / ACROSS : item % 16, slab_column = VECTOR ? item % ACROSS * EACH : item / 16;
       const int row = warp_row() + 16 * i + slab_row, column = warp_column() + slab_column;
-      if (to[row] < 0 || column >= columns) continue;
+      if (to[row] < 0 || column >= columns || !m_there(row, column)) continue;
       alignas(16) float values[EACH];
 #pragma unroll
       for (int e = 0; e < EACH; e += STEP)

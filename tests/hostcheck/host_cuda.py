@@ -25,11 +25,12 @@ from pathlib import Path
 
 import torch
 
-from gpuconv import backends
-from gpuconv.backends import cuda_simt, cuda_tensor
+from gpuconv import backends, reference
+from gpuconv.backends import cuda_simt
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda import CudaBackend
 from gpuconv.backends.cuda_launch import Instance, Launch, source
+from gpuconv.bench.problems import tensors
 from gpuconv.gpu import KNOWN, Gpu
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.reference import IDENTITY, Activation
@@ -155,7 +156,8 @@ class HostChecked(CudaBackend):
         if gpu.capability != (0, 0):
             return super().tiles(problem, direction, gpu, operands)
         gpu = KNOWN["A100"]
-        candidates = [*cuda_simt.tiles(problem, direction, gpu), *cuda_tensor.tiles(problem, direction, gpu, operands)]
+        offered = *cuda_simt.tiles(problem, direction, gpu), *super().tiles(problem, direction, gpu, operands)
+        candidates = list(dict.fromkeys(dataclasses.replace(tile, splits=1) for tile in offered))
         draw = zlib.crc32(f"{direction} {problem}".encode())
         tile = candidates[draw % len(candidates)]
         if direction == "grad_weight":
@@ -175,6 +177,7 @@ def compute(
     given: dict[str, torch.Tensor],
     activation: Activation = IDENTITY,
     runtime: HostRuntime | None = None,
+    tf32: bool = False,
 ) -> tuple[torch.Tensor, ...]:
     """What the kernel with this tile makes of `problems.tensors`; of grad_weight the bias's gradient too."""
     backend = HostChecked()
@@ -182,11 +185,39 @@ def compute(
     x, w, gy, residual = (given[name] for name in ("input", "weight", "grad_output", "residual"))
     first, second = {"forward": (x, w), "grad_input": (gy, w), "grad_weight": (gy, x)}[direction]
     forward = direction == "forward"
-    operands = Operands((first.stride(), second.stride()), residual.stride() if forward else None, forward)
+    operands = Operands((first.stride(), second.stride()), residual.stride() if forward else None, forward, tf32)
     run = backend.bind(problem, direction, torch.device("cpu"), activation, operands, tile)
     if forward:
         return (run(x, w, given["bias"], residual),)
     return (run(gy, w),) if direction == "grad_input" else run(gy, x, True)
+
+
+def assert_right(
+    problem: ConvProblem,
+    direction: Direction,
+    tile: Tile,
+    name: str,
+    layout: str = "contiguous",
+    activation: str = "none",
+    one_sign: bool = False,
+) -> None:
+    """The kernel agrees with the oracle; float32 is multiplied as TF32. `name` seeds the data."""
+    given = tensors(problem, name, problem.dtype, "cpu", layout)
+    if one_sign:
+        given = {key: t.abs() for key, t in given.items()}
+    act, tf32 = Activation.parse(activation), problem.dtype is torch.float32
+    got = compute(problem, direction, tile, given, act, tf32=tf32)
+    x, w, bias, residual, gy = (reference.as_numpy(t) for t in given.values())
+    exact = {
+        "forward": lambda: (reference.forward(problem, x, w, bias, residual, act),),
+        "grad_input": lambda: (reference.grad_input(problem, gy, w),),
+        "grad_weight": lambda: (reference.grad_weight(problem, gy, x), reference.grad_bias(problem, gy)),
+    }[direction]()
+    for i, (result, wanted) in enumerate(zip(got, exact, strict=True)):
+        # The bias's gradient is a sum without products.
+        reference.assert_close_to_oracle(
+            result, wanted, f"{name}, {layout}, {direction}, {tile}", tf32=tf32 and i == 0, one_sign=one_sign
+        )
 
 
 # ---- recording and replaying -----------------------------------------------------------------------------------------
