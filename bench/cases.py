@@ -8,7 +8,7 @@ import torch
 
 from gpuconv import backends, ops, plan
 from gpuconv.bench import suites
-from gpuconv.problem import ConvProblem, Direction
+from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 NUMBERS = {
@@ -16,6 +16,8 @@ NUMBERS = {
     "float64": torch.float64,
 }  # fmt: skip
 BASELINES = ("aten", "inductor")  # PyTorch's own: timed even where they miss the bound
+FUSED = "fused"  # beside the three directions: forward with a bias and a ReLU, y = relu(x ⋆ w + bias)
+TIMED = (*DIRECTIONS, FUSED)
 CPU_BATCH = 2  # the largest batch on a CPU, unless one is asked for
 
 Call = Callable[[], torch.Tensor]
@@ -25,16 +27,27 @@ class Case(NamedTuple):
     """A layer and what is computed of it; `tensors` and `call` say the rest."""
 
     layer: str  # suite.layer
-    direction: Direction
+    direction: str  # of TIMED
     numbers: str
     batch: int
 
     def problem(self, layout: str) -> ConvProblem:
         return suites.layer(self.layer, self.batch, NUMBERS[self.numbers], LAYOUTS[layout])
 
+    @property
+    def computes(self) -> Direction:
+        """Which of the three functions it is."""
+        return "forward" if self.direction == FUSED else self.direction  # type: ignore[return-value]  # no other is left
+
+    def bias(self, device: torch.device) -> torch.Tensor | None:
+        """The bias of a fused case."""
+        if self.direction != FUSED:
+            return None
+        return torch.linspace(-1, 1, suites.layer(self.layer).out_channels, device=device, dtype=NUMBERS[self.numbers])
+
 
 def cases(
-    layers: Sequence[str], directions: Sequence[Direction], numbers: Sequence[str], batch: int | None, device: str
+    layers: Sequence[str], directions: Sequence[str], numbers: Sequence[str], batch: int | None, device: str
 ) -> Iterator[Case]:
     """Every combination; the batch is the layer's own where none is given (`CPU_BATCH` at most on a CPU)."""
     for kind in numbers:
@@ -59,31 +72,39 @@ def tensors(case: Case, device: torch.device) -> tuple[torch.Tensor, torch.Tenso
     generator = torch.Generator(device).manual_seed(1)
     a, b = (
         torch.randn(shape, generator=generator, device=device, dtype=p.dtype)
-        for shape in p.operand_shapes(case.direction)
+        for shape in p.operand_shapes(case.computes)
     )
     return a, b
 
 
 def call(case: Case, backend: str, layout: str, a: torch.Tensor, b: torch.Tensor) -> Call:
     """What computes a case from its operands, which lie in `layout`, as a user of PyTorch or of the ops would."""
-    p = case.problem(layout)
+    p, bias = case.problem(layout), case.bias(a.device)
     if backend in BASELINES:
-        run = pytorch(p, case.direction, a)
+        run = pytorch(p, case.computes, a, bias)
         if backend == "inductor":
             run = torch.compile(run, mode="max-autotune-no-cudagraphs", dynamic=False)
         return functools.partial(run, a, b)
-    key = plan.Settings(p.stride, p.padding, p.dilation, p.groups, backend=backend).encode()
-    if case.direction == "forward":
-        return lambda: ops.forward(a, b, None, None, key)
+    activation = "none" if bias is None else "relu"
+    key = plan.Settings(p.stride, p.padding, p.dilation, p.groups, activation, backend).encode()
+    if case.computes == "forward":
+        return lambda: ops.forward(a, b, bias, None, key)
     if case.direction == "grad_input":
         return lambda: ops.grad_input(a, b, p.input_shape, key)
     return lambda: ops.grad_weight(a, b, p.weight_shape, False, key)[0]
 
 
-def pytorch(p: ConvProblem, direction: Direction, like: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """PyTorch's own `direction` of a problem, from two operands; its backward computes the one gradient alone."""
+def pytorch(
+    p: ConvProblem, direction: Direction, like: torch.Tensor, bias: torch.Tensor | None = None
+) -> Callable[..., torch.Tensor]:
+    """PyTorch's own `direction` of a problem, from two operands; its backward computes the one gradient alone.
+
+    With a bias: a convolution with it, and then a ReLU in place, as networks have them.
+    """
     settings = (p.stride, [low for low, _ in p.padding], p.dilation, False, [0] * p.ndim, p.groups)
     if direction == "forward":
+        if bias is not None:
+            return lambda x, w: torch.ops.aten.convolution(x, w, bias, *settings).relu_()
         return lambda x, w: torch.ops.aten.convolution(x, w, None, *settings)
     backward: Any = torch.ops.aten.convolution_backward
     if direction == "grad_input":  # only the shape and layout of the other tensor matter
@@ -98,4 +119,4 @@ def refusal(case: Case, backend: str, layout: str, device: torch.device) -> str 
     if backend in BASELINES:
         return None
     found = backends.get(backend)
-    return found.unavailable() or found.refuses(case.problem(layout), case.direction, device)
+    return found.unavailable() or found.refuses(case.problem(layout), case.computes, device)

@@ -32,7 +32,7 @@ from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, memory_format_of
 from gpuconv.reference import Activation, Exact, as_numpy
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-ACTIVATIONS = ("relu", "leaky_relu(0.2)", "silu", "gelu", "gelu_tanh", "hardswish")
+ACTIVATIONS = ("relu", "leaky_relu(0.2)", "silu", "gelu", "gelu_tanh", "hardswish", "relu6", "sigmoid", "tanh")
 SEEDS = 20  # random problems
 MARGIN = 1024  # elements on either side of a tensor; keeps the alignment that PyTorch's allocator gives
 CANARY = 12345.0

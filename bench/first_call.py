@@ -15,7 +15,7 @@ from gpuconv.bench import cases, runner, timing
 
 def main() -> None:
     layer, direction, numbers, batch, spec, layout, device_name = sys.argv[1:]
-    case, device = cases.Case(layer, direction, numbers, int(batch)), torch.device(device_name)  # type: ignore[arg-type]
+    case, device = cases.Case(layer, direction, numbers, int(batch)), torch.device(device_name)
     a, b = (t.contiguous(memory_format=case.problem(layout).memory_format) for t in cases.tensors(case, device))
     backend = runner.register(spec)
     with timing.float32_as(numbers):

@@ -24,10 +24,21 @@ Part = tuple[slice, torch.Tensor, torch.Tensor]  # which images, exact values, s
 
 
 class Judge:
-    """The exact result of one direction of a problem on operands a and b; `error` compares results with it."""
+    """The exact result of one direction of a problem on operands a and b; `error` compares results with it.
 
-    def __init__(self, p: ConvProblem, direction: Direction, a: torch.Tensor, b: torch.Tensor, tf32: bool) -> None:
-        self.problem, self.direction, self.tf32 = p, direction, tf32
+    bias: forward adds it, and ends with a ReLU.
+    """
+
+    def __init__(
+        self,
+        p: ConvProblem,
+        direction: Direction,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        tf32: bool,
+        bias: torch.Tensor | None = None,
+    ) -> None:
+        self.problem, self.direction, self.tf32, self._bias = p, direction, tf32, bias
         self._operands = (a, b)
         self._oracle = None
         self._parts: list[Part] | None = None
@@ -36,7 +47,9 @@ class Judge:
             precision = np.longdouble if p.dtype is torch.float64 else np.float64
             x, y = as_numpy(a), as_numpy(b)
             if direction == "forward":
-                self._oracle = reference.forward(p, x, y, dtype=precision)
+                row, activation = (None, "none") if bias is None else (as_numpy(bias), "relu")
+                end = reference.Activation(activation)
+                self._oracle = reference.forward(p, x, y, row, activation=end, dtype=precision)
             else:
                 self._oracle = getattr(reference, direction)(p, x, y, precision)
 
@@ -92,6 +105,9 @@ class Judge:
             sums = (run(*wide), run(*(t.abs_() for t in wide)))
             torch.backends.cudnn.benchmark = benchmark
             if self.direction != "grad_weight":
+                if self._bias is not None:
+                    row = self._bias.double().reshape(-1, *(1,) * p.ndim)
+                    sums = sums[0].add_(row).relu_(), sums[1].add_(row.abs())
                 yield images, sums[0], sums[1]
             else:
                 total = sums if total is None else (total[0].add_(sums[0]), total[1].add_(sums[1]))

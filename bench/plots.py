@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpuconv.bench.cases import TIMED
 from gpuconv.bench.results import Line, Row, backends_of, geometric_mean, lines
-from gpuconv.problem import DIRECTIONS
 
 # colour, marker, hatch: dark and light in turn
 _STYLES = (
@@ -59,7 +59,7 @@ def _style(names: Sequence[str], name: str) -> tuple[str, str, str]:
 def _roofline(make: Any, found: list[Line], title: str) -> Any:
     """Each backend's best time of each layer, under this machine's ceilings; a panel for each direction."""
     names = backends_of(found)
-    directions = [d for d in DIRECTIONS if any(line.direction == d for line in found)]
+    directions = [d for d in TIMED if any(line.direction == d for line in found)]
     best = [row for line in found for name in names if (row := line.best(name)) is not None and "ms" in row]
     last = best[-1]
     unit, scale = ("GFLOP/s", 1e3) if max(row["tflops"] for row in best) < 1 else ("TFLOP/s", 1.0)
@@ -98,7 +98,7 @@ def _speedup(make: Any, found: list[Line], title: str) -> Any:
     others = [name for name in names if name != "aten" and any(line.speedup(name) for line in found)]
     if not others:
         return None
-    directions = [d for d in DIRECTIONS if any(line.direction == d for line in found)]
+    directions = [d for d in TIMED if any(line.direction == d for line in found)]
     labels = list(dict.fromkeys(_label(line, found) for line in found))
     height = 2.0 + 0.24 * len(labels) * max(1.0, 0.6 * len(others)) + 0.4
     figure = make(figsize=(3.4 * len(directions) + 2.4, height), layout="constrained")

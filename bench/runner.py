@@ -99,7 +99,8 @@ def _measure_case(case: Case, what: list[tuple[str, str]], options: Options) -> 
                     continue
                 if operands is None or judge is None:
                     operands = todo.tensors(case, device)
-                    judge = Judge(case.problem("contiguous"), case.direction, *operands, case.numbers == "tf32")
+                    tf32, bias = case.numbers == "tf32", case.bias(device)
+                    judge = Judge(case.problem("contiguous"), case.computes, *operands, tf32, bias)
                 yield row | _measure(case, backend, layout, judge, operands, options)
             except Exception as error:  # one case that fails must not cost the others
                 text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -117,7 +118,7 @@ def _measure(
     call = todo.call(case, backend, layout, a, b)
     with _poisoned() if backend not in BASELINES else contextlib.nullcontext():
         error = judge.error(call())
-    least = p.least_bytes(case.direction)
+    least = p.least_bytes(case.computes)
     row: Row = {
         "problem": str(p), "gflop": p.flops / 1e9, "gbyte": least / 1e9, "tf32": case.numbers == "tf32",
         "cudnn_benchmark": True, "error": error if error < float("inf") else "inf", "right": error <= 1,
@@ -153,8 +154,8 @@ def _tile(case: Case, backend: str, layout: str, device: torch.device) -> list[A
         return None
     p = case.problem(layout)
     settings = plan.Settings(p.stride, p.padding, p.dilation, p.groups, backend=backend)
-    operands = plan.contiguous_operands(p, case.direction, p.memory_format)._replace(tf32=case.numbers == "tf32")
-    tile = plan.choose(p, case.direction, device, settings, operands).tile
+    operands = plan.contiguous_operands(p, case.computes, p.memory_format)._replace(tf32=case.numbers == "tf32")
+    tile = plan.choose(p, case.computes, device, settings, operands).tile
     return None if tile is None else list(vars(tile).values())
 
 

@@ -14,6 +14,7 @@ from gpuconv import arrays, backends, flops, functional, nn, ops
 from gpuconv.backends import BackendUnavailable, use_backend
 from gpuconv.dropin import Report, convert, patch, revert
 from gpuconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
+from gpuconv.fusion import FusionReport, fuse
 from gpuconv.problem import ConvProblem
 from gpuconv.warm import warmup
 
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailable",
     "ConvProblem",
+    "FusionReport",
     "Report",
     "arrays",
     "backends",
@@ -33,6 +35,7 @@ __all__ = [
     "convert",
     "flops",
     "functional",
+    "fuse",
     "nn",
     "ops",
     "patch",

@@ -97,7 +97,13 @@ def bench(
     layer: Annotated[
         list[str] | None, typer.Option(show_default=False, help="suite.layer, beside or instead of suites; repeat it.")
     ] = None,
-    direction: Directions = None,
+    direction: Annotated[
+        list[str] | None,
+        typer.Option(
+            show_default=False,
+            help=f"Of {', '.join(cases.TIMED)} (forward, bias and ReLU); repeat it. Default: all but fused.",
+        ),
+    ] = None,
     dtype: Annotated[
         list[str] | None,
         typer.Option(
@@ -175,7 +181,7 @@ def bench(
             todo = list(
                 cases.cases(
                     cases.layers_of(suite or ([] if layer else [_SUITE]), layer or ()),
-                    chosen("direction", direction, DIRECTIONS),
+                    chosen("direction", direction or [*DIRECTIONS], cases.TIMED),
                     numbers, batch, where.type,
                 )
             )  # fmt: skip

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gpuconv import backends, causal, ops, sizes
+from gpuconv.activations import Activation, activate_tensor
 from gpuconv.plan import Settings, check_tensors
 
 Ints = int | Sequence[int]
@@ -75,6 +76,66 @@ def conv3d(
 ) -> Tensor:
     """`torch.nn.functional.conv3d`: input [N, C, D, H, W] or [C, D, H, W], weight [K, C/groups, T, R, S], bias [K]."""
     return _conv(3, input, weight, bias, stride, padding, dilation, groups, backend)
+
+
+def conv1d_act(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    activation: str = "relu",
+    residual: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """`conv2d_act` on one axis: input [N, C, L] or [C, L], residual [N, K, P] or [K, P]."""
+    return _conv(1, input, weight, bias, stride, padding, dilation, groups, backend, activation, residual)
+
+
+def conv2d_act(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    activation: str = "relu",
+    residual: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """activation(conv2d(input, weight, bias, …) + residual), in one kernel and rounded once.
+
+    activation: 'none', 'relu', 'relu6', 'leaky_relu' (or 'leaky_relu(0.2)'), 'sigmoid', 'tanh', 'hardswish', 'silu',
+    'gelu' or 'gelu_tanh'. residual: the shape and dtype of the result, [N, K, P, Q] or [K, P, Q].
+
+    A backward pass multiplies with the activation's derivative in one pass, and the bias's gradient comes out of a pass
+    that is made anyway. The derivative is told from the output where it can be ('none' to 'tanh' above); for the others
+    the convolution is computed again, so that nothing is kept but what went in. Backend 'aten' calls PyTorch's own
+    functions one after the other. Raises as `conv2d` does, and ValueError for an unknown activation.
+    """
+    return _conv(2, input, weight, bias, stride, padding, dilation, groups, backend, activation, residual)
+
+
+def conv3d_act(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    activation: str = "relu",
+    residual: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """`conv2d_act` on three axes: input [N, C, D, H, W] or [C, D, H, W]."""
+    return _conv(3, input, weight, bias, stride, padding, dilation, groups, backend, activation, residual)
 
 
 def conv_transpose1d(
@@ -183,15 +244,18 @@ def _conv(
     dilation: Any,
     groups: int,
     backend: str | None,
+    activation: str = "none",
+    residual: Tensor | None = None,
 ) -> Tensor:
+    call = (ndim, input, weight, bias, stride, padding, dilation, groups, backend, activation, residual)
     if torch.compiler.is_compiling():
-        return _dispatch(ndim, input, weight, bias, stride, padding, dilation, groups, backend, _key)
+        return _dispatch(*call, _key)
     try:
-        return _dispatch(ndim, input, weight, bias, stride, padding, dilation, groups, backend, _remembered_key)
+        return _dispatch(*call, _remembered_key)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
         failure = error
     # Only now is there time to find out what exactly was wrong, whichever backend stumbled over it.
-    _validate(ndim, input, weight, bias, stride, padding, dilation, groups)
+    _validate(ndim, input, weight, bias, stride, padding, dilation, groups, activation, residual)
     raise failure
 
 
@@ -205,41 +269,63 @@ def _dispatch(
     dilation: Any,
     groups: int,
     backend: str | None,
+    activation: str,
+    residual: Tensor | None,
     key_of: Callable[..., str],
 ) -> Tensor:
     name = backend or backends.selected()
     if name == "aten" or (name == "auto" and backends.auto_order(input.device.type)[0] == "aten"):
-        return _ATEN[ndim](input, weight, bias, stride, padding, dilation, groups)
-    key = key_of(ndim, weight, stride, padding, dilation, groups, name)
+        y = _ATEN[ndim](input, weight, bias, stride, padding, dilation, groups)
+        return y if activation == "none" and residual is None else _finish(y, activation, residual)
     device_type = input.device.type
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
-        input, weight, bias = _autocast(device_type, input, weight, bias)
+        input, weight, bias, residual = _autocast(device_type, input, weight, bias, residual)
     if not input.is_floating_point() or weight.size(1) == 0:
         if input.is_complex() and weight.size(1) != 0:
-            return _complex(functools.partial(_forward, ndim, key=key), input, weight, bias)
+            key = key_of(ndim, weight, stride, padding, dilation, groups, "none", name)
+            y = _complex(functools.partial(_forward, ndim, residual=None, key=key), input, weight, bias)
+            return _finish(y, activation, residual)
         _check_known(name)  # and without channels in, PyTorch gives no channels out
-        return _ATEN[ndim](input, weight, bias, stride, padding, dilation, groups)
-    return _forward(ndim, input, weight, bias, key)
+        y = _ATEN[ndim](input, weight, bias, stride, padding, dilation, groups)
+        return _finish(y, activation, residual)
+    key = key_of(ndim, weight, stride, padding, dilation, groups, activation, name)
+    return _forward(ndim, input, weight, bias, residual, key)
 
 
-def _forward(ndim: int, input: Tensor, weight: Tensor, bias: Tensor | None, key: str) -> Tensor:
+def _forward(
+    ndim: int, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, key: str
+) -> Tensor:
     if input.dim() == ndim + 1:
-        return ops.forward(input.unsqueeze(0), weight, bias, None, key).squeeze(0)
-    return ops.forward(input, weight, bias, None, key)
+        residual = None if residual is None else residual.unsqueeze(0)
+        return ops.forward(input.unsqueeze(0), weight, bias, residual, key).squeeze(0)
+    return ops.forward(input, weight, bias, residual, key)
+
+
+def _finish(y: Tensor, activation: str, residual: Tensor | None) -> Tensor:
+    """activation(y + residual) by PyTorch's own functions."""
+    if residual is not None:
+        sizes.check_same("residual", residual.shape, y.shape)
+        if y.device.type != "meta" and torch.is_autocast_enabled(y.device.type):
+            (residual,) = _autocast(y.device.type, residual)
+        check_tensors(input=y, residual=residual)
+        y = y + residual
+    return activate_tensor(Activation.parse(activation), y)
 
 
 _keys: dict[tuple[object, ...], str] = {}
 
 
-def _remembered_key(ndim: int, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, name: str) -> str:
+def _remembered_key(
+    ndim: int, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, activation: str, name: str
+) -> str:
     # A filter's size matters to the key where padding is 'same' only.
-    call = (ndim, stride, padding, dilation, groups, name, weight.shape[2:] if padding == "same" else None)
+    call = (ndim, stride, padding, dilation, groups, activation, name, weight.shape[2:] if padding == "same" else None)
     try:
         return _keys[call]
     except TypeError:  # a list among the arguments
-        return _key(ndim, weight, stride, padding, dilation, groups, name)
+        return _key(ndim, weight, stride, padding, dilation, groups, activation, name)
     except KeyError:
-        key = _keys[call] = _key(ndim, weight, stride, padding, dilation, groups, name)
+        key = _keys[call] = _key(ndim, weight, stride, padding, dilation, groups, activation, name)
         if padding == "same" and any(low != high for low, high in Settings.decode(key).padding):
             _warn_of_uneven_padding()
         return key
@@ -254,15 +340,26 @@ def _warn_of_uneven_padding() -> None:
     )
 
 
-def _key(ndim: int, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, backend: str) -> str:
+def _key(
+    ndim: int, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, activation: str, backend: str
+) -> str:
     stride, dilation = sizes.per_axis("stride", stride, ndim), sizes.per_axis("dilation", dilation, ndim)
     filter_size = weight.shape[2:] if isinstance(padding, str) else (1,) * ndim
     pads = sizes.normalize_padding(padding, filter_size, stride, dilation)
-    return Settings(stride, pads, dilation, groups, "none", backend).encode()
+    return Settings(stride, pads, dilation, groups, activation, backend).encode()
 
 
 def _validate(
-    ndim: int, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
+    ndim: int,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    activation: Any,
+    residual: Any,
 ) -> None:
     """Raise an error that names the argument, what was expected and what came, if these do not fit together."""
     _check_kinds(f"conv{ndim}d", ndim, input, weight, bias, groups)
@@ -273,7 +370,14 @@ def _validate(
     if bias is not None:
         sizes.check_bias(weight.shape, bias.shape)
     if input.device.type == "meta" or not torch.is_autocast_enabled(input.device.type):
-        check_tensors(input=input, weight=weight, bias=bias)
+        check_tensors(input=input, weight=weight, bias=bias, residual=residual)
+    if not isinstance(activation, str):
+        raise TypeError(f"activation must be a str, but got {activation!r}")
+    Activation.parse(activation)
+    if residual is not None:
+        output = sizes.output_size(shape[2:], weight.shape[2:], stride, pads, dilation)
+        full = (shape[0], weight.shape[0], *output)
+        sizes.check_same("residual", residual.shape, full if input.dim() == ndim + 2 else full[1:])
 
 
 def _check_kinds(function: str, ndim: int, input: Any, weight: Any, bias: Any, groups: Any) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gpuconv import functional
+from gpuconv.activations import Activation
 
 
 class _Convolution:
@@ -14,12 +15,29 @@ class _Convolution:
 
     _function: Callable[..., Tensor]
 
-    def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None, **fused: Any) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
             input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        return self._function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return self._function(input, weight, bias, self.stride, padding, self.dilation, self.groups, **fused)
+
+
+class _Activated(_Convolution):
+    """The same for a layer of ours that ends with an activation."""
+
+    def __init__(self: Any, *arguments: Any, activation: str = "relu", **settings: Any) -> None:
+        Activation.parse(activation)
+        super().__init__(*arguments, **settings)
+        self.activation = activation
+
+    def forward(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """residual: added before the activation; the shape of the output."""
+        fused = {"activation": self.activation, "residual": residual}
+        return self._conv_forward(input, self.weight, self.bias, **fused)
+
+    def extra_repr(self: Any) -> str:
+        return f"{super().extra_repr()}, activation={self.activation}"  # type: ignore[misc]  # of PyTorch's layer
 
 
 class _Transposed:
@@ -72,6 +90,25 @@ class ConvTranspose3d(_Transposed, torch.nn.ConvTranspose3d):
     """`torch.nn.ConvTranspose3d` whose forward is `gpuconv.functional.conv_transpose3d`."""
 
     _function = staticmethod(functional.conv_transpose3d)
+
+
+class ConvAct1d(_Activated, Conv1d):
+    """`ConvAct2d` on one axis."""
+
+    _function = staticmethod(functional.conv1d_act)
+
+
+class ConvAct2d(_Activated, Conv2d):
+    """activation(Conv2d(input) + residual) in one kernel: `Conv2d`'s arguments, parameters and state_dict, and
+    `activation`, a name of `gpuconv.functional.conv2d_act`. Raises ValueError for one that is not known."""
+
+    _function = staticmethod(functional.conv2d_act)
+
+
+class ConvAct3d(_Activated, Conv3d):
+    """`ConvAct2d` on three axes."""
+
+    _function = staticmethod(functional.conv3d_act)
 
 
 # The lazy layers learn in_channels from their first input and are the layers above from then on. PyTorch declares the

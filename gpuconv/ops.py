@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from gpuconv import plan, sizes
+from gpuconv.act_backward import BelowAutograd as _BelowAutograd, act_backward, transforming as _transforming
+from gpuconv.activations import Activation, activate_tensor
 from gpuconv.plan import Settings
 from gpuconv.problem import allocate, memory_format_of
-from gpuconv.reference import Activation
 
 _library = torch.library.Library("gpuconv", "DEF")
 _library.define("conv_forward(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, str key) -> Tensor")
@@ -111,6 +111,7 @@ class _Calls:
     forward: Callable[..., Tensor]
     grad_input: Callable[..., Tensor]
     grad_weight: Callable[..., tuple[Tensor, Tensor]]
+    act_backward: Callable[..., tuple[Tensor, Tensor]]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -120,27 +121,6 @@ def _linear(key: str) -> tuple[str, Activation]:
     return settings._replace(activation="none").encode(), Activation.parse(settings.activation)
 
 
-def _activation_backward(activation: Activation, grad: Tensor, z: Tensor) -> Tensor:
-    """grad times the derivative of the activation at z; for relu and leaky_relu z may be the activation's output."""
-    aten = torch.ops.aten
-    name, slope = activation
-    if name == "relu":
-        return aten.threshold_backward(grad, z, 0)
-    if name == "leaky_relu":
-        return aten.leaky_relu_backward(grad, z, slope, False)
-    if name == "silu":
-        s = torch.sigmoid(z)  # in full: aten.silu_backward has no derivative
-        return grad * (s * (1 + z * (1 - s)))
-    if name == "hardswish":
-        return aten.hardswish_backward(grad, z)
-    return aten.gelu_backward(grad, z, approximate="tanh" if name == "gelu_tanh" else "none")
-
-
-def _from_output(activation: Activation) -> bool:
-    """Whether the derivative can be told from the activation's output; else the argument is computed again."""
-    return activation.name == "relu" or (activation.name == "leaky_relu" and activation.slope > 0)
-
-
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, weight, bias, residual, key = inputs
     ctx.input_size, ctx.weight_size, ctx.key = input.shape, weight.shape, key
@@ -148,7 +128,7 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     need = ctx.needs_input_grad
     if activation.name == "none":
         ctx.save_for_backward(input if need[1] else None, weight if need[0] else None)
-    elif _from_output(activation):
+    elif activation.from_output:
         ctx.save_for_backward(input if need[1] else None, weight if need[0] else None, output)
     else:
         ctx.save_for_backward(input, weight, bias, residual)
@@ -158,17 +138,19 @@ def _forward_backward(calls: _Calls, ctx: Any, grad: Tensor) -> tuple[Tensor | N
     input, weight, *rest = ctx.saved_tensors
     need = ctx.needs_input_grad
     key, activation = _linear(ctx.key)
-    if activation.name != "none":
-        z = rest[0] if _from_output(activation) else calls.forward(input, weight, *rest, key)
-        grad = _activation_backward(activation, grad, z)
     gx = gw = gb = None
+    if activation.name != "none":
+        # z is computed again rather than kept: a tensor as large as the output, and an output that is rounded twice.
+        saved = rest[0] if activation.from_output else calls.forward(input, weight, *rest, key)
+        alone = need[2] and not need[1]  # else grad_weight gives the bias's gradient from what it reads anyway
+        grad, gb = calls.act_backward(grad, saved, alone, ctx.key)
     if need[0]:
         gx = calls.grad_input(grad, weight, ctx.input_size, key)
     if need[1]:
         gw, gb = calls.grad_weight(grad, input, ctx.weight_size, need[2], key)
     if not need[2]:
         gb = None
-    elif not need[1]:
+    elif gb is None:
         gb = grad.sum((0, *range(2, grad.dim())))
     return gx, gw, gb, grad if need[3] else None, None
 
@@ -214,6 +196,7 @@ _ops = _Calls(
     torch.ops.gpuconv.conv_forward.default,
     torch.ops.gpuconv.conv_grad_input.default,
     torch.ops.gpuconv.conv_grad_weight.default,
+    torch.ops.gpuconv.act_backward.default,
 )
 for _name, _save, _formula in (
     ("conv_forward", _save_forward, _forward_backward),
@@ -229,8 +212,6 @@ for _name, _save, _formula in (
 
 
 # ---- second attachment: eager mode ----------------------------------------------------------------------------------
-
-_BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 
 class _Forward(torch.autograd.Function):
@@ -361,19 +342,10 @@ def _transformed_forward(
         y = y + bias.reshape(-1, *(1,) * (weight.dim() - 2))
     if residual is not None:
         y = y + residual
-    functions = torch.nn.functional
-    if activation.name == "leaky_relu":
-        return functions.leaky_relu(y, activation.slope)
-    if activation.name == "gelu_tanh":
-        return functions.gelu(y, approximate="tanh")
-    return y if activation.name == "none" else getattr(functions, activation.name)(y)
+    return activate_tensor(activation, y)
 
 
 # ---- the way in -----------------------------------------------------------------------------------------------------
-
-
-def _transforming() -> bool:
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def forward(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, key: str) -> Tensor:
@@ -426,4 +398,4 @@ def grad_weight(
         return _ops.grad_weight(grad_output, input, weight_size, with_bias, key)
 
 
-_eager = _Calls(forward, grad_input, grad_weight)
+_eager = _Calls(forward, grad_input, grad_weight, act_backward)

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import torch
 
 from gpuconv import backends, sizes, tuned
+from gpuconv.activations import Activation
 from gpuconv.backends import Backend, BackendUnavailable
 from gpuconv.backends.base import Operands, Tile, contiguous_operands
+from gpuconv.backends.elementwise import Elementwise, by_pytorch
 from gpuconv.gpu import Gpu
 from gpuconv.predict import Prediction, ranked
 from gpuconv.problem import ConvProblem, Direction, memory_format_of
-from gpuconv.reference import Activation
 from gpuconv.sizes import Pads
 
 
@@ -320,3 +321,37 @@ def grad_weight(grad_output: torch.Tensor, input: torch.Tensor, weight_shape: An
         operands = Operands((grad_output.stride(), input.stride()), tf32=signature[-1])
         run = _remember(signature, choose(problem, "grad_weight", grad_output.device, settings, operands))
     return run
+
+
+def act_backward(grad_output: torch.Tensor, saved: torch.Tensor, with_bias: bool, key: str) -> Callable[..., Any]:
+    """What computes this call of act_backward. `saved` is dense in its memory format."""
+    signature = (
+        "act_backward", key, with_bias, saved.shape, saved.stride(), saved.dtype, saved.device,
+        grad_output.shape, grad_output.stride(), grad_output.dtype, grad_output.device,
+    )  # fmt: skip
+    run = _plans.get(signature)
+    if run is None:
+        check_tensors(grad_output=grad_output, saved=saved)
+        sizes.check_same("grad_output", grad_output.shape, saved.shape)
+        settings = Settings.decode(key)
+        activation = Activation.parse(settings.activation)
+        shape, memory_format, strides = tuple(saved.shape), memory_format_of(saved), grad_output.stride()
+        elementwise = Elementwise(shape, saved.dtype, memory_format, strides, with_bias, activation)
+        if len(_plans) >= _MOST_PLANS:
+            _plans.clear()
+        run = _plans[signature] = _elementwise(elementwise, saved.device, settings.backend)
+    return run
+
+
+def _elementwise(elementwise: Elementwise, device: torch.device, choice: str) -> Callable[..., Any]:
+    """By the first backend in the order of `choice` that would take a 1 × 1 depthwise convolution of these tensors; if
+    there is none, or no element, by PyTorch's own functions."""
+    shape = elementwise.shape
+    if math.prod(shape) and shape[1]:
+        taps = (shape[1], 1, *(1 for _ in shape[2:]))
+        problem = ConvProblem.of(shape, taps, groups=shape[1], dtype=elementwise.dtype)
+        for name in backends.auto_order(device.type) if choice in backends.CHOICES else (choice,):
+            backend = backends.get(name)
+            if not (backend.unavailable() or backend.refuses(problem, "forward", device)):
+                return backend.bind_act_backward(elementwise, device)
+    return by_pytorch(elementwise)

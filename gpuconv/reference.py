@@ -4,6 +4,7 @@
     grad_input   gx[n,c,i] = Σ_{k,r} gy[n,k,p] · w[k,c,r]          over all p with p·u + r·d − low = i
     grad_weight  gw[k,c,r] = Σ_{n,p} gy[n,k,p] · x[n, c, p·u + r·d − low]
     grad_bias    gb[k]     = Σ_{n,p} gy[n,k,p]
+    act_backward gz        = gy · act'
 
 Loops run over filter taps only. At one tap the input pixels that meet the outputs form a strided window of the padded
 input, and each sum over channels or pixels is a matrix product. Everything is computed in float64 (or longdouble)
@@ -20,11 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from gpuconv.activations import IDENTITY, LIPSCHITZ, Activation, Array, activate, derivative
 from gpuconv.problem import ConvProblem
-
-Array = NDArray[Any]
 
 BOUND_CONSTANT = 4.0  # c, for zero-mean random data: measured over 200 problems in three directions
 TF32_OPERANDS = 4 * 2.0**-11  # τ, two operands rounded or truncated to 10 bits of fraction
@@ -34,61 +33,7 @@ ONE_OUTPUT_ROUNDING = {
     torch.float32: 2.0**-24,
     torch.float64: 2.0**-53,
 }
-
-
-class Activation(NamedTuple):
-    """An activation by PyTorch's name; `slope` is leaky_relu's negative slope. As text: `name` or `name(slope)`."""
-
-    name: str
-    slope: float = 0.01
-
-    @classmethod
-    def parse(cls, text: str) -> "Activation":
-        """The activation that `text` names. Raises ValueError for one that is not known."""
-        name, _, slope = text.partition("(")
-        if name not in LIPSCHITZ or (slope and name != "leaky_relu"):
-            raise ValueError(f"activation must be one of {', '.join(LIPSCHITZ)}, but got {text!r}")
-        return cls(name, float(slope.removesuffix(")"))) if slope else cls(name)
-
-
-IDENTITY = Activation("none")
-
-# The largest slope of each activation: how much it can magnify an error of its argument.
-LIPSCHITZ = {
-    "none": 1.0,
-    "relu": 1.0,
-    "leaky_relu": 1.0,
-    "silu": 1.1,
-    "gelu": 1.13,
-    "gelu_tanh": 1.13,
-    "hardswish": 1.5,
-}
-
 _quiet = np.errstate(invalid="ignore", over="ignore")  # NaN and infinity are results here, not accidents
-_erf = np.vectorize(math.erf, otypes=[np.float64])
-
-
-def activate(activation: Activation, z: Array) -> Array:
-    """activation(z), element by element, in z's dtype."""
-    name, slope = activation
-    if name == "none":
-        return z
-    if name == "relu":
-        return np.where(z < 0, z.dtype.type(0), z)  # keeps NaN
-    if name == "leaky_relu":
-        return np.where(z < 0, z * z.dtype.type(slope), z)
-    with np.errstate(over="ignore"):
-        if name == "silu":
-            y = z / (1 + np.exp(-z))
-        elif name == "gelu":
-            y = z * (1 + _erf(z / math.sqrt(2)).astype(z.dtype)) / 2 if z.size else z
-        elif name == "gelu_tanh":
-            y = z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2
-        elif name == "hardswish":
-            y = z * np.clip(z + 3, 0, 6) / 6
-        else:
-            raise ValueError(f"unknown activation {name!r}")
-    return y.astype(z.dtype, copy=False)
 
 
 class Exact(NamedTuple):
@@ -186,8 +131,9 @@ def forward(
     if residual is not None:
         z, a = z + residual.astype(dtype), a + abs(residual.astype(dtype))
     terms = problem.products("forward") + (bias is not None) + (residual is not None)
-    lipschitz = max(LIPSCHITZ[activation.name], abs(activation.slope) if activation.name == "leaky_relu" else 0.0)
-    return Exact(activate(activation, z), a, terms, lipschitz)
+    if activation.name in ("sigmoid", "tanh"):  # made of numbers of the size of 1, however small z is
+        a = a + 1
+    return Exact(activate(activation, z), a, terms, _lipschitz(activation))
 
 
 @_quiet
@@ -210,6 +156,20 @@ def grad_bias(problem: ConvProblem, gy: Array, dtype: Any = np.float64) -> Exact
     axes = (0, *range(2, gy.ndim))
     gy = gy.astype(dtype)
     return Exact(gy.sum(axes), abs(gy).sum(axes), problem.products("grad_weight"))
+
+
+@_quiet
+def act_backward(activation: Activation, gy: Array, saved: Array, dtype: Any = np.float64) -> tuple[Exact, Exact]:
+    """gz = gy · act', told from `saved` (`gpuconv.activations.derivative`), and gb, its sum over batch and pixels."""
+    gy, saved = gy.astype(dtype), saved.astype(dtype)
+    gz, a = gy * derivative(activation, saved), abs(gy) * _lipschitz(activation)
+    axes = (0, *range(2, gy.ndim))
+    roundings = 64  # one after the other: few, but an exponent of up to about 8 makes that many of its own
+    return Exact(gz, a, roundings), Exact(gz.sum(axes), a.sum(axes), roundings * gy[:, :1].size)
+
+
+def _lipschitz(activation: Activation) -> float:
+    return max(LIPSCHITZ[activation.name], abs(activation.slope) if activation.name == "leaky_relu" else 0.0)
 
 
 def error_bound(exact: Exact, dtype: torch.dtype, *, tf32: bool = False, one_sign: bool = False) -> Array:

@@ -15,7 +15,7 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 each_problem = pytest.mark.parametrize("name", CURATED)
 each_activation = pytest.mark.parametrize(
-    "activation", ["relu", "leaky_relu(0.2)", "silu", "gelu", "gelu_tanh", "hardswish"]
+    "activation", ["relu", "leaky_relu(0.2)", "silu", "gelu", "gelu_tanh", "hardswish", "relu6", "sigmoid", "tanh"]
 )
 
 

@@ -13,7 +13,7 @@ SNIPPETS = re.findall(
 
 
 def test_readme_has_its_snippets() -> None:
-    assert {"Use it in your model", "Use it in your code"} <= {title for title, _ in SNIPPETS}
+    assert {"Use it in your model", "Use it in your code", "Fused convolutions"} <= {title for title, _ in SNIPPETS}
 
 
 @pytest.mark.parametrize(("title", "code"), SNIPPETS, ids=[title for title, _ in SNIPPETS])

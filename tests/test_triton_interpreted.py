@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="Triton is not installed (it is on Linux al
 
 FOLDER = Path(__file__).parent
 SHARDS = 4
-SUITES = ["test_oracle_suite.py", "test_ops.py", "test_functional.py"]
+SUITES = ["test_oracle_suite.py", "test_ops.py", "test_functional.py", "test_act_backward.py"]
 
 
 def passes_in_the_interpreter(suites: list[str], request: pytest.FixtureRequest, environment, *flags: str) -> None:

@@ -7,19 +7,9 @@ op called by hand with `backend=aten`, and a problem that `auto` could give to n
 import torch
 import torch.nn.functional as F
 
+from gpuconv.activations import Activation, activate_tensor
 from gpuconv.backends.base import Backend
 from gpuconv.problem import ConvProblem
-from gpuconv.reference import Activation
-
-_ACTIVATIONS = {
-    "none": lambda z, slope: z,
-    "relu": lambda z, slope: F.relu(z),
-    "leaky_relu": F.leaky_relu,
-    "silu": lambda z, slope: F.silu(z),
-    "gelu": lambda z, slope: F.gelu(z),
-    "gelu_tanh": lambda z, slope: F.gelu(z, approximate="tanh"),
-    "hardswish": lambda z, slope: F.hardswish(z),
-}
 
 
 class AtenBackend(Backend):
@@ -43,7 +33,7 @@ class AtenBackend(Backend):
         y = torch.ops.aten.convolution(_padded(problem, input), weight, bias, *_settings(problem))
         if residual is not None:
             y = y + residual
-        return _formatted(_ACTIVATIONS[activation.name](y, activation.slope).to(dtype), problem)
+        return _formatted(activate_tensor(activation, y).to(dtype), problem)
 
     def grad_input(self, problem: ConvProblem, grad_output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         x = _padded(problem, grad_output.new_empty(1).expand(problem.input_shape))

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from gpuconv.activations import Activation
+from gpuconv.backends.elementwise import Elementwise, Run, by_pytorch
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
-from gpuconv.reference import Activation
 
 
 class BackendUnavailable(RuntimeError):
@@ -146,3 +147,10 @@ class Backend:
         if direction == "forward":
             return partial(self.forward, problem, activation=activation)
         return partial(getattr(self, direction), problem)
+
+    def bind_act_backward(self, elementwise: Elementwise, device: torch.device) -> Run:
+        """What computes an activation's backward pass: grad_output, saved → gz, gb (None without bias).
+
+        No convolution, so that a backend need not have a kernel for it: PyTorch's own functions do it else.
+        """
+        return by_pytorch(elementwise)

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from gpuconv.backends import cuda_banded, cuda_depthwise, cuda_gemm, cuda_grouped
+from gpuconv.backends import cuda_act, cuda_banded, cuda_depthwise, cuda_gemm, cuda_grouped
 from gpuconv.backends.base import Backend, Operands, Tile
 from gpuconv.backends.cuda_cupy import CupyRuntime
 from gpuconv.backends.cuda_launch import TYPES, Launch, Runtime
 from gpuconv.backends.derived import accumulator, all_aligned, splits_of
+from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction, allocate
 from gpuconv.reference import IDENTITY, Activation
@@ -87,6 +88,10 @@ class CudaBackend(Backend):
         if direction == "grad_input":
             return _bind_grad_input(problem, operands, tile, call)
         return _bind_grad_weight(problem, operands, tile, call)
+
+    def bind_act_backward(self, elementwise: Elementwise, device: torch.device) -> Run:
+        call = _Call(self.runtimes[device.type], device)
+        return cuda_act.bind(elementwise, Gpu.of(device), call, _all_aligned)
 
 
 def launches(

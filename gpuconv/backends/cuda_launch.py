@@ -32,7 +32,9 @@ CONV = np.dtype(
     + [(name, "i8") for name in ("gw_split", "gb_split")],
     align=True,
 )
-ACTIVATIONS = ("none", "relu", "leaky_relu", "silu", "gelu", "gelu_tanh", "hardswish")  # as numbered in epilogue.cuh
+ACTIVATIONS = (  # as numbered in epilogue.cuh
+    "none", "relu", "leaky_relu", "silu", "gelu", "gelu_tanh", "hardswish", "relu6", "sigmoid", "tanh",
+)  # fmt: skip
 TYPES = {torch.float32: "float", torch.float64: "double", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 _MOST_OFFSET = 2**31 - 2**20  # beyond it offsets are 64-bit; the slack is for tiles that reach beyond the last element
 

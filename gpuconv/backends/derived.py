@@ -2,15 +2,18 @@
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import torch
 
 from gpuconv.backends.base import Tile
+from gpuconv.backends.elementwise import Elementwise
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem
 
 WORKSPACE = 256 << 20  # bytes of partial sums at most
 _FEWEST_STEPS = 8  # of a split
+_ADDING = 8  # programs of act_backward that add up channels, for each multiprocessor
 
 
 def axes(values: tuple[int, ...], missing: int) -> tuple[int, ...]:
@@ -71,3 +74,49 @@ def programs_of_grad_weight(problem: ConvProblem, tile: Tile) -> int:
     """How many tiles of rows × columns all filters have, one for each tap and group."""
     k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
     return math.ceil(k / tile.rows) * math.ceil(c / tile.columns) * problem.taps * problem.groups
+
+
+# ---- act_backward ----------------------------------------------------------------------------------------------------
+
+
+class Matrix(NamedTuple):
+    """s and gz as rows × columns, the columns side by side in memory, and where gy has the same elements."""
+
+    rows: int
+    columns: int
+    sizes: tuple[int, int, int, int, int]  # row_1, row_2, row_3, column_2, column_3: what digits are counted in
+    strides: tuple[int, int, int, int, int, int, int]  # gy's, of the four digits of a row and the three of a column
+    sum: str  # what a channel is: "columns" or "rows"; "none" if nothing is summed
+    dense: bool  # gy lies as s does
+    extent: int  # one more than the largest offset
+
+
+def matrix(e: Elementwise) -> Matrix:
+    """The matrix of `act_backward` in the kernels' sense (gpuconv.kernels.triton.act_backward)."""
+    n, k, *size = e.shape
+    count = math.prod(e.shape)
+    like = torch.empty(e.shape, device="meta", memory_format=e.memory_format).stride()
+    dense = all(a == b for a, b, h in zip(e.grad_strides, like, e.shape, strict=True) if h > 1)
+    gy_n, gy_k, *gy_pixel = (0 if h == 1 else stride for h, stride in zip(e.shape, e.grad_strides, strict=True))
+    extent = max(count, 1 + sum((h - 1) * s for h, s in zip(e.shape, (gy_n, gy_k, *gy_pixel), strict=True)))
+    depth, height, width = axes(tuple(size), 1)
+    z, p, q = axes(tuple(gy_pixel), 0)
+    if dense and not e.with_bias:
+        return Matrix(1, count, (1, 1, 1, 1, 1), (0,) * 7, "none", True, extent)
+    if e.memory_format is torch.contiguous_format:
+        rows, columns, sums = n * k, depth * height * width, "rows"
+        sizes, strides = (1, 1, k, height, width), (gy_n, 0, 0, gy_k, z, p, q)
+    else:
+        rows, columns, sums = n * depth * height * width, k, "columns"
+        sizes, strides = (depth, height, width, 1, k), (gy_n, z, p, q, 0, 0, gy_k)
+    return Matrix(rows, columns, sizes, strides, sums if e.with_bias else "none", dense, extent)
+
+
+def steps(m: Matrix, rows: int, columns: int, multiprocessors: int) -> tuple[int, int, int]:
+    """For tiles of rows × columns: the tiles across, the programs along, and the tiles that each of them takes."""
+    down, right = math.ceil(m.rows / rows), math.ceil(m.columns / columns)
+    across, along = (down, right) if m.sum == "rows" else (right, down)
+    if m.sum == "none":
+        return across, along, 1
+    each = math.ceil(along / max(1, math.ceil(_ADDING * multiprocessors / max(1, across))))
+    return across, math.ceil(along / max(1, each)), each

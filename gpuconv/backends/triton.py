@@ -21,6 +21,7 @@ from gpuconv.backends import (
 )
 from gpuconv.backends.base import Backend, Operands, Tile
 from gpuconv.backends.derived import accumulator, all_aligned
+from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.backends.triton_launch import INTERPRETING, Launch, bias_offset, why_not
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction, allocate
@@ -97,6 +98,11 @@ class TritonBackend(Backend):
             return bind(tile)
         unaligned = triton_gather.tiles(problem, direction, Gpu.of(device), operands)[0]
         return _by_alignment(direction, bind(tile), bind(unaligned))
+
+    def bind_act_backward(self, elementwise: Elementwise, device: torch.device) -> Run:
+        from gpuconv.backends import triton_act  # imports Triton
+
+        return triton_act.bind(elementwise, Gpu.of(device), _on(device))
 
 
 def launches(

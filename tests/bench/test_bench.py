@@ -44,6 +44,19 @@ def measure(out: Path, *subjects: str, directions=DIRECTIONS, **options) -> list
 # ---- the gate --------------------------------------------------------------------------------------------------------
 
 
+def test_fused_is_a_forward_with_bias_and_relu(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = measure(tmp_path / "a.jsonl", "aten", "numpy", directions=("fused",))
+    assert len(rows) == 4 and all(row["right"] and row["direction"] == "fused" and row["ms"] > 0 for row in rows)
+    case = Case(SMALL, "fused", "float32", 1)
+    x, w = cases.tensors(case, CPU)
+    bias = case.bias(CPU)
+    call = cases.call(case, "numpy", "contiguous", x, w)
+    for most in (1e9, 0):  # judged by the oracle, and by PyTorch in float64
+        monkeypatch.setattr(judge, "MOST_FLOPS_FOR_THE_ORACLE", most)
+        fused, linear = (judge.Judge(case.problem("contiguous"), "forward", x, w, False, b) for b in (bias, None))
+        assert fused.error(call()) <= 1 < linear.error(call())
+
+
 def test_what_is_right_is_timed_with_all_that_a_row_has_to_say(quick: None, tmp_path: Path) -> None:
     rows = measure(tmp_path / "a.jsonl", "aten", "numpy")
     assert len(rows) == 3 * 2 * 2

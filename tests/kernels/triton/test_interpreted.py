@@ -8,7 +8,12 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
 
-FILES = {"interpreted": 1, "interpreted_depthwise": 1, "interpreted_window": 2}  # and in how many processes
+FILES = {
+    "interpreted": 1,
+    "interpreted_64_bit": 1,
+    "interpreted_depthwise": 1,
+    "interpreted_window": 2,
+}  # and in how many processes
 
 
 @pytest.mark.parametrize(("name", "shard"), [(name, i) for name, shards in FILES.items() for i in range(shards)])

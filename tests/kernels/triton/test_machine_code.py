@@ -10,8 +10,9 @@ pytest.importorskip("triton", reason="Triton is not installed (it is on Linux al
 
 
 from gpuconv import plan, predict
-from gpuconv.backends import triton as backend, triton_launch
+from gpuconv.backends import triton as backend, triton_act, triton_launch
 from gpuconv.backends.base import Tile
+from gpuconv.backends.elementwise import Elementwise
 from gpuconv.backends.triton import launches
 from gpuconv.backends.triton_launch import Launch
 from gpuconv.bench import suites
@@ -115,7 +116,7 @@ def test_channels_last_tiles_are_fetched_asynchronously_in_vectors(
     assert code["LDL"] == code["STL"] == 0
 
 
-ACTIVATIONS = ("relu", "leaky_relu(0.2)", "silu", "gelu", "gelu_tanh", "hardswish")
+ACTIVATIONS = ("relu", "leaky_relu(0.2)", "silu", "gelu", "gelu_tanh", "hardswish", "relu6", "sigmoid", "tanh")
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d], ids=str)
@@ -172,3 +173,17 @@ def test_few_kernels_serve_many_layers() -> None:
     for capability in GPUS:
         for numbers in NUMBERS:
             assert len(instances(capability, numbers)) <= 78, (capability, numbers)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("kind", ["flat", "channels_last", "contiguous"])
+def test_act_backward_moves_16_bytes_a_thread_and_spills_nothing(kind: str, capability: int) -> None:
+    memory_format = torch.channels_last if kind == "channels_last" else torch.contiguous_format
+    shape = (32, 64, 28, 28)
+    strides = torch.empty(shape, device="meta").contiguous(memory_format=memory_format).stride()
+    e = Elementwise(shape, torch.bfloat16, memory_format, strides, kind != "flat", Activation("gelu"))
+    first, *add = triton_act.launches(e, KNOWN[GPUS[capability]])
+    code = machine_code(first, capability)
+    assert code.of_16_bytes["LDG"] >= 2 and code.of_16_bytes["STG"] and not code.spills
+    assert len(add) == (kind != "flat")
+    assert not any(machine_code(launch, capability).stack for launch in add)
