@@ -91,7 +91,7 @@ class CudaBackend(Backend):
 
     def bind_act_backward(self, elementwise: Elementwise, device: torch.device) -> Run:
         call = _Call(self.runtimes[device.type], device)
-        return cuda_act.bind(elementwise, Gpu.of(device), call, _all_aligned)
+        return cuda_act.bind(elementwise, Gpu.of(device), call, all_aligned)
 
 
 def launches(
