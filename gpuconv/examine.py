@@ -15,7 +15,8 @@ from gpuconv.backends import BackendUnavailable
 from gpuconv.backends.base import Operands, Tile, numbers
 from gpuconv.gpu import Gpu
 from gpuconv.inspect import MachineCode, cuda_architecture, cuda_machine_code, cuda_ptx, machine_code
-from gpuconv.predict import Prediction, ranked
+from gpuconv.predict import ranked
+from gpuconv.prediction import Prediction
 from gpuconv.problem import ConvProblem, Direction
 
 BACKENDS = ("triton", "cuda")

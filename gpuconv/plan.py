@@ -19,7 +19,8 @@ from gpuconv.backends import Backend, BackendUnavailable
 from gpuconv.backends.base import Operands, Tile, contiguous_operands
 from gpuconv.backends.elementwise import Elementwise, by_pytorch
 from gpuconv.gpu import Gpu
-from gpuconv.predict import Prediction, ranked
+from gpuconv.predict import ranked
+from gpuconv.prediction import Prediction
 from gpuconv.problem import ConvProblem, Direction, memory_format_of
 from gpuconv.sizes import Pads
 

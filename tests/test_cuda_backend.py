@@ -14,7 +14,7 @@ import pytest
 import torch
 from host_cuda import COMPILER, FLAGS, compiled
 
-from gpuconv import backends, plan, predict
+from gpuconv import backends, plan, predict, predict_depthwise
 from gpuconv.backends import cuda_cupy, cuda_simt
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda import CudaBackend, launches
@@ -195,8 +195,8 @@ def test_large_depthwise_filters_are_banded_products_where_that_is_quicker(direc
 
 
 def test_shares_of_banded_products_that_are_taps() -> None:
-    assert [round(taps / predict.band_width(taps, 16), 2) for taps in (31, 13, 9)] == [0.65, 0.41, 0.28]
-    assert predict.band_width(9, 8) == 16
+    assert [round(taps / predict_depthwise.band_width(taps, 16), 2) for taps in (31, 13, 9)] == [0.65, 0.41, 0.28]
+    assert predict_depthwise.band_width(9, 8) == 16
 
 
 @each_gpu
