@@ -39,7 +39,7 @@ __device__ __forceinline__ offset_t column_of_gy(offset_t column, const Act& a) 
   return d1 * offset_t(a.gy[4]) + d2 % a.size[3] * offset_t(a.gy[5]) + column % a.size[4] * offset_t(a.gy[6]);
 }
 
-struct alignas(sizeof(TYPE) * RUN) Run {
+struct alignas(sizeof(TYPE) * RUN) Piece {
   TYPE at[RUN];
 };
 
@@ -57,10 +57,10 @@ extern "C" __global__ void __launch_bounds__(BM* BN) act_backward(
   for (int step = 0; step < a.steps; ++step) {
     if (row < a.rows && column < a.columns) {
       const offset_t o = row * offset_t(a.columns) + column;
-      const Run s = *reinterpret_cast<const Run*>(p_s + o);
-      Run gy, gz;
+      const Piece s = *reinterpret_cast<const Piece*>(p_s + o);
+      Piece gy, gz;
       if (DENSE) {
-        gy = *reinterpret_cast<const Run*>(p_gy + o);
+        gy = *reinterpret_cast<const Piece*>(p_gy + o);
       } else {
         const offset_t o_row = row_of_gy(row, a);
 #pragma unroll
@@ -72,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(BM* BN) act_backward(
         gz.at[e] = narrow<TYPE>(z);
         sum[e] += z;
       }
-      *reinterpret_cast<Run*>(p_gz + o) = gz;
+      *reinterpret_cast<Piece*>(p_gz + o) = gz;
     }
     if (SUM_ROWS)
       column += BN * RUN;
