@@ -333,8 +333,9 @@ def menu(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operand
     weighs = direction == "grad_weight"
     depth = _depth(problem, direction)
     chosen = []
-    for rows, columns, warps in _shapes(problem, direction, operands.residual is not None):
-        tile = _staged(Tile(rows, columns, depth, warps, 0, kernel=kernel), problem, direction, gpu)
+    residual = operands.residual is not None
+    for rows, columns, warps in _shapes(problem, direction, residual):
+        tile = _staged(Tile(rows, columns, depth, warps, 0, kernel=kernel), problem, direction, gpu, residual)
         if tile is None:
             continue
         window = window_of(problem, direction, tile.depth if weighs else tile.rows)
@@ -386,11 +387,15 @@ def _shapes(problem: ConvProblem, direction: Direction, residual: bool = False) 
     return found
 
 
-def _staged(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu) -> Tile | None:
+def _staged(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu, residual: bool) -> Tile | None:
     """The tile with three to five stages, so that two blocks share a multiprocessor if they can; with shallower steps
     where not even three fit. None if there is no room at all."""
     size = problem.dtype.itemsize
     kept = 0 if direction == "grad_weight" else tile.rows * tile.columns * size
+    if size == 4 and residual:
+        kept *= 2  # 16-bit ones share the result's
+    if size == 4 and direction == "grad_input":
+        kept += (tile.rows + tile.columns) * tile.depth * size  # weights are turned round by way of shared memory
     while True:
         stage = (tile.rows + tile.columns) * tile.depth * size
         for blocks in (2, 1):
