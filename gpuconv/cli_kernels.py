@@ -86,14 +86,14 @@ def _plan_lines(
         f"{name} {direction}, batch {problem.batch}, {dtype}, {layout}, on {gpu.name} (sm_{major}{minor}); "
         "times are predicted, not measured"
     )
-    yield f"    {'backend':8}{'kernel':13}{'tile':38}{'programs':>9}{'waves':>7}{'predicted':>12}  bound by"
+    yield f"    {'backend':8}{'kernel':13}{'tile':38}{'programs':>9}{'waves':>7}{'predicted':>15}  bound by"
     first = {(c.backend, c.tile.kernel): c for c in reversed(found)}  # of each kind of kernel
     shown = found[:most] + [c for c in found[most:] if c is chosen or c is first[c.backend, c.tile.kernel]]
     for c in shown:
         p = c.prediction
         yield (
             f"  {'→' if c is chosen else ' '} {c.backend:8}{c.tile.kernel:13}{describe(c.tile):38}{p.programs:9,}"
-            f"{p.waves:7,}{p.seconds * 1e6:9,.1f} µs  {p.bound}"
+            f"{p.waves:7,}{p.seconds * 1e6:12,.1f} µs  {p.bound}"
         )
     if len(found) > len(shown):
         yield f"    … and {len(found) - len(shown)} more"

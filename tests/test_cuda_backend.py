@@ -189,8 +189,8 @@ def test_large_depthwise_filters_are_banded_products_where_that_is_quicker(direc
         operands = plan.contiguous_operands(problem, direction, layout)._replace(tf32=tf32)
         offered = {tile.kernel for tile in CudaBackend().tiles(problem, direction, gpu, operands)}
         assert ("banded" in offered) == (gpu.capability >= (8, 0) and name != "depthwise5_128"), (name, layout, dtype)
-        # Consumer GPUs have tensor cores that are but twice as quick as multiply-adds.
-        if "banded" in offered and problem.filter_size >= (29, 29) and gpu.rate_16 > 3 * gpu.rate_32 and not tf32:
+        # Where tensor cores are but two or four times as quick as multiply-adds, it may be either.
+        if "banded" in offered and problem.filter_size >= (29, 29) and gpu.rate_16 > 5 * gpu.rate_32 and not tf32:
             assert chosen(problem, direction, gpu).kernel == "banded", (name, layout)
 
 

@@ -53,11 +53,12 @@ def test_every_kernel_is_reached_by_some_layer_on_every_architecture() -> None:
     assert len(ours) >= 10
     for arch in ARCHITECTURES:
         reached = set()
-        for name in (*(f"thirty.{name}" for name in suites.SUITES["thirty"].layers), "replknet31.depthwise31"):
+        layers = {f"thirty.{name}": torch.channels_last for name in suites.SUITES["thirty"].layers}
+        for name, layout in (*layers.items(), ("replknet31.depthwise31", torch.contiguous_format)):
             for dtype in (torch.float16, torch.float32):
                 for direction in DIRECTIONS:
-                    problem = suites.layer(name, 32, dtype, torch.channels_last)
-                    operands = plan.contiguous_operands(problem, direction, torch.channels_last)
+                    problem = suites.layer(name, 32, dtype, layout)
+                    operands = plan.contiguous_operands(problem, direction, layout)
                     found, refused = plan.candidates(problem, direction, REPRESENTATIVE[arch], operands)
                     assert set(refused) >= {"numpy", "aten"}
                     for backend, module in (("triton", triton), ("cuda", cuda)):
@@ -65,7 +66,9 @@ def test_every_kernel_is_reached_by_some_layer_on_every_architecture() -> None:
                         for launch in module.launches(problem, direction, operands, best.tile, with_bias=True):
                             reached.add(launch.kernel.__name__ if backend == "triton" else launch.instance.function)
         missed = ours - reached
-        assert not missed or (arch == "sm_75" and all(name.startswith("banded_") for name in missed)), (arch, missed)
+        if arch in ("sm_75", "sm_120"):  # no tensor cores for it; tensor cores but twice as quick as multiply-adds
+            missed = {name for name in missed if not name.startswith("banded_")}
+        assert not missed, (arch, missed)
 
 
 def test_candidates_are_in_the_order_of_their_times_and_auto_takes_the_planner_s() -> None:
