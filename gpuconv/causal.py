@@ -37,8 +37,6 @@ def check(
 
     same_dtype: nothing will bring the tensors to one dtype.
     """
-    if seq_idx is not None:
-        raise NotImplementedError("seq_idx, several sequences in one, is not supported: it must be None")
     if activation not in _ACTIVATIONS:
         raise NotImplementedError(f"activation must be None, 'silu' or 'swish', but got {activation!r}")
     for name, t, form in (("x", x, "[B, D, L]"), ("weight", weight, "[D, W]")):
@@ -67,6 +65,16 @@ def check(
             raise TypeError(f"{name} must be a torch.Tensor or None, but got {type(t).__name__}")
         if list(t.shape) != shape:
             raise RuntimeError(f"{name} must have shape {shape}, but got {list(t.shape)}")
+    if seq_idx is not None:
+        if not isinstance(seq_idx, Tensor):
+            raise TypeError(f"seq_idx must be a torch.Tensor or None, but got {type(seq_idx).__name__}")
+        if list(seq_idx.shape) != [batch, length] or seq_idx.is_floating_point() or seq_idx.is_complex():
+            raise RuntimeError(
+                f"seq_idx must be of an integer type and have shape {[batch, length]}, but got {seq_idx.dtype}, "
+                f"{list(seq_idx.shape)}"
+            )
+        if initial_states is not None or return_final_states:
+            raise ValueError("initial_states and return_final_states are for one sequence: seq_idx must be None")
     if final_states_out is not None and not return_final_states:
         raise ValueError("final_states_out is given, but return_final_states is False")
     if same_dtype:
@@ -96,6 +104,22 @@ def _convolve(
         return z if activation is None else F.silu(z)
     settings = Settings((1, 1), ((0, 0), (before, 0)), (1, 1), weight.shape[0], _ACTIVATIONS[activation], backend)
     return ops.forward(x.unsqueeze(2), weight[:, None, None], bias, None, settings.encode()).squeeze(2)
+
+
+def compute_packed(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor, activation: str | None) -> Tensor:
+    """The same of several sequences in a row: no element sees one whose seq_idx, [B, L], is another's.
+
+    Tap by tap, by PyTorch's elementwise operations: which products count depends on the data, which the ops of gpuconv
+    do not look at. Summed in float32 at least.
+    """
+    length, width = x.shape[-1], weight.shape[1]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    z = torch.zeros_like(x, dtype=wide) if bias is None else bias.to(wide)[:, None].expand_as(x)
+    for i in range(min(width, length)):  # so many elements back
+        same = seq_idx[:, : length - i] == seq_idx[:, i:]
+        seen = torch.where(same[:, None], x[..., : length - i], 0).to(wide)
+        z = z + F.pad(seen * weight[:, width - 1 - i, None].to(wide), (i, 0))
+    return (z if activation is None else F.silu(z)).to(x.dtype)
 
 
 def final_states(x: Tensor, initial_states: Tensor | None, width: int) -> Tensor:

@@ -193,7 +193,7 @@ def causal_conv1d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    seq_idx: None = None,
+    seq_idx: Tensor | None = None,
     initial_states: Tensor | None = None,
     return_final_states: bool = False,
     final_states_out: Tensor | None = None,
@@ -206,8 +206,11 @@ def causal_conv1d(
     x [B, D, L], weight [D, W] with W from 2 to 8, bias [D], activation None, 'silu' or 'swish'. Gives [B, D, L], with
     channels first or last as x is. initial_states, [B, D, W − 1], come before x, instead of zeros. With
     return_final_states the result is (y, the last W − 1 elements of the sequence), the latter in final_states_out if
-    that is given. Differentiable in x, weight, bias and initial_states. seq_idx is there for the signature's sake:
-    NotImplementedError unless it is None. Raises as `conv2d` does for arguments that do not fit together.
+    that is given. Differentiable in x, weight, bias and initial_states. Raises as `conv2d` does for arguments that do
+    not fit together.
+
+    seq_idx, integers [B, L], says which of several sequences in a row an element is of; none sees another's. It is then
+    computed by PyTorch's elementwise operations, one after the other, and takes neither initial nor final states.
     """
     name = backend or backends.selected()
     device_type = x.device.type if isinstance(x, Tensor) else "cpu"
@@ -219,6 +222,8 @@ def causal_conv1d(
         x, weight, bias, initial_states = _autocast(device_type, x, weight, bias, initial_states)
     if name == "auto" and backends.auto_order(device_type)[0] == "aten":
         name = "aten"
+    if seq_idx is not None:
+        return causal.compute_packed(x, weight, bias, seq_idx, activation)
     y = causal.compute(x, weight, bias, initial_states, activation, name)
     if not return_final_states:
         return y

@@ -144,6 +144,28 @@ def test_autocast_takes_its_dtype() -> None:
     torch.testing.assert_close(y.float(), by_pytorch(**given), atol=0.1, rtol=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_sequences_in_a_row_do_not_see_each_other(dtype: torch.dtype) -> None:
+    given = draw(4, dtype, channels_last=True)
+    del given["initial_states"]
+    given["x"][0, :, 6] = torch.nan  # in the second of three sequences: the third is clean
+    starts, seq_idx = (0, 5, 11), torch.tensor([0] * 5 + [1] * 6 + [2] * 10, dtype=torch.int32).expand(B, L)
+    tensors = [t.requires_grad_() for t in given.values()]
+    y = causal_conv1d(**given, seq_idx=seq_idx, activation="silu")
+    parts = [
+        causal_conv1d(given["x"][..., a:b], given["weight"], given["bias"], activation="silu", backend="numpy")
+        for a, b in zip(starts, (*starts[1:], L), strict=True)
+    ]
+    assert y.dtype is dtype and torch.isfinite(y[0, :, 11:]).all() and torch.isnan(y[0, :, 6:10]).all()
+    tolerance = {"rtol": 0.01, "atol": 0.01} if dtype is torch.bfloat16 else {}
+    torch.testing.assert_close(y, torch.cat(parts, -1), equal_nan=True, **tolerance)
+    ours, theirs = (torch.autograd.grad(out[1:].sum(), tensors) for out in (y, torch.cat(parts, -1)))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(
+            a[1:] if a.dim() == 3 else a, b[1:] if b.dim() == 3 else b, equal_nan=True, **tolerance
+        )
+
+
 def wrong(**changed: object) -> dict[str, object]:
     return {**draw(4), **changed}
 
@@ -151,7 +173,10 @@ def wrong(**changed: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
-        (wrong(seq_idx=torch.zeros(B, L)), NotImplementedError, "seq_idx"),
+        (wrong(seq_idx=torch.zeros(B, L)), RuntimeError, "seq_idx must be of an integer type"),
+        (wrong(seq_idx=torch.zeros(B, 3, dtype=torch.int32)), RuntimeError, r"have shape \[2, 21\], but got"),
+        (wrong(seq_idx=[0]), TypeError, "seq_idx must be a torch.Tensor or None"),
+        (wrong(seq_idx=torch.zeros(B, L, dtype=torch.int32)), ValueError, "are for one sequence"),
         (wrong(activation="relu"), NotImplementedError, "activation must be None, 'silu' or 'swish', but got 'relu'"),
         (wrong(x=[1.0]), TypeError, "x must be a torch.Tensor, but got list"),
         (wrong(x=torch.ones(D, L)), RuntimeError, r"x must have shape \[B, D, L\], but got \[8, 21\]"),
