@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda_launch import ACTIVATIONS, TYPES, Instance, Launch, Strides, conv, fresh_strides, wide
-from gpuconv.backends.derived import WORKSPACE, accumulator, axes, splits_of
+from gpuconv.backends.derived import WORKSPACE, accumulator, axes, refuses_depthwise, splits_of
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.reference import IDENTITY, Activation
@@ -27,17 +27,7 @@ _SUM_THREADS = 256  # of sum_partials.cuh
 
 def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
     """Why these kernels cannot do it; None if they can."""
-    if problem.in_channels != problem.groups:
-        return "filters of several channels are for other kernels"
-    if problem.ndim > 2:
-        return "it has one or two axes"
-    if max(problem.stride) > 2:
-        return "it has strides 1 and 2"
-    if max(problem.filter_size) > _MOST_TAPS:
-        return f"it has filters up to {_MOST_TAPS} taps on an axis"
-    if not math.prod(problem.output_shape) or not math.prod(problem.input_shape):
-        return "there is nothing to compute"
-    return None
+    return refuses_depthwise(problem, _MOST_TAPS)
 
 
 # ---- geometry: what depthwise.cuh and depthwise_gather.cuh derive, for the launcher ----------------------------------

@@ -12,6 +12,7 @@ from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem
 
 WORKSPACE = 256 << 20  # bytes of partial sums at most
+_MOST_MEMBERS = 8  # filters for each channel that depthwise kernels are made for
 _FEWEST_STEPS = 8  # of a split
 _ADDING = 8  # programs of act_backward that add up channels, for each multiprocessor
 
@@ -43,6 +44,23 @@ def packed(problem: ConvProblem) -> ConvProblem:
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The type that products of numbers of `dtype` are summed in."""
     return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def refuses_depthwise(problem: ConvProblem, most_taps: int) -> str | None:
+    """Why the direct depthwise kernels of either backend cannot, or should not, do it; None if they can."""
+    if problem.in_channels != problem.groups:
+        return "filters of several channels are for other kernels"
+    if problem.out_channels > _MOST_MEMBERS * problem.groups:
+        return f"more than {_MOST_MEMBERS} filters for each channel are for other kernels"
+    if problem.ndim > 2:
+        return "it has one or two axes"
+    if max(problem.stride) > 2:
+        return "it has strides 1 and 2"
+    if max(problem.filter_size) > most_taps:
+        return f"it has filters up to {most_taps} taps on an axis"
+    if not math.prod(problem.output_shape) or not math.prod(problem.input_shape):
+        return "there is nothing to compute"
+    return None
 
 
 def all_aligned(*tensors: torch.Tensor | None) -> bool:

@@ -12,7 +12,7 @@ from contextlib import suppress
 import torch
 
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.derived import WORKSPACE, accumulator, axes, splits_of
+from gpuconv.backends.derived import WORKSPACE, accumulator, axes, refuses_depthwise, splits_of
 from gpuconv.backends.triton_launch import Launch, Layout, fresh, layout, numbers_of, ordered_sum, overflows
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
@@ -31,17 +31,7 @@ _SUMS = 8192  # of a program of grad_weight
 
 def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
     """Why these kernels cannot, or should not, do it; None if they can."""
-    if problem.in_channels != problem.groups:
-        return "filters of several channels are for other kernels"
-    if problem.ndim > 2:
-        return "it has one or two axes"
-    if max(problem.stride) > 2:
-        return "it has strides 1 and 2"
-    if max(problem.filter_size) > _MOST_TAPS:
-        return f"it has filters up to {_MOST_TAPS} taps on an axis"
-    if not math.prod(problem.output_shape) or not math.prod(problem.input_shape):
-        return "there is nothing to compute"
-    return None
+    return refuses_depthwise(problem, _MOST_TAPS)
 
 
 def launches(

@@ -41,7 +41,7 @@ def depthwise_grad_input(
     n, b_h, b_w, o_c = wide(n, WIDE), wide(b_h, WIDE), wide(b_w, WIDE), wide(o_c, WIDE)
 
     b_acc = tl.zeros((BH * BW, BC), ACCUMULATE) if LAST else tl.zeros((BC, BH * BW), ACCUMULATE)
-    for m in tl.static_range(MEMBERS):
+    for m in range(0, MEMBERS):
         o_k = o_c * MEMBERS + m
         b_acc = tap_sum(
             b_acc, p_gy + n * gy_n, b_h, b_w, o_k * gy_k, m_c, p_w + o_k * w_k, P, Q, gy_p, gy_q, w_r, w_s,
