@@ -69,6 +69,7 @@ fi
 # The most telling first; what there was no time for is left to the next call.
 bench resnet50 $((SECONDS < 330 ? 90 : 40)) --suite resnet50
 bench depthwise $((SECONDS < 430 ? 40 : 20)) --suite convnext_t --suite replknet31 --suite mamba
+bench fused $((SECONDS < 440 ? 30 : 15)) --suite resnet50 --direction fused --batch 8
 bench rest $((SECONDS < 450 ? 480 - SECONDS : 20)) --suite airbench94 --suite resnet9 --suite mobilenetv2 --suite stems \
     --suite efficientnet_b0 --suite unet --suite resnext50 --suite segmentation --suite vgg16 --suite deepbench --suite r3d18 --suite wav2vec2
 step report 25 "$python" -m gpuconv bench --report "$results" --csv "$out/$name-gpu.csv" --plots "$out/$name-plots"
