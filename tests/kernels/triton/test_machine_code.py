@@ -67,7 +67,7 @@ def complaints(code: MachineCode, launch: Launch, capability: int, numbers: str)
     if code.shared > limit:
         wrong.append(f"{code.shared} bytes of shared memory, where there are {limit}")
     name = launch.kernel.__name__
-    multiplies = name != "sum_partials" and not name.startswith("depthwise_")  # on tensor cores, where they can
+    multiplies = not name.startswith(("depthwise_", "sum_", "window_sum"))  # on tensor cores, where they can
     if multiplies and numbers in ("float16", "bfloat16", "tf32") and not code.tensor_core:
         wrong.append("no tensor-core instruction")
     return wrong
