@@ -9,7 +9,7 @@ import triton.language as tl
 from gpuconv.backends.base import Tile
 from gpuconv.backends.derived import Matrix, accumulator, matrix, steps
 from gpuconv.backends.elementwise import Elementwise, Run
-from gpuconv.backends.triton_launch import INTERPRETING, Launch, overflows
+from gpuconv.backends.triton_launch import INTERPRETING, Launch, epilogue_of, overflows
 from gpuconv.gpu import Gpu
 from gpuconv.kernels.triton.act_backward import act_backward, sum_channels
 from gpuconv.problem import allocate
@@ -31,8 +31,7 @@ def launches(e: Elementwise, gpu: Gpu) -> tuple[Launch, ...]:
         "BM": rows, "BN": columns, "SUM": m.sum, "DENSE": m.dense, "VECTOR": vector,
         "WIDE": overflows(m.extent, across * along * each * rows * columns),
         "ACCUMULATE": tl.float64 if e.dtype is torch.float64 else tl.float32,
-        "EMULATE_BF16": emulate, "ACTIVATION": e.activation.name,
-        "SLOPE": e.activation.slope if e.activation.name == "leaky_relu" else 0.0,
+        "EMULATE_BF16": emulate, **epilogue_of(e.activation),
     }  # fmt: skip
     scalars = (m.rows, m.columns // vector, *m.sizes, *m.strides, each)
     dtypes = (e.dtype, e.dtype, e.dtype, accumulate if e.with_bias else None)

@@ -13,7 +13,17 @@ import torch
 
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import WORKSPACE, accumulator, axes, refuses_depthwise, splits_of
-from gpuconv.backends.triton_launch import Launch, Layout, fresh, layout, numbers_of, ordered_sum, overflows
+from gpuconv.backends.triton_launch import (
+    Launch,
+    Layout,
+    dtypes_of_forward,
+    epilogue_of,
+    fresh,
+    layout,
+    numbers_of,
+    ordered_sum,
+    overflows,
+)
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.reference import IDENTITY, Activation
@@ -78,11 +88,8 @@ def launches(
         constants["WIDE"] = overflows(*extents)
         return (Launch(depthwise_grad_input, tiles_of_all * blocks, (dtype,) * 3, scalars, constants, tile),)
     residual = layout(problem.output_shape, operands.residual or (0,) * (2 + problem.ndim), problem)
-    constants |= {
-        "WIDE": overflows(*extents, residual.extent),
-        "ACTIVATION": activation.name, "SLOPE": activation.slope if activation.name == "leaky_relu" else 0.0,
-    }  # fmt: skip
-    dtypes = (dtype, dtype, dtype if operands.bias else None, dtype if operands.residual else None, dtype)
+    constants |= {"WIDE": overflows(*extents, residual.extent), **epilogue_of(activation)}
+    dtypes = dtypes_of_forward(problem, operands)
     scalars = (*scalars, *_of(residual, 1))
     return (Launch(depthwise_forward, tiles_of_all * blocks, dtypes, scalars, constants, tile),)
 

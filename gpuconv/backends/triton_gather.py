@@ -21,8 +21,11 @@ from gpuconv.backends.derived import (
 from gpuconv.backends.triton_launch import (
     Launch,
     Layout,
+    dtypes_of_forward,
+    epilogue_of,
     fresh,
     layout,
+    layouts,
     numbers_of,
     ordered_sum,
     overflows,
@@ -63,8 +66,7 @@ def launches(
 
 def _operands(problem: ConvProblem, direction: Direction, operands: Operands) -> tuple[Layout, Layout, int]:
     """The layouts of the two tensors that `direction` multiplies, and the VECTOR of `gpuconv.kernels.triton.common`."""
-    shapes = problem.operand_shapes(direction)
-    a, b = (layout(shape, strides, problem) for shape, strides in zip(shapes, operands.strides, strict=True))
+    a, b = layouts(problem, direction, operands)
     unit = 16 // problem.dtype.itemsize
     channels = problem.in_channels, *(() if direction == "forward" else (problem.out_channels,))
     together = a.vectors(unit) and b.vectors(unit) and not any(count // problem.groups % unit for count in channels)
@@ -131,14 +133,13 @@ def _forward(problem: ConvProblem, activation: Activation, operands: Operands, t
         "VECTOR": vector, "Y_VECTOR": y_vector,
         "WIDE": overflows(x.extent, w.extent, residual.extent, math.prod(problem.output_shape)),
         **numbers_of(problem, operands),
-        "ACTIVATION": activation.name, "SLOPE": activation.slope if activation.name == "leaky_relu" else 0.0,
+        **epilogue_of(activation),
     }  # fmt: skip
     scalars = (
         pixels, k // y_vector, c // vector, *sizes(problem), *x.divided(vector), *w.divided(vector),
         y_n // y_vector, y_k, y_pixel // y_vector, *residual.strides,
     )  # fmt: skip
-    dtype = problem.dtype
-    dtypes = (dtype, dtype, dtype if operands.bias else None, dtype if operands.residual else None, dtype)
+    dtypes = dtypes_of_forward(problem, operands)
     return Launch(gather_forward, programs, dtypes, scalars, constants, tile)
 
 

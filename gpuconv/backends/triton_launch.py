@@ -16,7 +16,8 @@ import torch
 
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import accumulator, axes
-from gpuconv.problem import ConvProblem, allocate
+from gpuconv.problem import ConvProblem, Direction, allocate
+from gpuconv.reference import Activation
 
 try:
     import triton
@@ -168,6 +169,26 @@ def layout(shape: tuple[int, ...], strides: tuple[int, ...], problem: ConvProble
     nearest = min((stride for stride in pixel if stride), default=math.inf)
     fast = c < nearest if c else problem.memory_format is not torch.contiguous_format
     return Layout((n, c, *(0,) * (3 - len(pixel)), *pixel), fast, extent)
+
+
+def layouts(problem: ConvProblem, direction: Direction, operands: Operands) -> tuple[Layout, Layout]:
+    """The layouts of the two tensors that `direction` multiplies."""
+    (a, a_strides), (b, b_strides) = zip(problem.operand_shapes(direction), operands.strides, strict=True)
+    return layout(a, a_strides, problem), layout(b, b_strides, problem)
+
+
+def dtypes_of_forward(problem: ConvProblem, operands: Operands) -> tuple[torch.dtype | None, ...]:
+    """Of input, weight, bias, residual and result."""
+    dtype = problem.dtype
+    return dtype, dtype, dtype if operands.bias else None, dtype if operands.residual else None, dtype
+
+
+def epilogue_of(activation: Activation) -> dict[str, Any]:
+    """The constants of `gpuconv.kernels.triton.epilogue`."""
+    return {
+        "ACTIVATION": activation.name,
+        "SLOPE": activation.slope if activation.name == "leaky_relu" else 0.0,
+    }
 
 
 def overflows(*extents: int) -> bool:

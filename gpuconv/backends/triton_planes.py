@@ -12,7 +12,17 @@ import torch
 
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import accumulator, splits_of, splits_to_choose
-from gpuconv.backends.triton_launch import Launch, fresh, layout, numbers_of, ordered_sum, overflows
+from gpuconv.backends.triton_launch import (
+    Launch,
+    dtypes_of_forward,
+    epilogue_of,
+    fresh,
+    layout,
+    layouts,
+    numbers_of,
+    ordered_sum,
+    overflows,
+)
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.reference import IDENTITY, Activation
@@ -81,7 +91,7 @@ def _product(
     forward = direction == "forward"
     result = problem.output_shape if forward else problem.input_shape
     columns = k if forward else c
-    x, w = (layout(*both, problem) for both in zip(problem.operand_shapes(direction), operands.strides, strict=True))
+    x, w = layouts(problem, direction, operands)
     pixels, vector = math.prod(problem.input_size), _vector(problem, direction, operands)
     (x_n, x_c), (residual_n, residual_k) = (*(_planes(problem, direction, operands) or ()), (0, 0))[:2]
     y_n, y_k, _ = fresh(result, problem)
@@ -94,7 +104,7 @@ def _product(
         "W_COLUMNS_FAST": not forward, "VECTOR": vector, "W_VECTOR": w_vector,
         "WIDE": overflows(x.extent, w.extent, residual.extent, math.prod(result)),
         **numbers_of(problem, operands),
-        "ACTIVATION": activation.name, "SLOPE": activation.slope if activation.name == "leaky_relu" else 0.0,
+        **epilogue_of(activation),
     }  # fmt: skip
     of_w = (w_k // w_vector, w_c) if forward else (w_c, w_k // w_vector)
     counts = (k, c // w_vector) if forward else (c // w_vector, k)
@@ -102,17 +112,14 @@ def _product(
         pixels // vector, *counts, problem.groups, x_n // vector, x_c // vector, *of_w, y_n // vector, y_k // vector,
         residual_n // vector, residual_k // vector,
     )  # fmt: skip
-    dtype = problem.dtype
-    dtypes = (dtype, dtype, dtype if operands.bias else None, dtype if operands.residual else None, dtype)
+    dtypes = dtypes_of_forward(problem, operands)
     programs = problem.groups * tile.windows * math.ceil(columns / tile.columns)
     return Launch(planes_product, programs, dtypes, scalars, constants, tile)
 
 
 def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias: bool) -> tuple[Launch, ...]:
     k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
-    gy, x = (
-        layout(*both, problem) for both in zip(problem.operand_shapes("grad_weight"), operands.strides, strict=True)
-    )
+    gy, x = layouts(problem, "grad_weight", operands)
     pixels, vector = math.prod(problem.input_size), _vector(problem, "grad_weight", operands)
     size = math.prod(problem.weight_shape)
     steps, splits = problem.batch * math.ceil(pixels / tile.depth), splits_of(problem, tile)

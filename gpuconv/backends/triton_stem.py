@@ -12,7 +12,18 @@ import torch
 
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import accumulator, splits_of, splits_to_choose
-from gpuconv.backends.triton_launch import Launch, fresh, layout, numbers_of, ordered_sum, overflows, sizes
+from gpuconv.backends.triton_launch import (
+    Launch,
+    dtypes_of_forward,
+    epilogue_of,
+    fresh,
+    layout,
+    layouts,
+    numbers_of,
+    ordered_sum,
+    overflows,
+    sizes,
+)
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.reference import IDENTITY, Activation
@@ -49,7 +60,7 @@ def launches(
 
 def _forward(problem: ConvProblem, activation: Activation, operands: Operands, tile: Tile) -> Launch:
     k, c = problem.out_channels, problem.in_channels
-    x, w = (layout(*both, problem) for both in zip(problem.operand_shapes("forward"), operands.strides, strict=True))
+    x, w = layouts(problem, "forward", operands)
     residual = layout(problem.output_shape, operands.residual or (0,) * (2 + problem.ndim), problem)
     pixels = problem.batch * math.prod(problem.output_size)
     constants = {
@@ -59,23 +70,20 @@ def _forward(problem: ConvProblem, activation: Activation, operands: Operands, t
         "RESIDUAL_ROWS_FAST": not residual.channels_fast,
         "WIDE": overflows(x.extent, w.extent, residual.extent, math.prod(problem.output_shape)),
         **numbers_of(problem, operands),
-        "ACTIVATION": activation.name, "SLOPE": activation.slope if activation.name == "leaky_relu" else 0.0,
+        **epilogue_of(activation),
     }  # fmt: skip
     scalars = (
         pixels, k, c, *sizes(problem), *x.strides, *w.strides, *fresh(problem.output_shape, problem),
         *residual.strides,
     )  # fmt: skip
-    dtype = problem.dtype
-    dtypes = (dtype, dtype, dtype if operands.bias else None, dtype if operands.residual else None, dtype)
+    dtypes = dtypes_of_forward(problem, operands)
     programs = math.ceil(pixels / tile.rows) * math.ceil(k / tile.columns)
     return Launch(stem_forward, programs, dtypes, scalars, constants, tile)
 
 
 def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias: bool) -> tuple[Launch, ...]:
     k, c = problem.out_channels, problem.in_channels
-    gy, x = (
-        layout(*both, problem) for both in zip(problem.operand_shapes("grad_weight"), operands.strides, strict=True)
-    )
+    gy, x = layouts(problem, "grad_weight", operands)
     size = math.prod(problem.weight_shape)
     pixels = problem.batch * math.prod(problem.output_size)
     splits = splits_of(problem, tile)

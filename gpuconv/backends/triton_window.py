@@ -6,6 +6,7 @@ Which problems it takes, which tiles there are, and what is launched with one. `
 
 import dataclasses
 import math
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from gpuconv.backends.derived import WORKSPACE, accumulator, phase_steps, progra
 from gpuconv.backends.triton_launch import (
     INTERPRETING,
     Launch,
+    epilogue_of,
     fresh,
     numbers_of,
     ordered_sum,
@@ -24,13 +26,11 @@ from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.reference import IDENTITY, Activation
 
-try:
+with suppress(ImportError):  # no Triton: `triton_launch.why_not` says so
     from gpuconv.kernels.triton.window_forward import window_forward
     from gpuconv.kernels.triton.window_grad_input import window_grad_input
     from gpuconv.kernels.triton.window_grad_weight import window_grad_weight
     from gpuconv.kernels.triton.window_sum import window_sum
-except ImportError:  # no Triton: `triton_launch.why_not` says so
-    pass
 
 _BAND = 8  # rows of tiles that are walked column by column
 _SUM_BLOCK = 1024
@@ -214,11 +214,6 @@ def _with_registers_for(activation: Activation, tile: Tile) -> Tile:
     return dataclasses.replace(tile, rows=min(tile.rows, 128), columns=min(tile.columns, 128))
 
 
-def _epilogue(activation: Activation) -> dict[str, Any]:
-    slope = activation.slope if activation.name == "leaky_relu" else 0.0
-    return {"ACTIVATION": activation.name, "SLOPE": slope}
-
-
 def _forward(problem: ConvProblem, activation: Activation, operands: Operands, tile: Tile) -> tuple[Launch, ...]:
     unit, dtype = 16 // problem.dtype.itemsize, problem.dtype
     k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
@@ -227,7 +222,7 @@ def _forward(problem: ConvProblem, activation: Activation, operands: Operands, t
     split = tile.splits > 1
     common, inverse = phase_steps(problem)
     constants = _constants(problem, operands, tile, window) | {"VIEWS": not _folds(problem, tile)}
-    constants |= _epilogue(IDENTITY if split else activation)
+    constants |= epilogue_of(IDENTITY if split else activation)
     scalars = (
         problem.batch, problem.in_channels, problem.out_channels, c, k, *_settings(problem), *common, *inverse,
         *_strides(problem.input_shape, operands.strides[0], unit), *_weight(problem, operands.strides[1], unit),
@@ -281,7 +276,7 @@ def _sum(
             "BLOCK": _SUM_BLOCK,
             "WIDE": overflows(tile.splits * size),
             "EMULATE_BF16": INTERPRETING and problem.dtype is torch.bfloat16,
-            **_epilogue(activation),
+            **epilogue_of(activation),
         },
         Tile(0, 0, 0, warps=4, stages=3),
     )
