@@ -5,10 +5,13 @@ problem, from the strides of its tensors and from the tile. That needs no GPU, s
 looked at anywhere.
 """
 
+import functools
 import math
 import os
+import shutil
+import sysconfig
 import threading
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,6 +52,34 @@ def why_not() -> str | None:
         )
     if not INTERPRETING and not torch.cuda.is_available():
         return "there is no NVIDIA GPU (with TRITON_INTERPRET=1 its kernels are interpreted on the CPU, slowly)"
+    return None if INTERPRETING else _why_no_launcher()
+
+
+@functools.cache
+def _why_no_launcher() -> str | None:
+    """Why Triton cannot launch, whatever the kernel; None if it can.
+
+    It does so with C code that it compiles when it is first needed, or finds in its cache; as of Triton 3.8 one module,
+    before that another one for each kind of kernel.
+    """
+    try:
+        launchers = hasattr(triton.runtime.driver.active.utils, "launch")
+    except Exception as error:  # nor a libcuda.so.1 to link with, a cache that can be written, …
+        first, *_ = str(error).splitlines() or [""]
+        why = _why_no_compiler() or f"{type(error).__name__}: {first}"
+        return f"Triton cannot compile the C code that launches its kernels: {why}"
+    why = None if launchers else _why_no_compiler()
+    return None if why is None else f"Triton cannot compile the C code that launches a kernel: {why}"
+
+
+def _why_no_compiler() -> str | None:
+    """Why this machine cannot compile C code that uses Python, as far as can be told without trying."""
+    compiler = os.environ.get("CC")
+    if compiler is None and not triton.knobs.build.impl and not (shutil.which("gcc") or shutil.which("clang")):
+        return "there is no C compiler (install gcc or clang, or set CC)"
+    header = Path(sysconfig.get_paths()["include"], "Python.h")
+    if not header.exists():
+        return f"{header} is missing (on Debian and Ubuntu it comes with python3-dev)"
     return None
 
 
@@ -86,10 +117,9 @@ class Launch:
             "num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": 255, "enable_fp_fusion": True
         }  # fmt: skip
         self._grid = (programs, 1, 1)
-        self._run: Callable[..., None] | None = None
-        self._function: Any = None
-        self._metadata: Any = None
-        self._compiled: Any = None  # unloads its module when it goes
+        # What the short way calls and gives, and the compiled kernel, which unloads its module when it goes. All in one
+        # attribute, so that another thread sees all of it or nothing.
+        self._short: tuple[Any, Any, Any, Any] | None = None
 
     def __call__(self, stream: int | None, *tensors: torch.Tensor | None) -> None:
         """Launch on `stream` of the current device; None for tensors on the CPU, whose kernels are interpreted."""
@@ -97,20 +127,28 @@ class Launch:
             return
         if self.descriptors:
             _lend_scratch()
-        if self._run is not None:
+        if self._short is not None:
             pointers = [0 if t is None else t.data_ptr() for t in tensors]
             if _all_aligned(pointers) and not _hooked():
-                self._run(*self._grid, stream, self._function, self._metadata, None, None, None, *pointers, *self.rest)
+                run, function, metadata, _ = self._short
+                run(*self._grid, stream, function, metadata, None, None, None, *pointers, *self.rest)
                 return
-        with _one_at_a_time:
-            compiled = self.kernel[self._grid](*tensors, *self.rest, **self.options)
+        compiled = self._compile_and_launch(tensors)
         if stream is not None and _all_aligned([0 if t is None else t.data_ptr() for t in tensors]):
-            self.use(compiled)
+            self._short = compiled.run, compiled.function, compiled.packed_metadata, compiled
 
-    def use(self, compiled: Any) -> None:
-        """Call `compiled` from now on: a kernel compiled for these arguments with all pointers aligned."""
-        self._compiled, self._run = compiled, compiled.run  # which loads the module, if it is not loaded
-        self._function, self._metadata = compiled.function, compiled.packed_metadata
+    def _compile_and_launch(self, tensors: tuple[torch.Tensor | None, ...]) -> Any:
+        """The ordinary way; the compiled kernel, loaded. It is found in Triton's caches if it was compiled before."""
+        try:
+            with _one_at_a_time:
+                return self.kernel[self._grid](*tensors, *self.rest, **self.options)
+        except RuntimeError as error:
+            if "stream is capturing" not in str(error):
+                raise
+            raise RuntimeError(
+                f"kernel {self.kernel.__name__} is not loaded yet, and the driver loads nothing while a CUDA graph is "
+                "captured; make the same call once before the capture, or gpuconv.warmup(model, example_input)"
+            ) from error
 
 
 def _lend_scratch() -> None:

@@ -22,8 +22,9 @@ enum { MOST_GPUS = 8, MOST_LAUNCHES = 1 << 14, MOST_BLOCKS = 1 << 14, SHARED_WIT
 
 typedef struct { int device; } Context;                 /* each GPU has its primary one and no other */
 typedef struct { int device, capturing; CUstreamCaptureMode mode; } Stream;
-typedef struct { Context *context; void *image; } Module;
-typedef struct { Module *module; Kernel kernel; int dynamic_allowed; } Function;
+typedef struct Function Function;
+typedef struct { Context *context; void *image; Function *functions; } Module;
+struct Function { Module *module; Kernel kernel; int dynamic_allowed; Function *next; };
 typedef struct { char *at; size_t bytes; int device; } Block;
 
 typedef struct {                                        /* what a test is shown of a launch */
@@ -282,14 +283,23 @@ CUresult cuModuleUnload(CUmodule m) {
     __sync_fetch_and_add(&unloaded, 1);
     return CUDA_SUCCESS;
 }
+/* One function for each name: whoever asks again shares it, and what was allowed for it. */
 CUresult cuModuleGetFunction(CUfunction *f, CUmodule m, const char *name) {
-    Function *made = calloc(1, sizeof *made);
-    made->module = (Module *)m;
-    if (!cubin_kernel(made->module->image, name, &made->kernel)) {
-        free(made);
+    Module *module = (Module *)m;
+    pthread_mutex_lock(&lock);
+    Function *found = module->functions;
+    while (found && strcmp(found->kernel.name, name)) found = found->next;
+    if (!found && (found = calloc(1, sizeof *found)) && cubin_kernel(module->image, name, &found->kernel)) {
+        found->module = module;
+        found->next = module->functions;
+        module->functions = found;
+    }
+    pthread_mutex_unlock(&lock);
+    if (!found->module) {
+        free(found);
         return refuse(CUDA_ERROR_NOT_FOUND, "the module has no kernel %s", name);
     }
-    *f = (CUfunction)made;
+    *f = (CUfunction)found;
     return CUDA_SUCCESS;
 }
 

@@ -1,16 +1,19 @@
 """GPUs that are none: the launch code of our backends, and PyTorch's around it, run on a machine without a GPU.
 
-`libcuda.c` stands for the CUDA driver, `libcudart.c` for the runtime that PyTorch is linked with; both say what they do.
-They are compiled with the C compiler when first needed, and preloaded into a process of its own:
+`libcuda.c` stands for the CUDA driver, `libcudart.c` for the runtime that PyTorch is linked with; they say what they
+do. They are compiled with the C compiler when first needed, and preloaded into a process of its own:
 
-    driven_alone.py     the driver alone: what our short way gives Triton's C launcher, beside Triton's ordinary way
-    driven_by_torch.py  driver and runtime: torch.cuda finds GPUs, and models are trained on them
+    driven_alone.py      the driver alone: what our short way gives Triton's C launcher, beside Triton's ordinary one
+    driven_by_torch.py   driver and runtime: torch.cuda finds GPUs, and models are trained on them
+    without_compiler.py  what is said where Triton cannot compile its launcher
+    refused.py           that the stub refuses what a driver refuses
 
     python tests/stubdriver/stubdriver.py 90,90,80 gpuconv doctor      # anything else, on two "H100"s and an "A100"
 
-What that proves: what reaches the driver is what the compiled kernels want (number, order, width and values of parameters,
-grid, block, shared memory), on the right device, stream and context, and nothing is asked that a driver refuses. What it
-cannot: nothing runs on a device, so no kernel is shown to be right or quick; cuDNN, cuBLAS and NCCL have no stub.
+What that proves: what reaches the driver is what the compiled kernels want (number, order, width and values of their
+parameters, grid, block, shared memory), on the right device, stream and context, and nothing is asked that a driver
+refuses. What it cannot: nothing runs on a device, so no kernel is shown to be right or quick, and cuDNN, cuBLAS, NCCL
+and CuPy have no stub.
 """
 
 import ctypes
@@ -35,7 +38,7 @@ def why_not(runtime: bool) -> str | None:
     """Why there can be no stub here; `runtime`: of PyTorch's runtime too."""
     import torch
 
-    if sys.platform != "linux" or _package("triton") is None:
+    if sys.platform != "linux" or package("triton") is None:
         return "Triton is not installed (it is on Linux alone)"
     if _compiler() is None:
         return "there is no C compiler"
@@ -66,9 +69,12 @@ def environment(base: dict[str, str], gpus: str, runtime: bool) -> dict[str, str
 
 def _built(runtime: bool) -> Path:
     """The folder of the libraries, which are made if they were not made before. Safe among processes."""
-    include = {"libcuda": [_package("triton") / "backends/nvidia/include"]}
+    include = {"libcuda": [package("triton") / "backends/nvidia/include"]}
     if runtime:
-        include["libcudart"] = [*include["libcuda"], _toolkit()]
+        include["libcudart"] = [
+            _toolkit(),
+            *include["libcuda"],
+        ]  # Triton's folder has a runtime's headers too, of its CUDA
     sources = [path.read_text() for path in sorted(HERE.iterdir()) if path.suffix in (".c", ".h")]
     key = hashlib.sha256("\0".join([*sources, repr(include), str(_compiler())]).encode()).hexdigest()[:20]
     made = _folder() / key
@@ -106,7 +112,7 @@ def _compiler() -> str | None:
     return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
 
 
-def _package(name: str) -> Path | None:
+def package(name: str) -> Path | None:
     """Where a package lies; it is not imported."""
     spec = importlib.util.find_spec(name)
     return None if spec is None else Path(next(iter(spec.submodule_search_locations or ("",))))
@@ -114,7 +120,7 @@ def _package(name: str) -> Path | None:
 
 def _toolkit() -> Path:
     """The runtime's headers, of the wheels that PyTorch wants."""
-    return (_package("nvidia") or Path()) / "cu13" / "include"
+    return (package("nvidia") or Path()) / "cu13" / "include"
 
 
 # ---- within such a process -------------------------------------------------------------------------------------------

@@ -1,0 +1,274 @@
+"""What users do, on GPUs that are none: training, autocast, warmup, graphs, threads, a second GPU, compiled code.
+
+Run by tests/test_stub_gpus.py in a process of its own (`stubdriver.environment(…, "90,90,80", runtime=True)`), with
+GPUCONV_BACKEND=triton, which threads see too. Prints for each part a line of JSON: its name, and what was wrong.
+PyTorch's own kernels do nothing, so no value means anything.
+"""
+
+import json
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import stubdriver
+import torch
+import torch.nn.functional as F
+import triton
+
+import gpuconv
+from gpuconv import doctor, plan
+from gpuconv.gpu import Gpu
+
+LAST, FIRST = torch.channels_last, torch.contiguous_format
+driver = stubdriver.driver()
+
+
+class Net(torch.nn.Module):
+    """Two convolutions, so that one has a gradient of its input, whose kernels are compiled quickly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Conv2d(8, 16, 3, padding=1)
+        self.b = torch.nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(F.relu(self.a(x)))
+
+
+def net(dtype: torch.dtype = torch.float16, memory_format: torch.memory_format = LAST, device: str = "cuda") -> Net:
+    model = Net()
+    gpuconv.convert(model)
+    return model.to(device, dtype).to(memory_format=memory_format)
+
+
+def batch(
+    dtype: torch.dtype = torch.float16, memory_format: torch.memory_format = LAST, device: str = "cuda"
+) -> torch.Tensor:
+    return torch.zeros(4, 8, 12, 12, dtype=dtype, device=device).contiguous(memory_format=memory_format)
+
+
+def loss(y: torch.Tensor) -> torch.Tensor:
+    return y.float().square().mean()
+
+
+def step(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    y = model(x)
+    loss(y).backward()
+    return y
+
+
+@contextmanager
+def launched(device: int = 0, at_least: int = 1) -> Iterator[list[stubdriver.Launched]]:
+    """The launches within it: there are some, on this device, and nothing was refused."""
+    torch.cuda.synchronize()
+    driver.stub_clear()
+    found: list[stubdriver.Launched] = []
+    yield found
+    found += stubdriver.launches()
+    assert not driver.stub_refusals(), driver.stub_refusal()
+    assert len(found) >= at_least, f"{len(found)} launches"
+    assert {launch.device for launch in found} <= {device}, {launch.device for launch in found}
+
+
+# ---- the parts -------------------------------------------------------------------------------------------------------
+
+
+def doctor_finds_the_gpus() -> None:
+    report = doctor.report()
+    assert [gpu["capability"] for gpu in report["gpus"]] == ["9.0", "9.0", "8.0"]
+    assert report["backends"]["triton"] == {"usable": True, "reason": None}
+    assert report["auto"]["cuda"]["picks"] == "triton"
+    assert "H100" in doctor.text(report)
+    assert Gpu.of(torch.device("cuda", 0)).shared_memory == 227 << 10
+    assert Gpu.of(torch.device("cuda", 2)).shared_memory == 163 << 10
+
+
+def a_model_trains(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    model, x = net(dtype, memory_format), batch(dtype, memory_format).requires_grad_()
+    with launched(at_least=6) as first:
+        y = step(model, x)
+    assert y.dtype is dtype and x.grad.shape == x.shape and y.is_contiguous(memory_format=memory_format)
+    assert all(p.grad.shape == p.shape and p.grad.dtype is dtype for p in model.parameters())
+    loaded, planned = driver.stub_modules_loaded(), len(plan._plans)
+    with launched() as second:
+        step(model, x)
+    assert [(one.name, one.grid, one.shared) for one in second] == [(one.name, one.grid, one.shared) for one in first]
+    assert (driver.stub_modules_loaded(), len(plan._plans)) == (loaded, planned)
+
+
+def autocast_trains_in_bfloat16() -> None:
+    model, x = net(torch.float32), batch(torch.float32)
+    with launched(at_least=5), torch.autocast("cuda", torch.bfloat16):
+        y = step(model, x)
+    assert y.dtype is torch.bfloat16 and model.a.weight.grad.dtype is torch.float32
+
+
+def after_warmup_nothing_is_loaded() -> None:
+    model, x = net(), batch()[:3]
+    gpuconv.warmup(model, x, loss=loss)
+    loaded, planned = driver.stub_modules_loaded(), len(plan._plans)
+    with launched():
+        step(model, x)
+    assert (driver.stub_modules_loaded(), len(plan._plans)) == (loaded, planned)
+
+
+def a_graph_is_captured_after_warmup() -> None:
+    model, x = net(), batch()
+    gpuconv.warmup(model, x, loss=loss)
+    graph = torch.cuda.CUDAGraph()
+    with launched(at_least=5) as inside, torch.cuda.graph(graph):
+        stream = torch.cuda.current_stream().cuda_stream
+        step(model, x)
+    assert {launch.stream for launch in inside} == {stream}
+    graph.replay()
+
+
+def graphed_callables_train() -> None:
+    with launched(at_least=5):
+        graphed = torch.cuda.make_graphed_callables(net(), (batch(),))
+        step(graphed, batch())
+
+
+def a_first_call_within_a_capture_says_what_to_do() -> None:
+    layer = gpuconv.nn.Conv2d(8, 24, 5).cuda().half().to(memory_format=LAST)
+    try:
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            layer(batch())
+    except RuntimeError as error:
+        assert "gpuconv.warmup" in str(error) and "captur" in str(error), error
+    else:
+        raise AssertionError("a module was loaded during a capture")
+    with launched():
+        layer(batch())
+    with launched(), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        layer(batch())
+
+
+def threads_call_at_once() -> None:
+    model, x = net(), batch()
+    step(model, x)
+    errors: list[str] = []
+
+    def work() -> None:
+        try:
+            for _ in range(5):
+                step(model, batch())
+        except Exception:
+            errors.append(traceback.format_exc())
+
+    with launched(at_least=6 * 5 * 5) as found:
+        pool = [threading.Thread(target=work) for _ in range(6)]
+        for thread in pool:
+            thread.start()
+        for thread in pool:
+            thread.join()
+    assert not errors, errors[0]
+    assert len({launch.thread for launch in found}) >= 7, "threads of autograd and of the caller"
+
+
+def a_thread_without_a_context_calls_descriptors_too() -> None:
+    """The first thing that a thread does with the GPU is a launch, of a kernel that needs scratch."""
+    layer = gpuconv.nn.Conv2d(64, 64, 3, padding=1).cuda().half().to(memory_format=LAST).requires_grad_(False)
+    x = torch.zeros(8, 64, 14, 14, dtype=torch.half, device="cuda").contiguous(memory_format=LAST)
+    with launched() as found:
+        layer(x)
+    assert {launch.name for launch in found} & {"window_forward"}, found
+    with launched() as found:
+        thread = threading.Thread(target=layer, args=(x,))
+        thread.start()
+        thread.join()
+    assert found[0].name == "window_forward" and found[0].values[-2], "it is given scratch"
+
+
+def other_gpus_compute_theirs() -> None:
+    for device in (1, 2, 0, 1, 2):
+        name = f"cuda:{device}"
+        model, x = net(device=name), batch(device=name)
+        with launched(device, at_least=5):
+            step(model, x)
+        assert torch.cuda.current_device() == 0
+
+
+def the_current_stream_is_used() -> None:
+    model, x = net(), batch()
+    step(model, x)
+    side = torch.cuda.Stream()
+    with launched() as found, torch.cuda.stream(side):
+        step(model, x)
+    assert {launch.stream for launch in found} == {side.cuda_stream}
+
+
+def tensors_that_are_not_aligned_are_computed() -> None:
+    model, x = net(), batch()
+    step(model, x)
+    shifted = torch.empty(x.numel() + 1, dtype=x.dtype, device="cuda")[1:].as_strided(x.shape, x.stride())
+    assert shifted.data_ptr() % 16
+    with launched(at_least=5) as found:
+        step(model, shifted)
+    assert any(shifted.data_ptr() in launch.values for launch in found)
+    with launched(at_least=5) as found:
+        step(model, x)
+    assert not any(shifted.data_ptr() in launch.values for launch in found)
+
+
+def a_profiler_sees_every_launch() -> None:
+    model, x = net(), batch()
+    step(model, x)
+    seen: list[str] = []
+
+    def hook(metadata: object) -> None:
+        seen.append(metadata.get()["name"])
+
+    triton.knobs.runtime.launch_enter_hook.add(hook)
+    try:
+        with launched() as found:
+            step(model, x)
+    finally:
+        triton.knobs.runtime.launch_enter_hook.remove(hook)
+    assert sorted(seen) == sorted(launch.name for launch in found), seen
+
+
+def compiled_code_calls_our_kernels() -> None:
+    model, x = net(), batch()
+    compiled = torch.compile(model, fullgraph=True)
+    with launched(at_least=5) as found:
+        step(compiled, x)
+    ours = {launch.name for launch in found if "gather" in launch.name or "window" in launch.name}
+    assert ours and any(launch.name.startswith("triton_") for launch in found), {launch.name for launch in found}
+
+
+def parts() -> Iterator[tuple[str, Callable[[], None]]]:
+    yield "doctor finds the gpus", doctor_finds_the_gpus
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        for memory_format in (LAST, FIRST):
+            yield f"trains in {dtype}, {memory_format}", lambda d=dtype, m=memory_format: a_model_trains(d, m)
+    for part in (
+        autocast_trains_in_bfloat16,
+        after_warmup_nothing_is_loaded,
+        a_graph_is_captured_after_warmup,
+        graphed_callables_train,
+        a_first_call_within_a_capture_says_what_to_do,
+        threads_call_at_once,
+        a_thread_without_a_context_calls_descriptors_too,
+        other_gpus_compute_theirs,
+        the_current_stream_is_used,
+        tensors_that_are_not_aligned_are_computed,
+        a_profiler_sees_every_launch,
+        compiled_code_calls_our_kernels,
+    ):
+        yield part.__name__.replace("_", " "), part
+
+
+def main() -> None:
+    for name, part in parts():
+        try:
+            part()
+        except Exception:
+            print(json.dumps([name, traceback.format_exc()]))
+        else:
+            print(json.dumps([name, None]))
+
+
+if __name__ == "__main__":
+    main()

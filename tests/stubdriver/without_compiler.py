@@ -1,0 +1,40 @@
+"""What is said, and what `auto` does, where Triton cannot compile the C code that launches its kernels.
+
+Run by tests/test_stub_gpus.py in a process of its own, on a GPU that is none. With the argument `no-header` as on a
+machine that has Python, but not the header of its C interface.
+"""
+
+import json
+import sys
+import sysconfig
+
+if "no-header" in sys.argv:
+    paths = sysconfig.get_paths
+    sysconfig.get_paths = lambda *args, **kwargs: paths(*args, **kwargs) | {"include": "/no/such/folder"}
+
+import torch
+
+from gpuconv import doctor, plan
+from gpuconv.backends import BackendUnavailable
+from gpuconv.problem import ConvProblem
+
+problem = ConvProblem.of((4, 8, 12, 12), (16, 8, 3, 3), padding=1, dtype=torch.float16)
+settings = plan.Settings(problem.stride, problem.padding, problem.dilation, 1)
+chosen = plan.choose(problem, "forward", torch.device("cuda", 0), settings)
+try:
+    plan.choose(problem, "forward", torch.device("cuda", 0), settings._replace(backend="triton"))
+    refusal = None
+except BackendUnavailable as error:
+    refusal = str(error)
+report = doctor.report()
+print(
+    json.dumps(
+        {
+            "reason": report["backends"]["triton"]["reason"],
+            "text": doctor.text(report),
+            "chosen": chosen.backend.name,
+            "passed over": dict(chosen.passed_over),
+            "refusal": refusal,
+        }
+    )
+)

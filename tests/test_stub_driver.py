@@ -1,0 +1,80 @@
+"""The launch code against a stub of the CUDA driver (tests/stubdriver): what reaches it is what the kernels want."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stubdriver
+
+reason = stubdriver.why_not(runtime=False)
+pytestmark = pytest.mark.skipif(reason is not None, reason=f"no stub of the driver: {reason}")
+FAMILIES = {"gather", "planes", "pointwise", "stem", "taps", "window"}
+
+
+def run(script: str, environment: dict[str, str]) -> list[Any]:
+    """The lines of JSON that it prints."""
+    command = [sys.executable, Path(stubdriver.__file__).with_name(script)]
+    environment = stubdriver.environment(environment, "90,80", runtime=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_every_family_gives_the_driver_what_its_kernels_want_either_way(clean_environment: dict[str, str]) -> None:
+    found = run("driven_alone.py", clean_environment)
+    assert [one for one in found if one["wrong"]] == []
+    assert {one["family"] for one in found} == {*FAMILIES, "activations"}
+    assert {one["dtype"].removeprefix("torch.") for one in found} == {"float16", "bfloat16", "float32", "float64"}
+    assert {one["gpu"] for one in found} == {"H100", "A100"}
+    for family in FAMILIES:
+        directions = {one["what"].split()[0] for one in found if one["family"] == family}
+        assert directions == {"forward", "grad_weight"} | ({"grad_input"} if family != "stem" else set())
+    for split in ("grad_weight split", "grad_input split", "forward split"):
+        assert any(one["what"] == split for one in found)
+    assert any(one["shared"] > 48 << 10 for one in found) and any(one["wide"] for one in found)
+
+
+# By the numbers of cuda.h.
+OK, VALUE, IMAGE, CONTEXT, BINARY, HANDLE, NOT_FOUND, RESOURCES, CAPTURE = 0, 1, 200, 201, 209, 400, 500, 701, 900
+REFUSED = {
+    "load without a context": CONTEXT,
+    "nothing wrong": OK,
+    "launch in a thread without a context": CONTEXT,
+    "launch on another device": HANDLE,
+    "launch of another device's kernel": HANDLE,
+    "a stream of another device": HANDLE,
+    "memory of another device": VALUE,
+    "no block": VALUE,
+    "too many blocks": VALUE,
+    "too many rows of blocks": VALUE,
+    "too many threads": VALUE,
+    "not the block that it was compiled for": VALUE,
+    "the block that it was compiled for": OK,
+    "more than the largest block": VALUE,
+    "too many registers": RESOURCES,
+    "shared memory without asking": VALUE,
+    "asking for too much": VALUE,
+    "asking": OK,
+    "shared memory that was asked for": OK,
+    "shared memory beyond": VALUE,
+    "shared memory that another user of the function gave back": VALUE,
+    "no such kernel": NOT_FOUND,
+    "no cubin": IMAGE,
+    "a cubin for another GPU": BINARY,
+    "memory of the host": VALUE,
+    "load during a capture": CAPTURE,
+    "memory during a capture": CAPTURE,
+    "launch during a capture": OK,
+    "load during a capture, relaxed": OK,
+    "load after a capture": OK,
+    "a kernel whose module is gone": HANDLE,
+}
+
+
+def test_the_stub_refuses_what_a_driver_refuses(clean_environment: dict[str, str]) -> None:
+    found = run("refused.py", clean_environment)
+    assert {what: error for what, error, _ in found} == REFUSED
+    assert all((error == OK) == (words == "") for _, error, words in found)
