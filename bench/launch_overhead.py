@@ -120,7 +120,7 @@ def _prepared(null: Any) -> Callable[..., None]:
     original = triton_launch.Launch.__call__
 
     def call(self: triton_launch.Launch, stream: int | None, *tensors: torch.Tensor | None) -> None:
-        if self._run is None:
+        if self._short is None:
             self.use(null)
         original(self, stream, *tensors)
 

@@ -1,64 +1,66 @@
 """What `torch.utils.flop_counter` counts for the three ops: what it counts for PyTorch's own convolution.
 
-Importing the counter imports Triton, so the formulas are registered when somebody else imports it.
+Importing the counter imports Triton, so nothing is done before somebody else has and a counter meets one of the ops. It
+asks an op what it is composed of, and counts it afterwards if it knows it by then: the ops answer that they are not
+composed, and make themselves known.
 """
 
-import importlib.machinery
-import importlib.util
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from gpuconv import ops  # noqa: F401  # defines the ops
 
-_COUNTER = "torch.utils.flop_counter"
+_OPS = (
+    torch.ops.gpuconv.conv_forward.default,
+    torch.ops.gpuconv.conv_grad_input.default,
+    torch.ops.gpuconv.conv_grad_weight.default,
+)
 
 
-def register(counter: ModuleType) -> None:
-    """Register a formula for each op with the module torch.utils.flop_counter."""
-    ours = torch.ops.gpuconv
+@functools.cache
+def _formulas(counter: ModuleType) -> dict[Any, Callable[..., int]]:
+    """By op; registered with the module torch.utils.flop_counter, for all counters that are made from now on."""
 
-    @counter.register_flop_formula(ours.conv_forward)
     def forward(x: Any, w: Any, *_: Any, out_shape: Any, **__: Any) -> int:
         return counter.conv_flop(x, w, None, None, None, None, False, out_val=out_shape)
 
-    @counter.register_flop_formula(ours.conv_grad_input)
     def grad_input(gy: Any, w: Any, *_: Any, out_shape: Any, **__: Any) -> int:
         return counter.conv_flop(gy, w, None, None, None, None, True, out_val=out_shape)
 
-    @counter.register_flop_formula(ours.conv_grad_weight)
     def grad_weight(gy: Any, x: Any, *_: Any, out_shape: Any, **__: Any) -> int:
         shapes = (None, out_shape[0], None)
         return counter.conv_backward_flop(
             gy, x, None, None, None, None, None, False, None, None, [False, True, False], out_val=shapes
         )
 
-
-class _WhenImported:
-    """A finder on sys.meta_path, first in line, that registers the formulas once the counter has been imported."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name != _COUNTER:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_register(module: ModuleType) -> None:
-                execute(module)
-                register(module)
-
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec
+    packets = [op.overloadpacket for op in _OPS]
+    for packet, formula in zip(packets, (forward, grad_input, grad_weight), strict=True):
+        counter.register_flop_formula(packet)(formula)
+    return {packet: counter.flop_registry[packet] for packet in packets}
 
 
-if _COUNTER in sys.modules:
-    register(sys.modules[_COUNTER])
-else:
-    sys.meta_path.insert(0, _WhenImported())
+def _when_asked(decompose: Callable[..., Any]) -> Callable[..., Any]:
+    """An op's `decompose` that first makes the ops known to the counter that asks, if it is one."""
+
+    @functools.wraps(decompose)
+    def asked(*args: Any, **kwargs: Any) -> Any:
+        counter = sys.modules.get("torch.utils.flop_counter")
+        if counter is not None:
+            formulas = _formulas(counter)
+            mode = _get_current_dispatch_mode()
+            if isinstance(mode, counter._FlopCounterMode):  # whose table was copied when it was made
+                for op, formula in formulas.items():
+                    mode.counter.flop_registry.setdefault(op, formula)
+        return decompose(*args, **kwargs)
+
+    return asked
+
+
+for _op in _OPS:
+    _op.decompose = _when_asked(_op.decompose)

@@ -24,7 +24,7 @@ def run(script: str, environment: dict[str, str]) -> list[Any]:
 
 
 def test_every_family_gives_the_driver_what_its_kernels_want_either_way(clean_environment: dict[str, str]) -> None:
-    found = run("driven_alone.py", clean_environment)
+    *found, mistaken = run("driven_alone.py", clean_environment)
     assert [one for one in found if one["wrong"]] == []
     assert {one["family"] for one in found} == {*FAMILIES, "activations"}
     assert {one["dtype"].removeprefix("torch.") for one in found} == {"float16", "bfloat16", "float32", "float64"}
@@ -34,6 +34,7 @@ def test_every_family_gives_the_driver_what_its_kernels_want_either_way(clean_en
         assert directions == {"forward", "grad_weight"} | ({"grad_input"} if family != "stem" else set())
     for split in ("grad_weight split", "grad_input split", "forward split"):
         assert any(one["what"] == split for one in found)
+    assert "the short way gives the kernel" in mistaken["wrong"][0]  # two scalars that were swapped
     assert any(one["shared"] > 48 << 10 for one in found) and any(one["wide"] for one in found)
 
 

@@ -135,7 +135,12 @@ class Launch:
                 return
         compiled = self._compile_and_launch(tensors)
         if stream is not None and _all_aligned([0 if t is None else t.data_ptr() for t in tensors]):
-            self._short = compiled.run, compiled.function, compiled.packed_metadata, compiled
+            self.use(compiled)
+
+    def use(self, compiled: Any) -> None:
+        """Call `compiled` from now on: a kernel compiled for these arguments with all pointers aligned."""
+        # `run` loads the module, if it is not loaded, and only then is there a function.
+        self._short = compiled.run, compiled.function, compiled.packed_metadata, compiled
 
     def _compile_and_launch(self, tensors: tuple[torch.Tensor | None, ...]) -> Any:
         """The ordinary way; the compiled kernel, loaded. It is found in Triton's caches if it was compiled before."""

@@ -7,7 +7,7 @@ torch.cuda is never asked: tensors lie on the CPU and pass for the GPU's. Prints
 import ctypes
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import stubdriver
@@ -89,7 +89,11 @@ def memory(dtype: torch.dtype, which: int) -> torch.Tensor:
 def owned(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, which passes for one of the current device from now on."""
     stubdriver.driver().stub_own(tensor.data_ptr(), tensor.nbytes, _device())
+    _kept.append(tensor)  # so that nothing else comes to lie there
     return tensor
+
+
+_kept: list[torch.Tensor] = []
 
 
 # ---- what is driven --------------------------------------------------------------------------------------------------
@@ -119,15 +123,16 @@ def activations(gpu: Gpu) -> Iterator[tuple[str, Launch]]:
     yield from (("act_backward", launch) for launch in triton_act.launches(elementwise, gpu))
 
 
-def compared(launch: Launch, scratch: Scratch) -> dict[str, Any]:
-    """Launch it twice; what was wrong."""
+def compared(launch: Launch, scratch: Scratch, between: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Launch it twice; what was wrong. A test of this test makes a mistake `between`."""
     tensors = [None if dtype is None else memory(dtype, i) for i, dtype in enumerate(launch.dtypes)]
     scratch.asked.clear()
     stubdriver.driver().stub_clear()
-    for _ in range(2):  # the first call compiles, the second goes the short way
-        launch(STREAM, *tensors)
-    ordinary, short = stubdriver.launches()
     integers = launch.rest[: len(launch.rest) - len(launch.constants)]
+    launch(STREAM, *tensors)  # compiles
+    between()
+    launch(STREAM, *tensors)  # goes the short way
+    ordinary, short = stubdriver.launches()
     pointers = [0 if t is None else t.data_ptr() for t in tensors if t is not None]
     own = len(ordinary.values) - 2  # two for Triton's scratch follow
     widths = [8 * size for size in ordinary.sizes[len(pointers) : own]]
@@ -175,6 +180,12 @@ def main() -> None:
         for family, dtype, what, launch in work:
             found = compared(launch, scratch)
             print(json.dumps({"family": family, "gpu": name, "dtype": str(dtype), "what": what, **found}))
+    _, launch = next(activations(KNOWN["A100"]))
+
+    def mistake() -> None:
+        launch.rest = (launch.rest[1], launch.rest[0], *launch.rest[2:])
+
+    print(json.dumps({"family": "with a mistake", **compared(launch, scratch, mistake)}))
 
 
 if __name__ == "__main__":

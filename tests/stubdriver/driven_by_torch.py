@@ -212,6 +212,13 @@ def tensors_that_are_not_aligned_are_computed() -> None:
     assert not any(shifted.data_ptr() in launch.values for launch in found)
 
 
+def an_empty_batch_has_gradients() -> None:
+    model = net()
+    with launched():  # of grad_weight, which is zero and has to be written
+        step(model, batch()[:0])
+    assert model.a.weight.grad.shape == model.a.weight.shape
+
+
 def a_profiler_sees_every_launch() -> None:
     model, x = net(), batch()
     step(model, x)
@@ -254,6 +261,7 @@ def parts() -> Iterator[tuple[str, Callable[[], None]]]:
         other_gpus_compute_theirs,
         the_current_stream_is_used,
         tensors_that_are_not_aligned_are_computed,
+        an_empty_batch_has_gradients,
         a_profiler_sees_every_launch,
         compiled_code_calls_our_kernels,
     ):

@@ -74,7 +74,7 @@ def _built(runtime: bool) -> Path:
         include["libcudart"] = [
             _toolkit(),
             *include["libcuda"],
-        ]  # Triton's folder has a runtime's headers too, of its CUDA
+        ]  # Triton has headers of another one too
     sources = [path.read_text() for path in sorted(HERE.iterdir()) if path.suffix in (".c", ".h")]
     key = hashlib.sha256("\0".join([*sources, repr(include), str(_compiler())]).encode()).hexdigest()[:20]
     made = _folder() / key

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,6 +70,28 @@ def test_a_tensor_that_is_not_aligned_takes_the_ordinary_way(launch: triton_laun
     launch(0, a, b, c[1:])
     launch(0, a, b, c)
     assert launch.kernel.ways == ["ordinary", "ordinary", "ordinary", "compiled"]
+
+
+def test_another_thread_never_sees_half_of_a_compiled_kernel(launch: triton_launch.Launch) -> None:
+    """One calls while the first call is taking over what it compiled."""
+    tensors = [torch.empty(64) for _ in range(3)]
+    recorder = launch.kernel
+
+    class Compiled:
+        run, packed_metadata = recorder.compiled, ()
+
+        @property
+        def function(self) -> int:
+            if threading.current_thread() is threading.main_thread():
+                other = threading.Thread(target=launch, args=(5, *tensors))
+                other.start()
+                other.join()
+            return 7
+
+    launch.use(Compiled())
+    launch(5, *tensors)
+    assert recorder.ways == ["ordinary", "compiled"]
+    assert {arguments[4] for way, arguments in recorder.launches if way == "compiled"} == {7}
 
 
 def test_a_profiler_sees_every_launch(launch: triton_launch.Launch) -> None:
