@@ -65,8 +65,17 @@ def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Oper
 
 
 def takes_halo(problem: ConvProblem, direction: Direction) -> bool:
-    """Whether the halo kernel computes this: stride 1, and more than one tap in a plane of the image."""
-    return direction != "grad_weight" and set(problem.stride) == {1} and taps_of_window(problem) > 1
+    """Whether the halo kernel computes this."""
+    return refuses_halo(problem, direction) is None
+
+
+def refuses_halo(problem: ConvProblem, direction: Direction) -> str | None:
+    """Why the halo kernel cannot, or need not, do what the tensor-core kernels can do; None if it can."""
+    if direction == "grad_weight":
+        return "grad_weight sums over pixels, and has no window to share"
+    if set(problem.stride) != {1}:
+        return "a window is shared by all taps at stride 1 alone"
+    return None if taps_of_window(problem) > 1 else "a plane of the filter has one tap, which shares a window with none"
 
 
 def taps_of_window(problem: ConvProblem) -> int:
