@@ -17,7 +17,7 @@ from gpuconv.backends.cuda_launch import Instance, Launch
 _SHARED_WITHOUT_ASKING = 48 << 10  # bytes of shared memory that a kernel may use without an attribute that says so
 
 
-class _Key(NamedTuple):
+class _Module(NamedTuple):
     """What a module is loaded for. Instances that differ in nothing else share it, and its functions."""
 
     device: int
@@ -36,7 +36,8 @@ class CupyRuntime:
 
     def __init__(self) -> None:
         self._functions: dict[tuple[int, Instance], int] = {}  # handles, by GPU
-        self._modules: dict[_Key, int] = {}
+        self._modules: dict[_Module, int] = {}
+        self._functions_of: dict[tuple[_Module, str], int] = {}  # by their names
         self._shared: dict[int, int] = {}  # bytes that a function may be launched with, by its handle
         self._contexts: dict[int, int] = {}  # primary ones, by GPU
         self._thread = _Thread()
@@ -90,12 +91,15 @@ class CupyRuntime:
             found = self._functions.get((index, instance))
             if found is not None:
                 return found
-            key = _Key(index, instance.file, instance.options)
-            if key not in self._modules:
+            module = _Module(index, instance.file, instance.options)
+            found = self._functions_of.get((module, instance.function))
+            if found is None:
                 refuse_capture(instance.function)
-                architecture = cuda_compile.architecture(torch.cuda.get_device_capability(index))
-                self._modules[key] = driver.moduleLoadData(cuda_compile.kept_cubin(instance, architecture))
-            found = driver.moduleGetFunction(self._modules[key], instance.function)
+                if module not in self._modules:
+                    architecture = cuda_compile.architecture(torch.cuda.get_device_capability(index))
+                    self._modules[module] = driver.moduleLoadData(cuda_compile.kept_cubin(instance, architecture))
+                found = driver.moduleGetFunction(self._modules[module], instance.function)
+                self._functions_of[module, instance.function] = found
             if instance.shared > self._shared.get(found, _SHARED_WITHOUT_ASKING):  # else it would be lowered for others
                 driver.funcSetAttribute(found, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, instance.shared)
                 self._shared[found] = instance.shared
