@@ -21,8 +21,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import MockTensor, create_function_from_signature
 
-from gpuconv.backends.cuda_cupy import COMMON_OPTIONS
-from gpuconv.backends.cuda_launch import Instance, source
+from gpuconv.backends import cuda_compile
+from gpuconv.backends.cuda_launch import Instance
 from gpuconv.backends.triton_launch import Launch
 from gpuconv.gpu import Gpu
 
@@ -124,34 +124,19 @@ def machine_code(launch: Launch, capability: int) -> MachineCode:
 
 
 def cuda_architecture(gpu: Gpu) -> str:
-    """What NVRTC compiles for on a GPU: "sm_80"; "sm_90a", whose own instructions later GPUs lack."""
-    major, minor = gpu.capability
-    return f"sm_{major}{minor}{'a' if major == 9 else ''}"
+    """What NVRTC compiles for on a GPU: "sm_80", "sm_90a"."""
+    return cuda_compile.architecture(gpu.capability)
 
 
 def cuda_machine_code(instance: Instance, architecture: str) -> MachineCode:
-    """Compile a CUDA C kernel for an architecture ("sm_90a") with the NVRTC that CuPy uses, and read the result."""
-    cubin = _nvrtc(instance, architecture, "getCUBIN") + b"\0"  # CuPy's binding drops the last byte
-    return _read(cubin, instance.shared, instance.function)
+    """Compile a CUDA C kernel for an architecture ("sm_90a") as it is compiled to be launched, and read the result.
+    Raises ModuleNotFoundError where CuPy, which brings the way to NVRTC, is not installed."""
+    return _read(cuda_compile.cubin(instance, architecture), instance.shared, instance.function)
 
 
 def cuda_ptx(instance: Instance, architecture: str) -> str:
     """The PTX that NVRTC makes of a CUDA C kernel for an architecture."""
-    return str(_nvrtc(instance, architecture.replace("sm_", "compute_"), "getPTX"))
-
-
-def _nvrtc(instance: Instance, architecture: str, result: str) -> Any:
-    """Compile a kernel with the NVRTC that CuPy uses. Raises ModuleNotFoundError where CuPy is not installed."""
-    from cupy_backends.cuda.libs import nvrtc
-
-    program = nvrtc.createProgram(source(instance.file), instance.file, (), ())
-    try:
-        nvrtc.compileProgram(program, [f"--gpu-architecture={architecture}", *COMMON_OPTIONS, *instance.options])
-        return getattr(nvrtc, result)(program)
-    except nvrtc.NVRTCError as error:
-        raise RuntimeError(f"{instance} for {architecture}: {nvrtc.getProgramLog(program)}") from error
-    finally:
-        nvrtc.destroyProgram(program)
+    return cuda_compile.ptx(instance, architecture)
 
 
 def _read(cubin: bytes, shared: int, function: str = "", ptx: str = "") -> MachineCode:

@@ -24,8 +24,8 @@ def warmup(
 
     Autocast, memory format and backend are those that are active. Buffers, gradients and the random state are what they
     were, afterwards; nothing else of the model may change in a forward pass. Processes of one machine take turns (where
-    they can write to the cache folder): the first compiles, and the others find its kernels in the caches of Triton and
-    CuPy, so that each is compiled once. Raises TypeError for a model that is none, and whatever the model raises.
+    they can write to the cache folder): the first compiles, and the others find its kernels in the cache of Triton and
+    in ours, so that each is compiled once. Raises TypeError for a model that is none, and whatever the model raises.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")

@@ -1,24 +1,23 @@
 """Backend `cuda` beside its kernels: why it cannot run, what it launches, and how it goes through CuPy."""
 
-import contextlib
 import ctypes
 import dataclasses
+import importlib.util
 import itertools
 import subprocess
 import sys
-import threading
 import types
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from host_cuda import COMPILER, FLAGS, compiled
 
 from gpuconv import backends, plan, predict, predict_depthwise
-from gpuconv.backends import cuda_cupy, cuda_simt
+from gpuconv.backends import cuda_compile, cuda_simt
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import CudaBackend, launches
-from gpuconv.backends.cuda_launch import CONV, Instance, Launch, source
+from gpuconv.backends.cuda import FAMILIES, CudaBackend, launches
+from gpuconv.backends.cuda_launch import CONV, Launch, source
 from gpuconv.backends.derived import WORKSPACE
 from gpuconv.bench import suites
 from gpuconv.bench.problems import CURATED
@@ -33,13 +32,25 @@ def gpu_present(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
 
+def _pretend(monkeypatch: pytest.MonkeyPatch, name: str, **attributes: object) -> None:
+    """Let `import name` give a module with these attributes."""
+    path = name.split(".")
+    for length in range(1, len(path) + 1):
+        module = types.ModuleType(".".join(path[:length]))
+        module.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
+        module.__path__ = []  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    for key, value in attributes.items():
+        setattr(module, key, value)
+
+
 def test_without_a_gpu_the_reason_is_given_and_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert CudaBackend().unavailable() == "there is no NVIDIA GPU"
 
 
 def test_without_cupy_it_says_which_to_install(gpu_present: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_cupy.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(cuda_compile.importlib.util, "find_spec", lambda name: None)
     reason = CudaBackend().unavailable()
     assert reason is not None and "cupy-cuda12x or cupy-cuda13x" in reason and "\n" not in reason
 
@@ -123,6 +134,30 @@ def test_a_bound_call_needs_what_the_planner_chose() -> None:
 
 def test_auto_tries_it_after_triton_on_a_gpu() -> None:
     assert backends.auto_order("cuda") == ("triton", "cuda", "aten")
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_every_family_has_tiles_or_a_reason(direction: Direction) -> None:
+    backend = CudaBackend()
+    for problem, dtype, gpu in itertools.product(
+        CURATED.values(), (torch.bfloat16, torch.float64), (KNOWN["T4"], KNOWN["A100"])
+    ):
+        typed = dataclasses.replace(problem, dtype=dtype)
+        operands = plan.contiguous_operands(typed, direction)
+        offered = {tile.kernel for tile in backend.tiles(typed, direction, gpu, operands)}
+        refused = backend.refused_families(typed, direction, gpu, operands)
+        assert offered | refused.keys() == set(FAMILIES) and not offered & refused.keys()
+        assert not any("shared memory" in reason for reason in refused.values())
+
+
+def test_plan_says_why_families_of_cuda_kernels_are_left_out() -> None:
+    layer = suites.layer("thirty.resnet50-28-3x3-stride2", 8, torch.bfloat16, torch.channels_last)
+    operands = plan.contiguous_operands(layer, "forward", torch.channels_last)
+    _, refused = plan.candidates(layer, "forward", KNOWN["A100"], operands)
+    assert refused["cuda simt"] == "tensor cores do it"
+    assert "stride 1" in refused["cuda halo"] and "2 to 32 channels" in refused["cuda grouped_halo"]
+    _, refused = plan.candidates(layer, "forward", KNOWN["T4"], operands)
+    assert "sm_75 has no tensor cores" in refused["cuda tensor"]
 
 
 # ---- which tile it takes ---------------------------------------------------------------------------------------------
@@ -224,89 +259,64 @@ def test_t4_takes_tensor_cores_for_float16_and_multiply_adds_for_the_rest() -> N
             )
 
 
-# ---- through CuPy ----------------------------------------------------------------------------------------------------
+# ---- compiling, and what is launched (how: tests/kernels/cuda/test_cupy_launch.py) -----------------------------------
+
+needs_cupy = pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="CuPy is not installed")
 
 
-class FakeCupy:
-    """What CupyRuntime uses of CuPy, PyTorch and the driver, and a record of how."""
+@needs_cupy
+def test_machine_code_is_kept_and_what_is_damaged_is_compiled_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance = _launch().instance
+    code = cuda_compile.kept_cubin(instance, "sm_80")
+    assert code == cuda_compile.cubin(instance, "sm_80") and code.startswith(b"\x7fELF")
+    (file,) = (cache / "cuda").iterdir()
+    content = file.read_bytes()
+    assert len(content) > len(code)
+    for damaged in (content[:-1], content[: len(content) // 2], b"", content[:99] + b"?" + content[100:]):
+        file.write_bytes(damaged)
+        assert cuda_compile.kept_cubin(instance, "sm_80") == code
+        assert file.read_bytes() == content
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.compiled: list[tuple[str, tuple[str, ...]]] = []
-        self.kernels: list[types.SimpleNamespace] = []
-        self.launched: list[tuple[int, ...]] = []
-        self.device = 0
-        outer = self
+    def compiled(*_: object) -> bytes:
+        raise RuntimeError("it is compiled again")
 
-        class RawModule:
-            def __init__(self, code: str, options: tuple[str, ...]) -> None:
-                outer.compiled.append((code, options))
-
-            def get_function(self, name: str) -> types.SimpleNamespace:
-                handle = types.SimpleNamespace(ptr=1000 + len(outer.kernels))
-                outer.kernels.append(types.SimpleNamespace(kernel=handle, name=name, device=outer.device))
-                return outer.kernels[-1]
-
-        launch_kernel = lambda *arguments: self.launched.append((self.device, *arguments))  # noqa: E731
-        _pretend(monkeypatch, "cupy", RawModule=RawModule, cuda=types.SimpleNamespace(Device=self.on))
-        _pretend(monkeypatch, "cupy_backends.cuda.api", driver=types.SimpleNamespace(launchKernel=launch_kernel))
-        monkeypatch.setattr(torch.cuda, "current_device", lambda: self.device)
-        monkeypatch.setattr(torch.cuda, "device", self.on)
-        monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 70 + index, raising=False)
-
-    @contextlib.contextmanager
-    def on(self, index: int) -> Iterator[None]:
-        before, self.device = self.device, index
-        yield
-        self.device = before
+    monkeypatch.setattr(cuda_compile, "cubin", compiled)
+    assert cuda_compile.kept_cubin(instance, "sm_80") == code
+    with pytest.raises(RuntimeError, match="compiled again"):
+        cuda_compile.kept_cubin(instance, "sm_90a")
+    other = dataclasses.replace(instance, options=(*instance.options, "-DMORE=1"))
+    with pytest.raises(RuntimeError, match="compiled again"):
+        cuda_compile.kept_cubin(other, "sm_80")
 
 
-def _pretend(monkeypatch: pytest.MonkeyPatch, name: str, **attributes: object) -> None:
-    """Let `import name` give a module with these attributes."""
-    path = name.split(".")
-    for length in range(1, len(path) + 1):
-        module = types.ModuleType(".".join(path[:length]))
-        module.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
-        module.__path__ = []  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    for key, value in attributes.items():
-        setattr(module, key, value)
+@needs_cupy
+def test_a_cache_that_cannot_be_written_keeps_nothing_from_compiling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("GPUCONV_CACHE", str(tmp_path / "file"))
+    assert cuda_compile.kept_cubin(_launch().instance, "sm_80").startswith(b"\x7fELF")
 
 
-def _launch(shared: int = 0) -> Launch:
+@needs_cupy
+def test_what_does_not_compile_says_what_for_and_why() -> None:
+    broken = dataclasses.replace(_launch().instance, options=("-DTYPE=float",))
+    with pytest.raises(RuntimeError, match=r"cannot compile Instance\(file='simt_forward.cu'.* for sm_80: .*error"):
+        cuda_compile.cubin(broken, "sm_80")
+
+
+@needs_cupy
+def test_ptx_is_text() -> None:
+    text = cuda_compile.ptx(_launch().instance, "sm_80")
+    assert text.startswith("//\n") and "\n.target sm_80\n" in text and text.rstrip().endswith("}")
+
+
+def _launch() -> Launch:
     problem = CURATED["3x3"]
     operands = Operands(((189, 63, 7, 1), (27, 9, 3, 1)))
-    launch = launches(problem, "forward", operands, cuda_simt.tiles(problem, "forward", KNOWN["A100"])[0])[0]
-    return Launch(dataclasses.replace(launch.instance, shared=shared), launch.blocks, launch.conv)
-
-
-def test_cupy_compiles_once_whatever_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake, runtime, launch = FakeCupy(monkeypatch), cuda_cupy.CupyRuntime(), _launch()
-    tensors = (torch.zeros(3), None)
-    threads = [
-        threading.Thread(target=runtime.launch, args=(launch, torch.device("cuda", 0), tensors)) for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(fake.compiled) == len(fake.kernels) == 1 and len(fake.launched) == 8
-    code, options = fake.compiled[0]
-    assert code == source("simt_forward.cu") and set(launch.instance.options) < set(options)
-
-
-def test_cupy_launches_on_the_tensors_gpu_and_pytorchs_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake, runtime, launch = FakeCupy(monkeypatch), cuda_cupy.CupyRuntime(), _launch(shared=64 << 10)
-    for index in (0, 1, 1):
-        runtime.launch(launch, torch.device("cuda", index), (torch.zeros(3), None))
-    instance: Instance = launch.instance
-    for index, arguments in zip((0, 1, 1), fake.launched, strict=True):
-        device, function, *geometry, stream, parameters, extra = arguments
-        assert (device, function, stream, extra) == (index, 1000 + index, 70 + index, 0)
-        assert geometry == [launch.blocks, 1, 1, instance.threads, 1, 1, 64 << 10]
-        assert parameters
-    assert len(fake.compiled) == 1 and [kernel.device for kernel in fake.kernels] == [0, 1]
-    assert all(kernel.max_dynamic_shared_size_bytes == 64 << 10 for kernel in fake.kernels)
-    assert fake.device == 0
+    return launches(problem, "forward", operands, cuda_simt.tiles(problem, "forward", KNOWN["A100"])[0])[0]
 
 
 def test_parameters_are_the_pointers_and_then_the_struct() -> None:
@@ -315,12 +325,3 @@ def test_parameters_are_the_pointers_and_then_the_struct() -> None:
     pointers = [ctypes.c_void_p.from_address(address).value for address in addresses[:2]]
     assert pointers == [t.data_ptr(), None] and len(values) == 2
     assert ctypes.string_at(addresses[2], CONV.itemsize) == launch.conv.tobytes()
-
-
-def test_the_driver_takes_these_arguments() -> None:
-    """As far as a machine without a driver can tell: it is missed, and not an argument."""
-    driver = pytest.importorskip("cupy_backends.cuda.api.driver", reason="CuPy is not installed")
-    if torch.cuda.is_available():
-        pytest.skip("there is a driver, which the suite uses")
-    with pytest.raises(RuntimeError, match="libcuda"):
-        driver.launchKernel(0, 1, 1, 1, 32, 1, 1, 0, 0, 0, 0)

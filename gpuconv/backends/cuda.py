@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gpuconv.backends import cuda_act, cuda_banded, cuda_depthwise, cuda_gemm, cuda_grouped
+from gpuconv.backends import cuda_act, cuda_banded, cuda_depthwise, cuda_gemm, cuda_grouped, cuda_tensor
 from gpuconv.backends.base import Backend, Operands, Tile
 from gpuconv.backends.cuda_cupy import CupyRuntime
 from gpuconv.backends.cuda_launch import TYPES, Launch, Runtime
@@ -30,6 +30,13 @@ FAMILIES = {
     "grouped_halo": cuda_grouped,
     "depthwise": cuda_depthwise,
     "banded": cuda_banded,
+}
+# Why a family has no tiles, where that is not for want of shared memory or of a halo.
+_REFUSES: dict[str, Callable[[ConvProblem, Direction, Gpu, Operands], str | None]] = {
+    **{name: family.refuses for name, family in FAMILIES.items()},
+    "simt": lambda *_: "tensor cores do it",
+    "tensor": cuda_tensor.refuses,
+    "halo": cuda_tensor.refuses,
 }
 
 
@@ -70,6 +77,18 @@ class CudaBackend(Backend):
     def tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
         families = dict.fromkeys(FAMILIES.values())
         return tuple(tile for family in families for tile in family.tiles(problem, direction, gpu, operands))
+
+    def refused_families(
+        self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands
+    ) -> dict[str, str]:
+        offered = {tile.kernel for tile in self.tiles(problem, direction, gpu, operands)}
+        reasons = {}
+        for name in FAMILIES.keys() - offered:
+            reason = _REFUSES[name](problem, direction, gpu, operands)
+            if reason is None and name.endswith("halo"):
+                reason = cuda_tensor.refuses_halo(problem, direction)
+            reasons[name] = reason or f"no tile fits {gpu.shared_memory >> 10} KiB of shared memory"
+        return {name: reasons[name] for name in FAMILIES if name in reasons}
 
     def bind(
         self,

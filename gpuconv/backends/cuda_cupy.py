@@ -1,40 +1,53 @@
-"""Compiling and launching CUDA C through CuPy, on PyTorch's device and stream. CuPy is imported when first needed."""
+"""Loading and launching CUDA C through CuPy's binding of the driver, on PyTorch's device and stream.
+
+CuPy is imported when first needed. Of the driver alone is anything asked: CuPy's copy of the CUDA runtime, and so
+`cupy.RawModule` and `cupy.cuda.Device`, have no part in it (`gpuconv.backends.cuda_compile` says why not the former).
+"""
 
 import ctypes
-import importlib.util
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from gpuconv.backends.cuda_launch import Instance, Launch, source
+from gpuconv.backends import cuda_compile
+from gpuconv.backends.capture import refuse_capture
+from gpuconv.backends.cuda_launch import Instance, Launch
 
-COMMON_OPTIONS = ("-std=c++17",)
 _SHARED_WITHOUT_ASKING = 48 << 10  # bytes of shared memory that a kernel may use without an attribute that says so
 
 
+class _Module(NamedTuple):
+    """What a module is loaded for. Instances that differ in nothing else share it, and its functions."""
+
+    device: int
+    file: str
+    options: tuple[str, ...]
+
+
+class _Thread(threading.local):
+    """Whose primary context was made current last in this thread."""
+
+    device = -1
+
+
 class CupyRuntime:
-    """`cupy.RawModule`: a module for each GPU, file and options, compiled by NVRTC or found in CuPy's cache on disk."""
+    """A module for each GPU, file and options. They stay loaded: a captured graph may launch their kernels any time."""
 
     def __init__(self) -> None:
         self._functions: dict[tuple[int, Instance], int] = {}  # handles, by GPU
-        self._modules: dict[tuple[str, tuple[str, ...]], Any] = {}  # by file and options; CuPy loads each on each GPU
+        self._modules: dict[_Module, int] = {}
+        self._functions_of: dict[tuple[_Module, str], int] = {}  # by their names
+        self._shared: dict[int, int] = {}  # bytes that a function may be launched with, by its handle
+        self._contexts: dict[int, int] = {}  # primary ones, by GPU
+        self._thread = _Thread()
         self._lock = threading.Lock()
         self._launch_kernel: Any = None
 
     def unavailable(self) -> str | None:
         if not torch.cuda.is_available():
             return "there is no NVIDIA GPU"
-        if importlib.util.find_spec("cupy") is None:
-            return "CuPy is not installed (cupy-cuda12x or cupy-cuda13x)"
-        try:
-            from cupy_backends.cuda.libs import nvrtc
-
-            nvrtc.getVersion()
-        except Exception as error:
-            first, *_ = str(error).splitlines() or [type(error).__name__]
-            return f"CuPy finds no NVRTC ({first})"
-        return None
+        return cuda_compile.why_not()
 
     def launch(self, launch: Launch, device: torch.device, tensors: tuple[torch.Tensor | None, ...]) -> None:
         index = torch.cuda.current_device() if device.index is None else device.index
@@ -45,6 +58,8 @@ class CupyRuntime:
             self._launch(launch, index, tensors)
 
     def _launch(self, launch: Launch, index: int, tensors: tuple[torch.Tensor | None, ...]) -> None:
+        if self._thread.device != index:
+            self._enter(index)
         instance = launch.instance
         function = self._functions.get((index, instance)) or self._load(index, instance)
         stream = torch._C._cuda_getCurrentRawStream(index)
@@ -54,23 +69,40 @@ class CupyRuntime:
             ctypes.addressof(parameters), 0,
         )  # fmt: skip
 
+    def _enter(self, index: int) -> None:
+        """Make the GPU's primary context, PyTorch's, current in this thread. The runtime does so when it needs one;
+        in a thread where only we launch (autograd's, a pool's), nothing else does."""
+        from cupy_backends.cuda.api import driver
+
+        with self._lock:
+            if index not in self._contexts:
+                libcuda, device, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
+                driver.check_status(libcuda.cuDeviceGet(ctypes.byref(device), index))
+                driver.check_status(libcuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device))
+                self._contexts[index] = context.value or 0
+        driver.ctxSetCurrent(self._contexts[index])
+        self._thread.device = index
+
     def _load(self, index: int, instance: Instance) -> int:
-        """The handle of the instance's function on this GPU."""
-        import cupy
+        """The handle of the instance's function on this GPU, whose context is current."""
         from cupy_backends.cuda.api import driver
 
         with self._lock:
             found = self._functions.get((index, instance))
             if found is not None:
                 return found
-            with cupy.cuda.Device(index):
-                key = instance.file, instance.options
-                if key not in self._modules:
-                    options = (*COMMON_OPTIONS, *instance.options)
-                    self._modules[key] = cupy.RawModule(code=source(instance.file), options=options)
-                kernel = self._modules[key].get_function(instance.function)
-                if instance.shared > _SHARED_WITHOUT_ASKING:
-                    kernel.max_dynamic_shared_size_bytes = instance.shared
-                self._launch_kernel = driver.launchKernel
-                found = self._functions[index, instance] = kernel.kernel.ptr
+            module = _Module(index, instance.file, instance.options)
+            found = self._functions_of.get((module, instance.function))
+            if found is None:
+                refuse_capture(instance.function)
+                if module not in self._modules:
+                    architecture = cuda_compile.architecture(torch.cuda.get_device_capability(index))
+                    self._modules[module] = driver.moduleLoadData(cuda_compile.kept_cubin(instance, architecture))
+                found = driver.moduleGetFunction(self._modules[module], instance.function)
+                self._functions_of[module, instance.function] = found
+            if instance.shared > self._shared.get(found, _SHARED_WITHOUT_ASKING):  # else it would be lowered for others
+                driver.funcSetAttribute(found, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, instance.shared)
+                self._shared[found] = instance.shared
+            self._launch_kernel = driver.launchKernel
+            self._functions[index, instance] = found
             return found

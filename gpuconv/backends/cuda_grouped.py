@@ -60,7 +60,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
 def _addressed(tile: Tile, problem: ConvProblem, direction: Direction, operands: Operands) -> Tile:
     """The tile with the number of elements of a step that do not come in vectors, zeros of the weight aside."""
     left, right, _ = cuda_tensor.come_in_vectors(problem, direction, operands, tile)
-    rows = math.ceil(tile.halo / math.prod(problem.filter_size[-2:])) if tile.halo else tile.rows
+    rows = math.ceil(tile.halo / cuda_tensor.taps_of_window(problem)) if tile.halo else tile.rows
     of_right = tile.columns * tile.depth
     if direction != "grad_weight":
         of_right //= problem.groups // packed(problem).groups
@@ -73,7 +73,7 @@ def _width(channels: int) -> int:
 
 
 def _fitting(tile: Tile, view: ConvProblem, direction: Direction, gpu: Gpu) -> list[Tile]:
-    """The tile with as many stages as fit: with a halo no more than there are taps to wait for; before sm_80 two."""
-    most = 2 if gpu.capability < (8, 0) else min(4, 1 + view.taps) if cuda_tensor.has_halo(tile) else 4
+    """The tile with as many stages as fit, if two do."""
+    most = cuda_tensor.most_stages(tile, view, gpu)
     found = [dataclasses.replace(tile, stages=stages) for stages in range(most, 1, -1)]
     return [t for t in found if cuda_tensor.shared_memory(view, direction, t, wide=True) <= gpu.shared_memory][:1]

@@ -81,7 +81,7 @@ class Runtime(Protocol):
 def source(file: str) -> str:
     """The text of a kernel file with the files that it includes in place, each once.
 
-    One text, so that CuPy's cache on disk, which looks at the text alone, notices a change in any of them.
+    One text: all that a compiler is given, and all that a cache on disk has to look at.
     """
     return _expanded(file, set())
 

@@ -65,8 +65,22 @@ def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Oper
 
 
 def takes_halo(problem: ConvProblem, direction: Direction) -> bool:
-    """Whether the halo kernel computes this: stride 1, and more than one tap in a plane of the image."""
-    return direction != "grad_weight" and set(problem.stride) == {1} and math.prod(problem.filter_size[-2:]) > 1
+    """Whether the halo kernel computes this."""
+    return refuses_halo(problem, direction) is None
+
+
+def refuses_halo(problem: ConvProblem, direction: Direction) -> str | None:
+    """Why the halo kernel cannot, or need not, do what the tensor-core kernels can do; None if it can."""
+    if direction == "grad_weight":
+        return "grad_weight sums over pixels, and has no window to share"
+    if set(problem.stride) != {1}:
+        return "a window is shared by all taps at stride 1 alone"
+    return None if taps_of_window(problem) > 1 else "a plane of the filter has one tap, which shares a window with none"
+
+
+def taps_of_window(problem: ConvProblem) -> int:
+    """Taps of a filter's plane, which share a window: those at another depth need another one."""
+    return math.prod(problem.filter_size[-2:])
 
 
 def _grid(problem: ConvProblem, direction: Direction) -> tuple[int, int, int]:
@@ -268,13 +282,22 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
 def _addressed(tile: Tile, problem: ConvProblem, direction: Direction, operands: Operands) -> Tile:
     """The tile with the number of elements of a step that do not come in vectors."""
     left, right, _ = come_in_vectors(problem, direction, operands, tile)
-    rows = math.ceil(tile.halo / math.prod(problem.filter_size[-2:])) if tile.halo else tile.rows
+    rows = math.ceil(tile.halo / taps_of_window(problem)) if tile.halo else tile.rows
     return dataclasses.replace(tile, addressed=tile.depth * (rows * (not left) + tile.columns * (not right)))
+
+
+def most_stages(tile: Tile, problem: ConvProblem, gpu: Gpu) -> int:
+    """How many stages a tile may have. There are two windows with a halo: step i fetches the one that step
+    i + STAGES − 1 begins, where the window before the last was, all of whose taps must lie before step i. Before sm_80
+    fetches are not asynchronous, and two do."""
+    if gpu.capability < (8, 0):
+        return 2
+    return min(4, 1 + taps_of_window(problem)) if has_halo(tile) else 4
 
 
 def _fitting(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu) -> list[Tile]:
     """The tile with as many stages as fit; with shallower steps if fewer than three do; nothing if two do not."""
-    most = 2 if gpu.capability < (8, 0) else min(4, 1 + problem.taps) if tile.kernel == "halo" else 4
+    most = most_stages(tile, problem, gpu)
     while True:
         for stages in range(most, min(most, 3) - 1, -1):
             deep = dataclasses.replace(tile, stages=stages)

@@ -12,7 +12,8 @@
 // consecutive images. What all its taps meet is the window with a margin (the halo), copied *once* for a block of
 // channels: 18 × 10 pixels for 16 × 8 and a 3 × 3 filter, instead of 9 · 128. A tap is then nothing but a shift of the
 // addresses that ldmatrix is given. The eight rows of a matrix are neighbours in the window and so in the halo: no bank
-// conflicts.
+// conflicts. There are two halos, and the copy of the next may start when all taps of the one before have been
+// multiplied, STAGES − 1 steps ahead: so STAGES is at most one more than a plane of the filter has taps.
 //
 //   shared memory  →  source tiles (STAGES of BM rows, or two halos), STAGES tiles of w, a `Meeting` for each row of
 //                     source

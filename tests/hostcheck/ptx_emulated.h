@@ -4,7 +4,7 @@
 // Stricter than the hardware on purpose:
 // - a copy is made as late as the rules allow, at the wait for its group, and until then the destination holds NaN:
 //   data read without the wait are wrong, and the thread sanitizer sees writes at both ends of the time in which the
-//   hardware may write;
+//   hardware may write; a copy to where another is under way, which may arrive after it, is refused;
 // - ldmatrix refuses rows that are not multiples of 16 bytes and matrices whose rows meet in a bank of shared memory;
 // - TF32 operands are cut off to 10 bits of fraction, so that a result that needs more is wrong.
 #pragma once
@@ -21,6 +21,14 @@ struct Copies { std::vector<Copy> open; std::deque<std::vector<Copy>> groups; };
 inline Copies& copies() {
   static Copies of_thread[1024];
   return of_thread[(threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x];
+}
+// Says whether some thread's copy to these 16 bytes of shared memory is under way, and from now on it is, or is not.
+__attribute__((noinline, no_sanitize_thread)) inline bool under_way(const void* to, bool now) {
+  static bool flags[1 << 14];
+  bool& flag = flags[((const unsigned char*)to - shared_memory) / 16];
+  const bool before = flag;
+  flag = now;
+  return before;
 }
 inline void check_aligned(const void* p, const char* what) {
   if ((uintptr_t)p % 16) fail(what);
@@ -69,6 +77,7 @@ template <> struct Operand<float> {
 NOT_INLINE inline void copy_16(void* to, const void* from, bool inside) {
   host::check_aligned(to, "cp.async: destination is not aligned to 16 bytes");
   host::check_aligned(from, "cp.async: source is not aligned to 16 bytes");  // even if it is not read
+  if (host::under_way(to, true)) host::fail("cp.async: another copy to the same place is under way");
   uint4 poison = {~0u, ~0u, ~0u, ~0u};
   *(uint4*)to = poison;
   host::copies().open.push_back({to, from, inside});
@@ -82,8 +91,10 @@ template <int NEWEST>
 NOT_INLINE void wait_for_groups() {
   host::Copies& mine = host::copies();
   for (; (int)mine.groups.size() > NEWEST; mine.groups.pop_front())
-    for (const host::Copy& copy : mine.groups.front())
+    for (const host::Copy& copy : mine.groups.front()) {
       *(uint4*)copy.to = copy.inside ? *(const uint4*)copy.from : uint4{0, 0, 0, 0};
+      host::under_way(copy.to, false);
+    }
 }
 
 inline void store_16(void* to, uint4 v) {

@@ -83,6 +83,14 @@ def random_problem(seed: int) -> tuple[ConvProblem, str]:
     return typed(ConvProblem.of(x, w, stride, padding, dilation, together), dtype, layout), layout
 
 
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+@pytest.mark.parametrize("taps", [(3, 1, 2), (4, 2, 1), (3, 1, 3)])
+def test_windows_follow_each_other_however_few_taps_they_have(taps: tuple[int, ...], direction: Direction) -> None:
+    problem = typed(ConvProblem.of((1, 64, 6, 5, 7), (64, 4, *taps), groups=16), torch.float16, "channels_last")
+    (tile,) = [tile for tile in tiles_of(problem, direction) if tile.kernel == "grouped_halo"]
+    assert_right(problem, direction, tile, f"few taps {taps}", "channels_last")
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_random_problems_are_within_the_bound(random_seed: int, direction: Direction) -> None:
     problem, layout = random_problem(random_seed)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from host_cuda import COMPILER, HostChecked, HostRuntime, Recorder, replay
 
-from gpuconv import reference
+from gpuconv import predict, reference
 from gpuconv.backends import cuda_tensor
-from gpuconv.backends.base import Operands, Tile
+from gpuconv.backends.base import Operands, Tile, contiguous_operands
 from gpuconv.backends.cuda_launch import source
 from gpuconv.bench.problems import CURATED, tensors
-from gpuconv.gpu import KNOWN
+from gpuconv.gpu import KNOWN, Gpu
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 from gpuconv.reference import Activation, assert_close_to_oracle
 
@@ -212,6 +212,32 @@ def test_wide_offsets_give_the_same_bits(kind: str, monkeypatch: pytest.MonkeyPa
         assert torch.equal(a, b)
 
 
+FEW_TAPS = ((2,), (3,), (1, 2), (2, 1), (2, 2), (1, 1, 2), (2, 1, 2), (3, 1, 2), (3, 2, 1), (3, 1, 3), (2, 2, 2))
+
+
+@pytest.mark.parametrize("gpu", ["A100", "H100"])
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_windows_follow_each_other_however_few_taps_they_have(direction: Direction, gpu: str) -> None:
+    """The place of a window is not refilled before the last of its taps has been multiplied."""
+    for taps in FEW_TAPS:
+        summed, others = 136, 24  # in blocks of 64, so that there are three windows and more
+        c, k = (summed, others) if direction == "forward" else (others, summed)
+        shape = ConvProblem.of((1, c, *(5, 6, 7)[-len(taps) :]), (k, c, *taps))
+        assert_right_as_planned(typed(shape, torch.float16, "channels_last"), direction, KNOWN[gpu])
+    shape = ConvProblem.of((1, 128, 5, 6, 7), (64, 128, 3, 1, 2))
+    assert_right_as_planned(typed(shape, torch.float16, "channels_last"), direction, KNOWN[gpu])
+
+
+def assert_right_as_planned(problem: ConvProblem, direction: Direction, gpu: Gpu) -> None:
+    """With the tile that the planner chooses, and the best of those with a halo."""
+    operands = contiguous_operands(problem, direction, problem.memory_format)
+    offered = cuda_tensor.tiles(problem, direction, gpu, operands)
+    halos = [tile for tile in offered if tile.kernel == "halo"]
+    best = {predict.best_tile(tiles, problem, direction, gpu, False) for tiles in (offered, halos)}
+    for tile in best - {None}:
+        assert_right(problem, direction, tile, f"{problem.filter_size}", "channels_last")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_order_of_threads_and_number_of_stages_do_not_change_a_bit(kind: str) -> None:
     direction, kernel = kind.split("-")
@@ -320,6 +346,9 @@ FAULTS = {
     "missing-barrier": ("forward-halo", "thread", BARRIER, "// step i has arrived", "data race"),
     "one-column-block-too-many": (
         "grad_input-tensor", "address", "column >= columns", "column > columns", "AddressSanitizer",
+    ),
+    "one-copy-too-early": (
+        "forward-tensor", "address", "i < STAGES - 1; ++i", "i < STAGES + 1; ++i", "same place is under way",
     ),
     "not-swizzled": ("grad_weight-tensor", "address", "chunk ^ (row / (8 / NEAR) % NEAR)", "chunk", "share a bank"),
 }  # fmt: skip

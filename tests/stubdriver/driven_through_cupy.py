@@ -1,0 +1,249 @@
+"""CUDA C's launches through the real CuPy, on two "H100"s that are stubs of the driver and of PyTorch's runtime.
+
+Run by tests/kernels/cuda/test_cupy_launch.py in a process of its own (`stubdriver.environment(…, "90,90", True)`), with
+all that is launched compiled beforehand, by `instances`. Prints as JSON what happened.
+"""
+
+import ctypes
+import gc
+import json
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import stubdriver
+import torch
+
+from gpuconv import plan
+from gpuconv.activations import Activation
+from gpuconv.backends.base import Operands, Tile
+from gpuconv.backends.cuda import FAMILIES, CudaBackend, launches
+from gpuconv.backends.cuda_act import launches as act_launches
+from gpuconv.backends.cuda_cupy import CupyRuntime
+from gpuconv.backends.cuda_launch import Instance, Launch
+from gpuconv.backends.elementwise import Elementwise
+from gpuconv.gpu import KNOWN
+from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
+
+GPU, MULTIPROCESSORS = KNOWN["H100"], KNOWN["H100"].multiprocessors
+LAST, HALF = torch.channels_last, torch.float16
+# What every family is driven with: input, weight.
+LAYERS = {
+    "simt": ConvProblem.of((2, 40, 14, 14), (24, 40, 3, 3), padding=1, dtype=torch.float64, memory_format=LAST),
+    "tensor": ConvProblem.of((2, 64, 15, 14), (64, 64, 3, 3), padding=1, stride=2, dtype=HALF, memory_format=LAST),
+    "halo": ConvProblem.of((2, 64, 14, 14), (64, 64, 3, 3), padding=1, dtype=HALF, memory_format=LAST),
+    "grouped": ConvProblem.of((8, 64, 9, 9), (64, 4, 3, 3), padding=1, groups=16, dtype=HALF, memory_format=LAST),
+    "grouped_halo": ConvProblem.of((2, 64, 9, 9), (64, 4, 3, 3), padding=1, groups=16, dtype=HALF, memory_format=LAST),
+    "depthwise": ConvProblem.of((4, 64, 17, 16), (64, 1, 3, 3), padding=1, groups=64, dtype=torch.float32),
+    "banded": ConvProblem.of((8, 8, 33, 40), (8, 1, 13, 13), padding=6, groups=8, dtype=HALF),
+}
+ACT = Elementwise((4, 24, 7, 7), HALF, LAST, (1176, 1, 168, 24), True, Activation("silu"))
+# Their kernels differ in shared memory alone: the windows of the second, with their margin, are larger.
+NARROW = ConvProblem.of((2, 64, 28, 28), (64, 64, 3, 3), padding=1, dtype=HALF, memory_format=LAST)
+REACHING = ConvProblem.of((2, 64, 28, 28), (64, 64, 3, 3), padding=3, dilation=3, dtype=HALF, memory_format=LAST)
+UNSEEN = ConvProblem.of((2, 64, 28, 28), (64, 64, 1, 1), dtype=HALF, memory_format=LAST)
+BLOCK, PLAIN = Tile(128, 64, 64, 4, 3, kernel="halo"), Tile(64, 64, 32, 4, 2, kernel="tensor")
+
+
+def operands_of(problem: ConvProblem, direction: Direction) -> Operands:
+    return plan.contiguous_operands(problem, direction, problem.memory_format)._replace(bias=direction == "forward")
+
+
+def driven() -> Iterator[tuple[str, ConvProblem, Direction, Tile]]:
+    """For every family and direction the smallest tile, in grad_weight also one whose sum is split."""
+    for family, problem in LAYERS.items():
+        for direction in DIRECTIONS:
+            offered = FAMILIES[family].tiles(problem, direction, GPU, operands_of(problem, direction))
+            tiles = sorted((t for t in offered if t.kernel == family), key=lambda t: (t.rows * t.columns, t.splits))
+            for tile in (tiles[:1], [t for t in tiles if t.splits > 1][:1]):
+                yield from ((family, problem, direction, t) for t in tile)
+
+
+def forward(problem: ConvProblem, tile: Tile) -> Launch:
+    (launch,) = launches(problem, "forward", operands_of(problem, "forward"), tile)
+    return launch
+
+
+def instances() -> Iterator[Instance]:
+    """All that this file launches, to be compiled beforehand."""
+    for _, problem, direction, tile in driven():
+        for launch in launches(problem, direction, operands_of(problem, direction), tile, with_bias=True):
+            yield launch.instance
+    yield from (launch.instance for launch in act_launches(ACT, MULTIPROCESSORS))
+    for launch in (forward(NARROW, BLOCK), forward(REACHING, BLOCK), forward(UNSEEN, PLAIN)):
+        yield launch.instance
+
+
+# ---- what happens ----------------------------------------------------------------------------------------------------
+
+
+class Noted(CupyRuntime):
+    """The runtime, which also notes what it is asked to launch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[Launch, tuple[torch.Tensor | None, ...]]] = []
+
+    def launch(self, launch: Launch, device: torch.device, tensors: tuple[torch.Tensor | None, ...]) -> None:
+        self.asked.append((launch, tensors))
+        super().launch(launch, device, tensors)
+
+
+def on_gpu(shape: tuple[int, ...], like: ConvProblem, device: int = 0) -> torch.Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=f"cuda:{device}").to(memory_format=like.memory_format)
+
+
+def arguments(problem: ConvProblem, direction: Direction) -> tuple[Any, ...]:
+    first, second = (on_gpu(shape, problem) for shape in problem.operand_shapes(direction))
+    if direction == "forward":
+        return first, second, torch.empty(problem.out_channels, dtype=problem.dtype, device="cuda"), None
+    return (first, second) if direction == "grad_input" else (first, second, True)
+
+
+def every_family() -> dict[str, Any]:
+    """What reached the driver of every launch, beside what was to reach it."""
+    backend, runtime, stream = CudaBackend(), Noted(), torch.cuda.Stream()
+    backend.runtimes["cuda"] = runtime
+    families = []
+    with torch.cuda.stream(stream):
+        for family, problem, direction, tile in driven():
+            run = backend.bind(
+                problem, direction, torch.device("cuda"), Activation("none"), operands_of(problem, direction), tile
+            )
+            before = len(runtime.asked)
+            run(*arguments(problem, direction))
+            families += [f"{family} {direction}"] * (len(runtime.asked) - before)
+        gz = torch.empty(ACT.shape, dtype=ACT.dtype, device="cuda").to(memory_format=LAST)
+        backend.bind_act_backward(ACT, torch.device("cuda"))(gz, gz)
+        families += ["act_backward"] * (len(runtime.asked) - len(families))
+    rows = []
+    for family, (launch, tensors), got in zip(families, runtime.asked, stubdriver.launches(), strict=True):
+        instance = launch.instance
+        rows.append({
+            "family": family,
+            "wanted": [
+                instance.function, [launch.blocks, 1, 1], [instance.threads, 1, 1], instance.shared,
+                stream.cuda_stream, 0, [8] * len(tensors) + [launch.conv.nbytes],
+                [0 if t is None else t.data_ptr() for t in tensors],
+            ],
+            "got": [
+                got.name, got.grid, got.block, got.shared, got.stream, got.device, got.sizes,
+                got.values[: len(tensors)],
+            ],
+        })  # fmt: skip
+    return {"rows": rows, "refusals": stubdriver.driver().stub_refusals()}
+
+
+def tensors_of(problem: ConvProblem, device: int = 0) -> tuple[torch.Tensor | None, ...]:
+    x, w, y = (on_gpu(s, problem, device) for s in (problem.input_shape, problem.weight_shape, problem.output_shape))
+    return x, w, None, None, y
+
+
+def shared_memory() -> dict[str, Any]:
+    runtime, device = CupyRuntime(), torch.device("cuda")
+    narrow, reaching = forward(NARROW, BLOCK), forward(REACHING, BLOCK)
+    for launch, problem in ((reaching, REACHING), (narrow, NARROW), (reaching, REACHING)):
+        runtime.launch(launch, device, tensors_of(problem))
+    got = stubdriver.launches()
+    return {
+        "options alike": narrow.instance.options == reaching.instance.options,
+        "functions": len({launch.function for launch in got}),
+        "shared": [launch.shared for launch in got],
+    }
+
+
+def in_threads() -> dict[str, Any]:
+    """The same kernel in eight threads at once, of which none has asked the runtime for anything."""
+    runtime, launch = CupyRuntime(), forward(NARROW, BLOCK)
+    tensors, contexts, failures = tensors_of(NARROW), [], []
+    loaded, start = stubdriver.driver().stub_modules_loaded(), threading.Barrier(8)
+
+    def run() -> None:
+        contexts.append(context())
+        start.wait()
+        runtime.launch(launch, torch.device("cuda", 0), tensors)
+
+    _all(run, 8, failures)
+    return {
+        "contexts before": contexts, "failures": failures, "launched": len(stubdriver.launches()),
+        "modules": stubdriver.driver().stub_modules_loaded() - loaded,
+    }  # fmt: skip
+
+
+def on_the_second() -> dict[str, Any]:
+    """Both GPUs in turn from one new thread, whose current device is the first."""
+    runtime, launch = CupyRuntime(), forward(NARROW, BLOCK)
+    tensors, failures = {device: tensors_of(NARROW, device) for device in (0, 1)}, []
+    turns, current = (1, 0, 1, 1, 0, 0), []
+
+    def run() -> None:
+        for device in turns:
+            runtime.launch(launch, torch.device("cuda", device), tensors[device])
+            current.append(torch.cuda.current_device())
+
+    _all(run, 1, failures)
+    got = [launch.device for launch in stubdriver.launches()]
+    return {"turns": turns, "got": got, "current": current, "failures": failures}
+
+
+def after_clear_memo() -> dict[str, Any]:
+    import cupy
+
+    runtime, device, launch = CupyRuntime(), torch.device("cuda"), forward(NARROW, BLOCK)
+    runtime.launch(launch, device, tensors_of(NARROW))
+    cupy.clear_memo()
+    gc.collect()
+    runtime.launch(launch, device, tensors_of(NARROW))
+    return {"launched": len(stubdriver.launches()), "unloaded": stubdriver.driver().stub_modules_unloaded()}
+
+
+def while_capturing() -> dict[str, Any]:
+    """A kernel that is loaded goes into a graph; one that is not says so before the driver is asked."""
+    runtime, device, graph = CupyRuntime(), torch.device("cuda"), torch.cuda.CUDAGraph()
+    tensors, unseen = tensors_of(NARROW), tensors_of(UNSEEN)
+    runtime.launch(forward(NARROW, BLOCK), device, tensors)
+    said = ""
+    with torch.cuda.graph(graph):
+        runtime.launch(forward(NARROW, BLOCK), device, tensors)
+        try:
+            runtime.launch(forward(UNSEEN, PLAIN), device, unseen)
+        except RuntimeError as error:
+            said = str(error)
+    runtime.launch(forward(UNSEEN, PLAIN), device, unseen)
+    return {
+        "said": said, "refusals": stubdriver.driver().stub_refusals(), "launched": len(stubdriver.launches()),
+    }  # fmt: skip
+
+
+def context() -> int:
+    """The handle of the context that is current in this thread, 0 for none."""
+    found = ctypes.c_void_p()
+    stubdriver.driver().cuCtxGetCurrent(ctypes.byref(found))
+    return found.value or 0
+
+
+def _all(run: Callable[[], None], count: int, failures: list[str]) -> None:
+    def guarded() -> None:
+        try:
+            run()
+        except Exception as error:
+            failures.append(repr(error))
+
+    threads = [threading.Thread(target=guarded) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+if __name__ == "__main__":
+    found = {}
+    for part in (every_family, shared_memory, in_threads, on_the_second, after_clear_memo, while_capturing):
+        torch.cuda.synchronize()
+        stubdriver.driver().stub_clear()
+        try:
+            found[part.__name__] = part()
+        except Exception:
+            found[part.__name__] = {"error": traceback.format_exc()}
+    print(json.dumps(found))
