@@ -2,19 +2,17 @@
 
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from gpuconv import extras
 from gpuconv.see import models, own, terminal, tour
 from gpuconv.see.layers import activation_maps, convolutions
 from gpuconv.see.text import LANGUAGES, Text
 from gpuconv.train import run as runs
 from gpuconv.train.config import UserError
-
-_NEEDS = {"matplotlib": "matplotlib", "PIL": "pillow"}
 
 
 def see(
@@ -55,9 +53,9 @@ def see(
     Makes one page that needs no network, and the pictures in it as PNG files.
     """
     Text(lang)  # a wrong language is told before anything takes time
-    missing = [package for module, package in _NEEDS.items() if find_spec(module) is None]
+    missing = extras.missing(extras.SEE)
     if missing:
-        raise UserError(f"gpuconv see needs: pip install 'gpuconv[see]' (no {', '.join(missing)})")
+        raise UserError(f"gpuconv see needs: {extras.install('see', missing)}")
     if target == "tour":
         if image or layer or layers:
             raise UserError("the tour has its own model and images: --image, --layer and --layers are for a model")
