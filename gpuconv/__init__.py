@@ -13,6 +13,7 @@
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,10 @@ def _is_the_command_line() -> bool:
     That has answers which need no PyTorch, whose import takes more than a second: the version, help, completion of
     words. `gpuconv.cli` loads the rest when it knows the command.
     """
-    words = sys.orig_argv
-    if len(words) > 1 and PurePath(words[1]).name == "gpuconv":
-        return True
-    return sys.argv[:1] == ["-m"] and ("-m", "gpuconv") in zip(words, words[1:], strict=False)
+    program, words = sys.argv[0] if sys.argv else "", sys.orig_argv
+    if program == "-m":  # whatever it is to be, it is just being looked for
+        return ("-m", "gpuconv") in pairwise(words)
+    return PurePath(program).name == "gpuconv" and program in words
 
 
 if TYPE_CHECKING or not _is_the_command_line():

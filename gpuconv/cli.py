@@ -47,7 +47,8 @@ class _Commands(typer.core.TyperGroup):
 def _imported(name: str) -> Any:
     """The command as typer runs it."""
     module, _, function = COMMANDS[name].partition(":")
-    import_module("gpuconv.api")
+    api = vars(import_module("gpuconv.api"))
+    vars(gpuconv).update({public: api[public] for public in api["__all__"]})
     one = typer.Typer(add_completion=False, **_SETTINGS)
     one.command(name)(getattr(import_module(f"gpuconv.{module}"), function))
     return typer.main.get_command(one)
@@ -108,7 +109,9 @@ def _main(
 
 
 def doctor(
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")
+    ] = False,
 ) -> None:
     """Say what is installed, which GPUs and backends can be used here, why not the others, and what `auto` picks."""
     from gpuconv import doctor as diagnosis

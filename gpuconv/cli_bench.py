@@ -189,7 +189,7 @@ def bench(
             status = _measure(todo, options, out)
             rows = [row for row in results.read([out]) if row["on"] == where.type]
         if csv is not None:
-            csv.write_text(results.as_csv(rows))
+            csv.write_text(results.as_csv(rows), encoding="utf-8")
     except (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise UserError(str(error)) from error
     if json:
