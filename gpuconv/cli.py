@@ -89,6 +89,8 @@ def run(arguments: Sequence[str]) -> int:
             return _fail(f"out of memory; a smaller --batch-size may help ({str(error).splitlines()[0]})")
         if isinstance(error, UserError | BackendUnavailable):
             return _fail(str(error))
+        if isinstance(error, OSError):  # a file that is not there, a full disk
+            return _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
         raise
 
 

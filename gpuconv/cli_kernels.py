@@ -15,6 +15,7 @@ from gpuconv import backends, dropin, plan as planner, tuned
 from gpuconv.bench import suites
 from gpuconv.bench.cases import LAYOUTS, NUMBERS
 from gpuconv.cli_bench import Device, Directions, Json, Progress, chosen, device_of
+from gpuconv.files import writable_or_raise
 from gpuconv.gpu import KNOWN, REPRESENTATIVE, Gpu, named
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 from gpuconv.train.config import UserError
@@ -193,6 +194,8 @@ def tune(
         raise UserError("say what to tune: either --layer or --model")
     if compile_only and model is None:
         raise UserError("--compile-only needs a --model")
+    if not compile_only:
+        writable_or_raise(tuned.path())
     if model is not None:
         net, x = _model(model, input, _of(NUMBERS, "dtype", dtype), _of(LAYOUTS, "layout", layout), where)
         with dropin.patch(), planner.listening() as heard, backends.use_backend("fastest"):

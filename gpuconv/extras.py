@@ -14,6 +14,7 @@ TRAIN = {
     "typer": "typer",
 }
 SEE = {"matplotlib": "matplotlib", "PIL": "pillow"}
+BENCH = {"matplotlib": "matplotlib"}
 
 
 def missing(needs: dict[str, str]) -> list[str]:
