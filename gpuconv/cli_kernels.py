@@ -32,7 +32,13 @@ Batch = Annotated[int | None, typer.Option(show_default=False, help="Images. Def
 def plan(
     layer: Layers,
     gpu: Annotated[
-        list[str], typer.Option(show_default=False, help=f"GPUs to plan for: {', '.join(KNOWN)}. Repeatable.")
+        list[str],
+        typer.Option(
+            "--gpu",
+            "--arch",
+            show_default=False,
+            help=f"GPUs to plan for: {', '.join(KNOWN)}, or sm_90 and so on. Repeatable.",
+        ),
     ],
     direction: Directions = None,
     dtype: Numbers = "float16",
@@ -112,7 +118,10 @@ def inspect(
     arch: Annotated[
         list[str] | None,
         typer.Option(
-            show_default=False, help=f"Architectures: {', '.join(REPRESENTATIVE)}. Repeatable. Default: sm_80, sm_90."
+            "--arch",
+            "--gpu",
+            show_default=False,
+            help=f"Architectures: {', '.join(REPRESENTATIVE)}; or a GPU: h100. Repeatable. Default: sm_80, sm_90.",
         ),
     ] = None,
     direction: Directions = None,
@@ -129,7 +138,7 @@ def inspect(
     """
     from gpuconv.examine import BACKENDS, examine
 
-    gpus = [_of(REPRESENTATIVE, "arch", name) for name in arch or ("sm_80", "sm_90")]
+    gpus = [_known(named, name, "arch") for name in arch or ("sm_80", "sm_90")]
     tf32 = dtype == "tf32"
     found: list[Any] = []
     refused: list[str] = []
