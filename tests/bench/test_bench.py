@@ -372,7 +372,7 @@ def test_without_its_mask_the_check_prints_what_the_readme_shows(tmp_path: Path)
     assert "c < C" in KERNEL and "c < C" not in wrong
     run = on_the_kernel(tmp_path, wrong, "check", CHECK)
     assert (run.returncode, run.stderr) == (1, "")
-    shown = README.split("exits with 1 and prints, among other lines,\n\n```\n")[1].split("```")[0]
+    shown = re.search(r"exits with 1 and prints, among\s+other lines,\n\n```\n(.*?)```", README, re.DOTALL)[1]
     as_printed = re.escape(shown).replace("…", "[^\n]*")
     assert re.search(as_printed, run.stdout), f"the README shows\n{shown}\nand the check prints\n{run.stdout}"
 
