@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-import gpuconv
+import gpuconv.bench
+import gpuconv.kernels
 from gpuconv import extras, streams
 
-ROOT = Path(__file__).parent.parent
 Environment = dict[str, str]
 
 
@@ -66,10 +66,12 @@ def base_install(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of packages: gpuconv, what `pip install gpuconv` would bring, and nothing else."""
     folder = tmp_path_factory.mktemp("base")
     (folder / "gpuconv").mkdir()
-    for file in (ROOT / "gpuconv").iterdir():
+    for file in Path(gpuconv.__file__).parent.iterdir():
         (folder / "gpuconv" / file.name).symlink_to(file)
-    for name in ("kernels", "bench"):
-        (folder / "gpuconv" / name).symlink_to(ROOT / name)
+    for package in (gpuconv.kernels, gpuconv.bench):  # in a checkout they are elsewhere
+        link = folder / "gpuconv" / package.__name__.rpartition(".")[2]
+        if not link.exists():
+            link.symlink_to(package.__path__[0])
     todo, done = ["gpuconv"], set()
     while todo:
         name = todo.pop().lower().replace("_", "-")
