@@ -19,7 +19,7 @@ class Unjudged(NotImplementedError):
 
 
 class NoInterpreter(BackendUnavailable):
-    """A Triton kernel was to be compiled, and there is no GPU to compile it for."""
+    """There is no GPU to compile a Triton kernel for, and it is not, or cannot be, interpreted."""
 
 
 @contextmanager
@@ -28,10 +28,10 @@ def guarded(backend: str) -> Iterator[None]:
 
     Raises Unjudged where Triton's interpreter gets a bfloat16 tensor: it computes with the bits of such numbers as if
     they were integers, which our kernels work around and others cannot be expected to. Raises NoInterpreter for a
-    kernel that is neither interpreted nor has a GPU.
+    kernel that is not interpreted and has no GPU, and where the interpreter does not work.
     """
     try:
-        with np.errstate(all="ignore"), _without_bfloat16():  # NumPy, which interprets, would warn of every NaN
+        with np.errstate(all="ignore"), _watched(backend):  # NumPy, which interprets, would warn of every NaN
             yield
     except (RuntimeError, ValueError) as error:
         if any(words in str(error) for words in _NO_GPU):
@@ -43,15 +43,20 @@ def guarded(backend: str) -> Iterator[None]:
 
 
 @contextmanager
-def _without_bfloat16() -> Iterator[None]:
+def _watched(backend: str) -> Iterator[None]:
     if not os.environ.get("TRITON_INTERPRET"):
         yield
         return
     from triton.runtime.interpreter import InterpretedFunction
 
+    from gpuconv.backends.triton_launch import why_no_interpreter
+
     run = InterpretedFunction.run
 
     def guarded(self: Any, *arguments: Any, **named: Any) -> Any:
+        broken = why_no_interpreter()
+        if broken:
+            raise NoInterpreter(f"backend {backend!r} launches Triton kernels, and {broken}")
         given = (getattr(value, "base", value) for value in (*arguments, *named.values()))  # a descriptor has a base
         ours = self.fn.__module__.startswith("gpuconv.kernels.")
         if not ours and any(isinstance(t, torch.Tensor) and t.dtype is torch.bfloat16 for t in given):

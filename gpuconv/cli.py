@@ -41,10 +41,10 @@ class _Commands(typer.core.TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, _, rest = super().resolve_command(ctx, args)
-        return name, None if name is None else _imported(name), rest
+        return name, None if name is None else imported(name), rest
 
 
-def _imported(name: str) -> Any:
+def imported(name: str) -> Any:
     """The command as typer runs it."""
     module, _, function = COMMANDS[name].partition(":")
     api = vars(import_module("gpuconv.api"))

@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+
+from gpuconv import cli
+from gpuconv.backends import triton_launch
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 SNIPPETS = re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
@@ -30,6 +34,19 @@ def test_python_in_the_readme_runs(title: str, code: str, tmp_path: Path) -> Non
     runpy.run_path(str(file))
 
 
+COMMANDS = re.findall(r"(?:^|-m |&& )gpuconv ([a-z]\w*[^#\n`&]*)", README, re.MULTILINE)
+
+
+def test_readme_has_its_commands() -> None:
+    assert len(COMMANDS) > 20 and {command.split()[0] for command in COMMANDS} == set(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_in_the_readme_has_these_options(command: str) -> None:
+    name, *words = shlex.split(command)
+    assert cli.imported(name).make_context(name, words) is not None
+
+
 # ---- the README's own kernel -----------------------------------------------------------------------------------------
 
 KERNEL = README.split("```python\n# my_conv.py\n")[1].split("```")[0]
@@ -40,6 +57,9 @@ BENCH = re.search(r"`(--device cpu [^`]*)` for\s+the second", README)[1]
 def on_the_kernel(folder: Path, kernel: str, command: str, options: str, interpret: bool = True) -> Any:
     """Run a command on this kernel as the README says."""
     pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
+    trouble = triton_launch.why_no_interpreter() if interpret else None
+    if trouble:
+        pytest.skip(trouble)
     (folder / "my_conv.py").write_text(kernel)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return subprocess.run(
@@ -71,6 +91,16 @@ def test_without_its_mask_the_check_prints_what_the_readme_shows(tmp_path: Path)
     shown = re.search(r"exits with 1 and prints, among\s+other lines,\n\n```\n(.*?)```", README, re.DOTALL)[1]
     as_printed = re.escape(shown).replace("…", "[^\n]*")
     assert re.search(as_printed, run.stdout), f"the README shows\n{shown}\nand the check prints\n{run.stdout}"
+
+
+@pytest.mark.skipif(triton_launch.why_no_interpreter() is None, reason="Triton's interpreter works here")
+def test_an_interpreter_that_does_not_work_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "my_conv.py").write_text(KERNEL)
+    command = [sys.executable, "-m", "gpuconv", "check", "--backend", "my_conv:MyBackend", *CHECK.split()]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert re.fullmatch("error: [^\n]* does not work with NumPy [^\n]*\n", run.stderr), run.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to compile it for")
