@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import gpuconv
+from gpuconv import streams
 from gpuconv.backends import Backend
 from gpuconv.problem import ConvProblem, allocate
 from gpuconv.reference import Activation
@@ -76,4 +77,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    streams.print_anything()
     main()

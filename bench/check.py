@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from gpuconv import backends, plan, reference
 from gpuconv.backends import Backend
+from gpuconv.bench import interpreted
 from gpuconv.bench.problems import CURATED, LAYOUTS, LONG_SUMS, as_code, problem_called, tensors
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, memory_format_of
 from gpuconv.reference import Activation, Exact, as_numpy
@@ -147,7 +148,10 @@ def check(
     todo: Sequence[Case],
     progress: Callable[[int, Report], None] = lambda done, report: None,
 ) -> Report:
-    """Run `todo` on a registered backend. Raises BackendUnavailable if it cannot run on this machine at all."""
+    """Run `todo` on a registered backend. Raises BackendUnavailable if it cannot run on this machine at all.
+
+    What Triton's interpreter cannot judge (`gpuconv.bench.interpreted`) counts as refused.
+    """
     backends.require(backend)
     report = Report(backend, str(device))
     for done, case in enumerate(todo, start=1):
@@ -171,6 +175,10 @@ def _outcome(backend: Backend, device: torch.device, case: Case) -> Failure | st
         return refusal
     try:
         return _run(backend.name, device, case)
+    except interpreted.Unjudged as reason:
+        return str(reason)
+    except interpreted.NoInterpreter:
+        raise
     except Exception as error:  # somebody else's code: whatever it raises is a finding
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if isinstance(error, NotImplementedError) and case.activation:  # there is no other way to refuse an epilogue
@@ -196,7 +204,7 @@ def _run(backend: str, device: torch.device, case: Case) -> Failure | None:
     before = {name: tensor.clone() for name, tensor in t.items()}
     results, spoilt = [], 0
     for _ in range(case.repeats):
-        with Guarded() as guarded:
+        with Guarded() as guarded, interpreted.guarded(backend):
             results.append(_call(backend, case, t))
         spoilt += guarded.spoilt()
     a, b = (t[name] for name in _OPERANDS[case.direction])

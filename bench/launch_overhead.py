@@ -26,7 +26,7 @@ import torch
 import triton
 from triton.backends.nvidia.driver import CudaLauncher
 
-from gpuconv import plan, predict
+from gpuconv import plan, predict, streams
 from gpuconv.backends import triton as backend, triton_launch
 from gpuconv.backends.base import Tile
 from gpuconv.gpu import KNOWN
@@ -142,4 +142,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    streams.print_anything()
     main()

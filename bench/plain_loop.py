@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import gpuconv
+from gpuconv import streams
 from gpuconv.bench.environment import environment
 
 _WARM = 10  # steps
@@ -109,4 +110,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    streams.print_anything()
     main()

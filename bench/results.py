@@ -33,7 +33,8 @@ def read(paths: Iterable[Path]) -> list[Row]:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise ValueError(f"{path} cannot be read: {why}") from error
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TextIO
 import torch
 
 from gpuconv import backends, plan
-from gpuconv.bench import cases as todo, timing
+from gpuconv.bench import cases as todo, interpreted, timing
 from gpuconv.bench.cases import BASELINES, LAYOUTS, Case
 from gpuconv.bench.environment import environment, source
 from gpuconv.bench.judge import Judge
@@ -101,7 +101,13 @@ def _measure_case(case: Case, what: list[tuple[str, str]], options: Options) -> 
                     operands = todo.tensors(case, device)
                     tf32, bias = case.numbers == "tf32", case.bias(device)
                     judge = Judge(case.problem("contiguous"), case.computes, *operands, tf32, bias)
-                yield row | _measure(case, backend, layout, judge, operands, options)
+                with interpreted.guarded(backend):
+                    found = _measure(case, backend, layout, judge, operands, options)
+                yield row | found
+            except interpreted.Unjudged as reason:
+                yield {**row, "refused": str(reason)}
+            except interpreted.NoInterpreter:
+                raise
             except Exception as error:  # one case that fails must not cost the others
                 text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
                 yield {**row, "failed": text, **({"fatal": True} if _lost(device) else {})}

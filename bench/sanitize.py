@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gpuconv import backends, reference
+from gpuconv import backends, reference, streams
 from gpuconv.backends import BackendUnavailable
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.gpu import Gpu
@@ -199,4 +199,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    streams.print_anything()
     sys.exit(main())

@@ -10,36 +10,37 @@
 `gpuconv.arrays` has the functions for NumPy and CuPy arrays.
 """
 
-from gpuconv import arrays, backends, flops, functional, nn, ops
-from gpuconv.backends import BackendUnavailable, use_backend
-from gpuconv.dropin import Report, convert, patch, revert
-from gpuconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
-from gpuconv.fusion import FusionReport, fuse
-from gpuconv.problem import ConvProblem
-from gpuconv.warm import warmup
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = [
-    "BackendUnavailable",
-    "ConvProblem",
-    "FusionReport",
-    "Report",
-    "arrays",
-    "backends",
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-    "convert",
-    "flops",
-    "functional",
-    "fuse",
-    "nn",
-    "ops",
-    "patch",
-    "revert",
-    "use_backend",
-    "warmup",
-]
+
+
+def _is_the_command_line() -> bool:
+    """Whether this process is `gpuconv …` or `python -m gpuconv …`.
+
+    That has answers which need no PyTorch, whose import takes more than a second: the version, help, completion of
+    words. `gpuconv.cli` loads the rest when it knows the command.
+    """
+    program, words = sys.argv[0] if sys.argv else "", sys.orig_argv
+    if program == "-m":  # whatever it is to be, it is just being looked for
+        return ("-m", "gpuconv") in pairwise(words)
+    return PurePath(program).name == "gpuconv" and program in words
+
+
+if TYPE_CHECKING or not _is_the_command_line():
+    from gpuconv.api import *  # noqa: F403
+    from gpuconv.api import __all__ as __all__
+else:
+
+    def __getattr__(name: str) -> Any:
+        """What `gpuconv.api` has. The modules in here the import statement finds by itself."""
+        if not name.startswith("__") and find_spec(f"{__name__}.{name}") is None:
+            api = vars(import_module("gpuconv.api"))
+            if name in api:
+                return api[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,31 +1,55 @@
-"""`gpuconv` and `python -m gpuconv`: the command line, or one line saying what it needs."""
+"""`gpuconv` and `python -m gpuconv`: the command line, or, without the packages that it needs, what can do without."""
 
 import sys
-from importlib.util import find_spec
+from argparse import ArgumentParser
 
-_NEEDS = {
-    "matplotlib": "matplotlib",
-    "PIL": "pillow",
-    "rich": "rich",
-    "safetensors": "safetensors",
-    "sklearn": "scikit-learn",
-    "typer": "typer",
-}
+from gpuconv import extras, streams
 
 
 def main() -> None:
     """Run the command line on sys.argv and exit with its status."""
-    missing = [package for module, package in _NEEDS.items() if find_spec(module) is None]
-    if missing:
-        print(f"error: the command line needs: pip install 'gpuconv[train]' (no {', '.join(missing)})", file=sys.stderr)
-        sys.exit(1)
+    streams.print_anything()
     try:
+        missing = extras.missing(extras.TRAIN)
+        if missing:
+            sys.exit(_base(sys.argv[1:], missing))
         from gpuconv import cli
 
         sys.exit(cli.run(sys.argv[1:]))
     except KeyboardInterrupt:  # before or between what cli.run handles itself
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _base(arguments: list[str], missing: list[str]) -> int:
+    """What the base install answers: the version, and what `doctor` finds. The rest is one line; gives the status."""
+    needs = f"the command line needs: {extras.install('train', missing)}"
+    parser = ArgumentParser("gpuconv", epilog=needs, add_help=False, exit_on_error=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("command", nargs="?")
+    given, rest = parser.parse_known_args(arguments)
+    if given.version:
+        from gpuconv import __version__
+
+        print(__version__)
+    elif given.help or not arguments:
+        print("Usage: gpuconv [--version] | doctor [--json]\n\nThe other commands are not here: " + needs)
+        return 0
+    elif given.command == "doctor" and not rest:
+        import json
+
+        from gpuconv import doctor
+
+        found = doctor.report()
+        print(json.dumps(found, indent=2) if given.json else doctor.text(found))
+        return 0
+    else:
+        print(f"error: {needs}", file=sys.stderr)
+        return 1
+    print(f"note: {needs}", file=sys.stderr)
+    return 0
 
 
 if __name__ == "__main__":

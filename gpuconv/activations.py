@@ -47,6 +47,33 @@ class Activation(NamedTuple):
         except ValueError:
             raise ValueError(f"activation must be one of {', '.join(LIPSCHITZ)}, but got {text!r}") from None
 
+    @classmethod
+    def of(cls, what: Any) -> "Activation":
+        """The activation that `what` is: one's text, a module of PyTorch's or its class, a function of PyTorch's, or
+        None for none.
+
+        Raises TypeError for anything else; ValueError for text, a module or a function that is none of these.
+        """
+        if isinstance(what, str):
+            return cls.parse(what)
+        name: str | None = None
+        if what is None:
+            name = "none"
+        elif isinstance(what, torch.nn.Module):
+            name = MODULES.get(type(what), lambda module: None)(what)
+        elif isinstance(what, type) and what in MODULES:
+            return cls.of(what())
+        elif callable(what) and what.__hash__ is not None:
+            name = FUNCTIONS.get(what)
+        else:
+            raise TypeError(f"activation must be a str, or a module or function of PyTorch's, but got {what!r}")
+        if name is None:
+            raise ValueError(
+                f"activation must be one of {', '.join(LIPSCHITZ)}, or PyTorch's module or function for it, but got "
+                + " ".join(repr(what).split())
+            )
+        return cls.parse(name)
+
     def encode(self) -> str:
         """The inverse of `parse`."""
         return f"{self.name}({self.slope!r})" if self.name == "leaky_relu" and self.slope != 0.01 else self.name
@@ -72,6 +99,24 @@ LIPSCHITZ = {
     "sigmoid": 1.0,  # 1/4, but the function itself has to be computed
     "tanh": 1.0,
 }
+# What PyTorch's modules and functions are, by what they are called.
+MODULES: dict[type, Callable[[Any], str | None]] = {
+    torch.nn.Identity: lambda m: "none",
+    torch.nn.ReLU: lambda m: "relu",
+    torch.nn.ReLU6: lambda m: "relu6",
+    torch.nn.Hardtanh: lambda m: "relu6" if (m.min_val, m.max_val) == (0, 6) else None,
+    torch.nn.LeakyReLU: lambda m: Activation("leaky_relu", float(m.negative_slope)).encode(),
+    torch.nn.Sigmoid: lambda m: "sigmoid",
+    torch.nn.Tanh: lambda m: "tanh",
+    torch.nn.Hardswish: lambda m: "hardswish",
+    torch.nn.SiLU: lambda m: "silu",
+    torch.nn.GELU: lambda m: "gelu_tanh" if m.approximate == "tanh" else "gelu",
+}
+FUNCTIONS: dict[Any, str] = {
+    F.relu: "relu", F.relu_: "relu", torch.relu: "relu", torch.relu_: "relu", F.relu6: "relu6",
+    F.sigmoid: "sigmoid", torch.sigmoid: "sigmoid", F.tanh: "tanh", torch.tanh: "tanh", F.hardswish: "hardswish",
+    F.silu: "silu", F.gelu: "gelu", F.leaky_relu: "leaky_relu",
+}  # fmt: skip
 _FROM_OUTPUT = frozenset({"none", "relu", "relu6", "sigmoid", "tanh"})
 _K, _A = math.sqrt(2 / math.pi), 0.044715  # of gelu_tanh
 

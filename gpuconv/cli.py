@@ -2,29 +2,66 @@
 doctor.
 
 Commands turn options into calls and results into text; what they do lives below. Whatever a user can put right ends in
-one line `error: …` on stderr and a status other than 0: 2 for options that cannot be read, 1 for the rest.
+one line `error: …` on stderr and a status other than 0: 2 for options that cannot be read, 1 for the rest. A command is
+imported when it is named, so that help, the version and the completion of words need no PyTorch.
 """
 
+import ast
+import functools
 import json as jsonlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from importlib import import_module, resources
+from typing import Annotated, Any
 
-import torch
 import typer
+import typer.core
 
 import gpuconv
-from gpuconv import cli_bench, cli_kernels, cli_see, cli_train, doctor as diagnosis
-from gpuconv.cli_bench import Json
-from gpuconv.train.config import UserError
 
+COMMANDS = {
+    "train": "cli_train:train",
+    "eval": "cli_train:evaluate",
+    "predict": "cli_train:predict",
+    "export": "cli_train:export",
+    "compare": "cli_train:compare",
+    "see": "cli_see:see",
+    "plan": "cli_kernels:plan",
+    "inspect": "cli_kernels:inspect",
+    "tune": "cli_kernels:tune",
+    "doctor": "cli:doctor",
+    "bench": "cli_bench:bench",
+    "check": "cli_bench:check",
+}
+
+
+class _Commands(typer.core.TyperGroup):
+    """The commands, of which the one that is named is imported."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, None if name is None else imported(name), rest
+
+
+def imported(name: str) -> Any:
+    """The command as typer runs it."""
+    module, _, function = COMMANDS[name].partition(":")
+    api = vars(import_module("gpuconv.api"))
+    vars(gpuconv).update({public: api[public] for public in api["__all__"]})
+    one = typer.Typer(add_completion=False, **_SETTINGS)
+    one.command(name)(getattr(import_module(f"gpuconv.{module}"), function))
+    return typer.main.get_command(one)
+
+
+_SETTINGS: dict[str, Any] = {
+    "pretty_exceptions_enable": False, "context_settings": {"help_option_names": ["-h", "--help"]},
+}  # fmt: skip
 app = typer.Typer(
+    cls=_Commands,
     name="gpuconv",
     help="Convolutions for PyTorch whose kernels are written by hand: train, look at and check what they do.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    **_SETTINGS,
 )
 
 
@@ -34,20 +71,27 @@ def run(arguments: Sequence[str]) -> int:
         status = app(args=list(arguments), prog_name="gpuconv", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
-    except (UserError, gpuconv.BackendUnavailable) as error:
-        return _fail(str(error))
-    except torch.OutOfMemoryError as error:
-        return _fail(f"out of memory; a smaller --batch-size may help ({str(error).splitlines()[0]})")
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted before there was anything to save", cli_train.STOPPED["SIGINT"])
+        return _fail("interrupted before there was anything to save", 130)
     except BrokenPipeError:  # whoever read our output has gone; nothing more can be said, at exit neither
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         # typer brings its own copy of click, older versions use the click that is installed: told by what they can do.
-        if not hasattr(error, "format_message"):
-            raise
-        return _fail(f"{error.format_message()} (see --help)", 2)
+        if hasattr(error, "format_message"):
+            return _fail(f"{error.format_message()} (see --help)", 2)
+        import torch
+
+        from gpuconv.backends import BackendUnavailable
+        from gpuconv.train.config import UserError
+
+        if isinstance(error, torch.OutOfMemoryError):
+            return _fail(f"out of memory; a smaller --batch-size may help ({str(error).splitlines()[0]})")
+        if isinstance(error, UserError | BackendUnavailable):
+            return _fail(str(error))
+        if isinstance(error, OSError):  # a file that is not there, a full disk
+            return _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
+        raise
 
 
 def _fail(message: str, status: int = 1) -> int:
@@ -66,20 +110,14 @@ def _main(
         print(context.get_help())
 
 
-app.command()(cli_train.train)
-app.command(name="eval")(cli_train.evaluate)
-app.command()(cli_train.predict)
-app.command()(cli_train.export)
-app.command()(cli_train.compare)
-app.command()(cli_see.see)
-app.command()(cli_kernels.plan)
-app.command()(cli_kernels.inspect)
-app.command()(cli_kernels.tune)
-
-
-@app.command()
-def doctor(json: Json = False) -> None:
+def doctor(
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")
+    ] = False,
+) -> None:
     """Say what is installed, which GPUs and backends can be used here, why not the others, and what `auto` picks."""
+    from gpuconv import doctor as diagnosis
+
     found = diagnosis.report()
     if json:
         print(jsonlib.dumps(found, indent=2))
@@ -87,5 +125,13 @@ def doctor(json: Json = False) -> None:
         print(diagnosis.text(found))
 
 
-app.command(name="bench")(cli_bench.bench)
-app.command(name="check")(cli_bench.check)
+@functools.cache
+def _texts(module: str) -> dict[str, str]:
+    """What the functions of a module say of themselves, by name; it is read, not imported."""
+    tree = ast.parse((resources.files("gpuconv") / f"{module}.py").read_text(encoding="utf-8"))
+    return {node.name: ast.get_docstring(node) or "" for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+for _name, _place in COMMANDS.items():
+    _module, _, _function = _place.partition(":")
+    app.command(_name, help=_texts(_module)[_function])(lambda: None)  # stands for the command in lists

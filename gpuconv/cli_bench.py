@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from gpuconv import backends
+from gpuconv import backends, extras
 from gpuconv.bench import cases, check as checks, plots as pictures, report as reports, results, runner
 from gpuconv.bench.cases import CPU_BATCH, LAYOUTS, NUMBERS
 from gpuconv.bench.suites import SUITES
+from gpuconv.files import writable_or_raise
 from gpuconv.problem import DIRECTIONS, ConvProblem
 from gpuconv.train.config import UserError
 
@@ -166,6 +167,13 @@ def bench(
             print(reports.comparison(found))
             return 1 if found.regressions else 0
         status = 0
+        out = out or Path("runs") / f"bench-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
+        missing = extras.missing(extras.BENCH) if plots is not None else ()
+        if missing:
+            raise UserError(f"--plots needs: {extras.install('bench', missing)}")
+        for path, folder in ((None if report else out, False), (csv, False), (plots, True)):
+            if path is not None:
+                writable_or_raise(path, folder)
         if report:
             rows = results.read(report)
         else:
@@ -185,12 +193,12 @@ def bench(
                     numbers, batch, where.type,
                 )
             )  # fmt: skip
-            out = out or Path("runs") / f"bench-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
             status = _measure(todo, options, out)
             rows = [row for row in results.read([out]) if row["on"] == where.type]
         if csv is not None:
-            csv.write_text(results.as_csv(rows))
-    except (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+            csv.parent.mkdir(parents=True, exist_ok=True)
+            csv.write_text(results.as_csv(rows), encoding="utf-8")
+    except ValueError as error:
         raise UserError(str(error)) from error
     if json:
         print(jsonlib.dumps(rows, indent=2))
@@ -199,10 +207,7 @@ def bench(
         if not report:
             print(f"results  {out}")
     if plots is not None:
-        try:
-            drawn = pictures.plot(rows, plots)
-        except ImportError as error:
-            raise UserError(f"plots need matplotlib: pip install 'gpuconv[bench]' ({error})") from error
+        drawn = pictures.plot(rows, plots)
         print(*(f"plot     {path}" for path in drawn), sep="\n", file=sys.stderr if json else sys.stdout)
     return status
 

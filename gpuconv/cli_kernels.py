@@ -15,6 +15,7 @@ from gpuconv import backends, dropin, plan as planner, tuned
 from gpuconv.bench import suites
 from gpuconv.bench.cases import LAYOUTS, NUMBERS
 from gpuconv.cli_bench import Device, Directions, Json, Progress, chosen, device_of
+from gpuconv.files import writable_or_raise
 from gpuconv.gpu import KNOWN, REPRESENTATIVE, Gpu, named
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 from gpuconv.train.config import UserError
@@ -31,7 +32,13 @@ Batch = Annotated[int | None, typer.Option(show_default=False, help="Images. Def
 def plan(
     layer: Layers,
     gpu: Annotated[
-        list[str], typer.Option(show_default=False, help=f"GPUs to plan for: {', '.join(KNOWN)}. Repeatable.")
+        list[str],
+        typer.Option(
+            "--gpu",
+            "--arch",
+            show_default=False,
+            help=f"GPUs to plan for: {', '.join(KNOWN)}, or sm_90 and so on. Repeatable.",
+        ),
     ],
     direction: Directions = None,
     dtype: Numbers = "float16",
@@ -111,7 +118,10 @@ def inspect(
     arch: Annotated[
         list[str] | None,
         typer.Option(
-            show_default=False, help=f"Architectures: {', '.join(REPRESENTATIVE)}. Repeatable. Default: sm_80, sm_90."
+            "--arch",
+            "--gpu",
+            show_default=False,
+            help=f"Architectures: {', '.join(REPRESENTATIVE)}; or a GPU: h100. Repeatable. Default: sm_80, sm_90.",
         ),
     ] = None,
     direction: Directions = None,
@@ -128,7 +138,7 @@ def inspect(
     """
     from gpuconv.examine import BACKENDS, examine
 
-    gpus = [_of(REPRESENTATIVE, "arch", name) for name in arch or ("sm_80", "sm_90")]
+    gpus = [_known(named, name, "arch") for name in arch or ("sm_80", "sm_90")]
     tf32 = dtype == "tf32"
     found: list[Any] = []
     refused: list[str] = []
@@ -193,6 +203,8 @@ def tune(
         raise UserError("say what to tune: either --layer or --model")
     if compile_only and model is None:
         raise UserError("--compile-only needs a --model")
+    if not compile_only:
+        writable_or_raise(tuned.path())
     if model is not None:
         net, x = _model(model, input, _of(NUMBERS, "dtype", dtype), _of(LAYOUTS, "layout", layout), where)
         with dropin.patch(), planner.listening() as heard, backends.use_backend("fastest"):

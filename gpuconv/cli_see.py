@@ -2,19 +2,17 @@
 
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gpuconv.see import models, own, terminal, tour
+from gpuconv import extras
+from gpuconv.see import models, own, page, terminal, tour
 from gpuconv.see.layers import activation_maps, convolutions
 from gpuconv.see.text import LANGUAGES, Text
 from gpuconv.train import run as runs
 from gpuconv.train.config import UserError
-
-_NEEDS = {"matplotlib": "matplotlib", "PIL": "pillow"}
 
 
 def see(
@@ -55,13 +53,16 @@ def see(
     Makes one page that needs no network, and the pictures in it as PNG files.
     """
     Text(lang)  # a wrong language is told before anything takes time
-    missing = [package for module, package in _NEEDS.items() if find_spec(module) is None]
+    missing = extras.missing(extras.SEE)
     if missing:
-        raise UserError(f"gpuconv see needs: pip install 'gpuconv[see]' (no {', '.join(missing)})")
+        raise UserError(f"gpuconv see needs: {extras.install('see', missing)}")
+    folder = out or runs.new_folder("see")
+    if not layers:
+        page.check(folder)
     if target == "tour":
         if image or layer or layers:
             raise UserError("the tour has its own model and images: --image, --layer and --layers are for a model")
-        written = tour.tour(out or runs.new_folder("see"), lang, say=_say)
+        written = tour.tour(folder, lang, say=_say)
     else:
         subject = models.load(target, trained=not untrained)
         if layers:
@@ -70,7 +71,7 @@ def see(
         seen = own.view(subject, image or [], layer, size)
         if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
             _show(seen)
-        written = own.page(seen, out or runs.new_folder("see"), lang, _say)
+        written = own.page(seen, folder, lang, _say)
     print(f"page  {written} ({written.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -14,6 +14,7 @@ import typer
 
 from gpuconv import compare as comparison, export as exports
 from gpuconv.cli_bench import Json
+from gpuconv.files import writable_or_raise
 from gpuconv.train import ranks, run as runs
 from gpuconv.train.config import DEFAULT_EPOCHS, Config, UserError
 from gpuconv.train.watch import Bar, Board, Lines, Watch
@@ -167,6 +168,9 @@ def export(
 ) -> None:
     """Write a trained network for others, with PyTorch's or ONNX's own convolutions, once it was seen to agree."""
     path = out or run / f"export.{format}"
+    writable_or_raise(path)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
     found = exports.export(run, format, path)
     print(f"{path}: {found}")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import gpuconv
-from gpuconv import backends
+from gpuconv import backends, extras
 
 _PACKAGES = {
     "numpy": ("numpy",),
@@ -28,6 +28,7 @@ def report() -> dict[str, Any]:
         "platform": platform.platform(),
         "gpuconv": gpuconv.__version__,
         **{package: _version(names) for package, names in _PACKAGES.items()},
+        "missing": extras.missing(extras.TRAIN),
         "torch_cuda": torch.version.cuda,
         "gpus": gpus,
         "gpu_trouble": trouble,
@@ -54,6 +55,7 @@ def text(found: dict[str, Any]) -> str:
         f"torch     {found['torch']} (" + (f"CUDA {found['torch_cuda']})" if found["torch_cuda"] else "without CUDA)"),
         f"triton    {found['triton'] or 'not installed'}",
         f"cupy      {found['cupy'] or 'not installed'}",
+        *([f"missing   {extras.install('train', found['missing'])}"] if found["missing"] else []),
         "",
         "GPUs",
     ]

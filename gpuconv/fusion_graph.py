@@ -1,11 +1,9 @@
 """What `gpuconv.fuse` does to a graph of torch.fx: each convolution is followed, and takes in what comes behind it."""
 
 import operator
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -13,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from gpuconv import nn, sizes
-from gpuconv.activations import Activation, activate_tensor
+from gpuconv.activations import FUNCTIONS, MODULES, Activation, activate_tensor
 
 
 class Findings(NamedTuple):
@@ -194,33 +192,17 @@ def _is_addition(node: Node) -> bool:
     return known and len(node.args) == 2 and not node.kwargs
 
 
-_MODULES: dict[type, Callable[[Any], str | None]] = {
-    torch.nn.ReLU: lambda m: "relu",
-    torch.nn.ReLU6: lambda m: "relu6",
-    torch.nn.Hardtanh: lambda m: "relu6" if (m.min_val, m.max_val) == (0, 6) else None,
-    torch.nn.LeakyReLU: lambda m: Activation("leaky_relu", float(m.negative_slope)).encode(),
-    torch.nn.Sigmoid: lambda m: "sigmoid",
-    torch.nn.Tanh: lambda m: "tanh",
-    torch.nn.Hardswish: lambda m: "hardswish",
-    torch.nn.SiLU: lambda m: "silu",
-    torch.nn.GELU: lambda m: "gelu_tanh" if m.approximate == "tanh" else "gelu",
-}
-_FUNCTIONS: dict[Any, str] = {
-    F.relu: "relu", F.relu_: "relu", torch.relu: "relu", torch.relu_: "relu", F.relu6: "relu6",
-    F.sigmoid: "sigmoid", torch.sigmoid: "sigmoid", F.tanh: "tanh", torch.tanh: "tanh", F.hardswish: "hardswish",
-    F.silu: "silu", F.gelu: "gelu", F.leaky_relu: "leaky_relu",
-}  # fmt: skip
 _METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "tanh": "tanh"}
 
 
 def _activation_of(node: Node, module: torch.nn.Module | None) -> str | None:
     """The activation that a node is; None for another node."""
     if module is not None:
-        return _MODULES.get(type(module), lambda m: None)(module)
+        return MODULES.get(type(module), lambda m: None)(module)
     kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
     if node.op == "call_method":
         return _METHODS.get(str(node.target)) if len(node.args) == 1 and not kwargs else None
-    name = _FUNCTIONS.get(node.target) if node.op == "call_function" else None
+    name = FUNCTIONS.get(node.target) if node.op == "call_function" else None
     options = (*node.args[1:], *kwargs.values())
     if name == "leaky_relu" and not isinstance(node.args[-1], bool):  # not with `inplace` as a third argument
         (slope,) = options or (0.01,)

@@ -83,15 +83,17 @@ REPRESENTATIVE = {
 }  # fmt: skip
 
 
-def named(name: str) -> Gpu:
-    """The known GPU called `name`, whatever its capitals and spaces: "h100", "rtx4090". Raises ValueError."""
+def named(name: str, called: str = "gpu") -> Gpu:
+    """The known GPU called `name`, whatever its capitals and spaces ("h100", "rtx4090"), or the one that stands for an
+    architecture ("sm_90"). Raises ValueError for another name; `called`: what it is there, 'gpu' or 'arch'."""
 
     def plain(text: str) -> str:
         return re.sub(r"[\s_-]", "", text.lower())
 
-    found = {plain(known): gpu for known, gpu in KNOWN.items()}.get(plain(name))
+    known = KNOWN | REPRESENTATIVE if called == "gpu" else REPRESENTATIVE | KNOWN
+    found = {plain(word): gpu for word, gpu in known.items()}.get(plain(name))
     if found is None:
-        raise ValueError(f"gpu must be one of {', '.join(KNOWN)}, but got {name!r}")
+        raise ValueError(f"{called} must be one of {', '.join(known)}, but got {name!r}")
     return found
 
 

@@ -26,10 +26,10 @@ class _Convolution:
 class _Activated(_Convolution):
     """The same for a layer of ours that ends with an activation."""
 
-    def __init__(self: Any, *arguments: Any, activation: str = "relu", **settings: Any) -> None:
-        Activation.parse(activation)
+    def __init__(self: Any, *arguments: Any, activation: Any = "relu", **settings: Any) -> None:
+        name = Activation.of(activation).encode()
         super().__init__(*arguments, **settings)
-        self.activation = activation
+        self.activation = name
 
     def forward(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """residual: added before the activation; the shape of the output."""
@@ -100,7 +100,8 @@ class ConvAct1d(_Activated, Conv1d):
 
 class ConvAct2d(_Activated, Conv2d):
     """activation(Conv2d(input) + residual) in one kernel: `Conv2d`'s arguments, parameters and state_dict, and
-    `activation`, a name of `gpuconv.functional.conv2d_act`. Raises ValueError for one that is not known."""
+    `activation`: a name of `gpuconv.functional.conv2d_act`, or PyTorch's module or function for it (`torch.nn.SiLU()`).
+    Raises ValueError for one that is not known."""
 
     _function = staticmethod(functional.conv2d_act)
 

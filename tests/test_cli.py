@@ -1,5 +1,6 @@
 """The command line as a user meets it: what it prints, where, and with which status it ends."""
 
+import inspect
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -156,11 +158,20 @@ def test_eval_in_words(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
     assert re.fullmatch(r"accuracy  \d+\.\d\d% of 355 held-out images, loss \d+\.\d+\n", output)
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["doctor"]], ids=" ".join)
-def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
-    status, output, errors = call(capsys, *command, "--help")
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    status, output, errors = call(capsys, command, "--help")
     assert (status, errors) == (0, "")
-    assert "Usage: gpuconv" in output
+    assert f"Usage: gpuconv {command} " in output
+
+
+def test_the_list_of_commands_says_what_each_says_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    _, output, _ = call(capsys, "--help")
+    listed = " ".join(output.replace("│", " ").split())
+    for command, place in cli.COMMANDS.items():
+        module, _, function = place.partition(":")
+        text = inspect.getdoc(getattr(import_module(f"gpuconv.{module}"), function))
+        assert f"{command} {' '.join(text.split(chr(10) * 2)[0].split())}" in listed
 
 
 def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -344,14 +355,6 @@ def test_predict_export_and_compare(capsys: pytest.CaptureFixture[str], tmp_path
         assert set(row["step_ms"]) == {"data", "forward", "backward", "optimizer"}
     names = sorted(path.name for path in (tmp_path / "compare").iterdir())
     assert names == ["aten-0", "aten-1", "compare.json", "compare.png", "numpy-0", "numpy-1"]
-
-
-@pytest.mark.parametrize("package", ["typer", "sklearn"])
-def test_without_the_extra_one_line_says_what_to_install(clean_environment: Environment, package: str) -> None:
-    blocked = f"import sys; sys.modules[{package!r}] = None; from gpuconv.__main__ import main; main()"
-    status, output, errors = finish(start(clean_environment, "doctor", python=("-c", blocked)))
-    assert (status, output) == (1, "")
-    assert_one_clear_line(errors, r"the command line needs: pip install 'gpuconv\[train\]'")
 
 
 # ---- stopping -------------------------------------------------------------------------------------------------------

@@ -108,6 +108,15 @@ def test_inspect_prints_json_with_what_it_promises(capsys: pytest.CaptureFixture
     assert "HMMA.16816" in text and ".target sm_80" in text
 
 
+def test_plan_and_inspect_take_each_others_words(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("plan", "inspect --backend cuda"):
+        said = set()
+        for gpu in ("--gpu h100", "--arch sm_90", "--arch H100", "--gpu SM90"):
+            assert cli.run([*command.split(), "--layer", LAYER, "--direction", "forward", *gpu.split()]) == 0
+            said.add(capsys.readouterr().out)
+        assert len(said) == 1 and "H100" in said.pop()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -188,6 +188,34 @@ def test_errors_name_the_argument(case: str, backend: str) -> None:
         conv2d_act(x, w, b, **SETTINGS, backend=backend, **changes)
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (torch.nn.SiLU(), "silu"), (torch.nn.ReLU(inplace=True), "relu"), (torch.nn.ReLU, "relu"),
+        (torch.nn.LeakyReLU(0.2), "leaky_relu(0.2)"), (torch.nn.LeakyReLU, "leaky_relu"), (torch.nn.GELU(), "gelu"),
+        (torch.nn.GELU("tanh"), "gelu_tanh"), (torch.nn.Hardtanh(0, 6), "relu6"), (torch.nn.Identity(), "none"),
+        (None, "none"), (torch.nn.functional.silu, "silu"), (torch.tanh, "tanh"), ("leaky_relu(0.01)", "leaky_relu"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_activation_may_be_pytorchs_module_or_function(given, name: str) -> None:
+    layer = gpuconv.nn.ConvAct2d(4, 6, 3, activation=given)
+    assert layer.activation == name
+    x = torch.randn(1, 4, 5, 5)
+    plain = torch.conv2d(x, layer.weight, layer.bias)
+    expected = given()(plain) if isinstance(given, type) else given(plain.clone()) if callable(given) else layer(x)
+    same([layer(x)], [expected], 1e-5)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [torch.nn.Softplus(), torch.nn.Softplus, torch.nn.Hardtanh(), torch.nn.functional.softplus, 3, [], "swoosh"],
+)
+def test_an_activation_that_is_not_known_is_one_clear_error(given) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"^activation must be [^\n]*, but got [^\n]*$"):
+        gpuconv.nn.ConvAct2d(4, 6, 3, activation=given)
+
+
 def test_layers_are_convolutions_with_an_activation() -> None:
     with pytest.raises(ValueError, match="activation must be one of"):
         gpuconv.nn.ConvAct2d(4, 6, 3, activation="softmax")

@@ -40,15 +40,16 @@ print("fine")
 
 
 def test_takes_a_tenth_of_a_second_at_most_beyond_torch(clean_environment) -> None:
+    """Of processor time, which other processes do not take from this one."""
     code = """
 import time, torch
-start = time.perf_counter()
+start = time.process_time()
 import gpuconv
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 """
     child(code, clean_environment)  # byte-compiled by now
-    seconds = min(float(child(code, clean_environment).stdout) for _ in range(5))
-    assert seconds <= 0.1, f"{seconds:.3f} s"
+    seconds = [float(child(code, clean_environment).stdout) for _ in range(3)]
+    assert min(seconds) <= 0.1, seconds
 
 
 def test_flops_are_counted_whichever_is_imported_first_and_nothing_watches_imports(clean_environment) -> None:

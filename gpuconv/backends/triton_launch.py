@@ -43,16 +43,23 @@ _MOST_OFFSET = 2**31 - 2**20  # beyond it offsets are 64-bit; the slack is for b
 
 def why_not() -> str | None:
     """Why Triton's kernels cannot run in this process; None if they can."""
+    if _missing is not None or INTERPRETING:
+        return why_no_interpreter()
+    if not torch.cuda.is_available():
+        return "there is no NVIDIA GPU (with TRITON_INTERPRET=1 its kernels are interpreted on the CPU, slowly)"
+    return _why_no_launcher()
+
+
+def why_no_interpreter() -> str | None:
+    """Why Triton's interpreter does not work here; None if it does."""
     if _missing is not None:
         return _missing
-    if INTERPRETING and _release(triton) < (3, 8) and _release(np) >= (2, 4):
+    if _release(triton) < (3, 8) and _release(np) >= (2, 4):
         return (
             f"the interpreter of Triton {triton.__version__} does not work with NumPy {np.__version__}, only with "
             "versions before 2.4"
         )
-    if not INTERPRETING and not torch.cuda.is_available():
-        return "there is no NVIDIA GPU (with TRITON_INTERPRET=1 its kernels are interpreted on the CPU, slowly)"
-    return None if INTERPRETING else _why_no_launcher()
+    return None
 
 
 @functools.cache

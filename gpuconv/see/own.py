@@ -14,7 +14,7 @@ from gpuconv.see import features, pictures, widgets
 from gpuconv.see.arithmetic import dead, duplicates, spectrum
 from gpuconv.see.layers import Call, convolutions, find, maps_of, run
 from gpuconv.see.models import SIDE, Subject, fitted, read_image
-from gpuconv.see.page import Block, Chapter, Picture, Table, Words, write
+from gpuconv.see.page import Block, Chapter, Picture, Table, Words, check, write
 from gpuconv.see.text import Text
 from gpuconv.train.config import UserError
 
@@ -59,6 +59,7 @@ def page(view: View, folder: Path, language: str = "en", say: Callable[[str], No
     Raises UserError for an unknown language, for a model that cannot take the images, or where it cannot write.
     """
     text, began = Text(language), time.perf_counter()
+    check(folder)
     with torch.no_grad():
         output, calls = run(view.subject.model, view.images[:1], view.layer)
     maps = maps_of(output, view.layer)[0]

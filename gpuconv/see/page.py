@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from gpuconv.files import write_atomically
+from gpuconv.files import writable_or_raise, write_atomically
 from gpuconv.see.pictures import DIVERGING, LINES, Pixels, png
 from gpuconv.see.text import Text
 from gpuconv.train.config import UserError
@@ -91,6 +91,14 @@ class Chapter:
 def packed(values: Any) -> str:
     """The float32 numbers of a tensor, little-endian, in base64: exact, and a third of their decimals."""
     return base64.b64encode(values.detach().cpu().contiguous().numpy().astype("<f4").tobytes()).decode()
+
+
+def check(folder: Path) -> None:
+    """Raise UserError where no page could be written into `folder`, before anything takes time."""
+    try:
+        writable_or_raise(folder, folder=True)
+    except OSError as error:
+        raise UserError(str(error)) from None
 
 
 def write(folder: Path, title: str, values: Values, chapters: Sequence[Chapter], text: Text) -> Path:

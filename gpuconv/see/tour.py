@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gpuconv
 from gpuconv.see.lesson import EPOCHS, teach
-from gpuconv.see.page import Chapter, write
+from gpuconv.see.page import Chapter, check, write
 from gpuconv.see.text import Text
 from gpuconv.see.tour_filters import curve, monkey, smoothing
 from gpuconv.see.tour_network import after, deeper, layer, training
@@ -20,6 +20,7 @@ def tour(folder: Path, language: str = "en", say: Callable[[str], None] = lambda
     Raises UserError for an unknown language, or where it cannot write.
     """
     text, began = Text(language), time.perf_counter()
+    check(folder)
     made = chapters(say=lambda key: say(text.of(key, {})))
     values = {"backend": gpuconv.backends.selected(), "seconds": f"{time.perf_counter() - began:.0f}"}
     return write(folder, "tour", values, made, text)

@@ -3,9 +3,6 @@
 import csv
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import planted
@@ -328,22 +325,3 @@ def test_a_gpu_is_timed_three_ways(tmp_path: Path) -> None:
         assert (
             row["right"] and row["ms"] > 0 and row["graph_ms"] > 0 and row["host_us"] > 0 and row["first_call_ms"] > 0
         ), row
-
-
-def test_the_readme_kernel_is_checked_and_benched(tmp_path: Path) -> None:
-    """As the README says, interpreted."""
-    pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
-    source = (ROOT / "README.md").read_text().split("```python\n# my_conv.py\n")[1].split("```")[0]
-    (tmp_path / "my_conv.py").write_text(source)
-
-    def run(*arguments: str) -> str:
-        command = [sys.executable, "-m", "gpuconv", *arguments, "--backend", "my_conv:MyBackend", "--device", "cpu"]
-        environment = os.environ | {"TRITON_INTERPRET": "1"}
-        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert run.returncode == 0, run.stdout + run.stderr
-        return run.stdout
-
-    few = ("--problem", "3x3-same", "--direction", "forward", "--dtype", "float32")
-    assert "mine on cpu: 11 passed" in run("check", *few)
-    table = run("bench", "--layer", "airbench94.group3_conv2", "--direction", "forward", "--layout", "contiguous")
-    assert "mine is" in table and "WRONG" not in table

@@ -86,6 +86,12 @@ def test_problems_are_written_as_code() -> None:
         assert eval(as_code(problem), {"ConvProblem": ConvProblem, "torch": torch}) == problem
 
 
+def test_only_triton_kernels_are_excused_under_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    report = run(planted.DroppedTap, torch.bfloat16, ("forward",), ("3x3-same",))
+    assert not report.refused and {failure.check for failure in report.failures} == {"value"}
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

@@ -15,7 +15,7 @@ import gpuconv
 from gpuconv import cli
 from gpuconv.see import models, own, page, terminal, tour
 from gpuconv.train import run as runs
-from gpuconv.train.config import Config
+from gpuconv.train.config import Config, UserError
 from gpuconv.train.watch import Lines
 
 
@@ -158,7 +158,7 @@ def test_a_damaged_run_is_one_line(capsys: pytest.CaptureFixture[str], run: Path
 
 
 def test_a_model_without_convolutions_and_one_without_images_are_told() -> None:
-    with pytest.raises(cli.UserError, match="has no 2-D convolution: there is nothing to see"):
+    with pytest.raises(UserError, match="has no 2-D convolution: there is nothing to see"):
         own.view(models.Subject("mine", torch.nn.Linear(3, 3), 3), [], None, None)
-    with pytest.raises(cli.UserError, match="mine needs an image to look at: --image FILE"):
+    with pytest.raises(UserError, match="mine needs an image to look at: --image FILE"):
         own.view(models.Subject("mine", torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3)), 3), [], None, None)

@@ -73,6 +73,21 @@ def test_both_languages_say_everything(chapters: list[Chapter], folders: dict[st
     assert not any(title in chinese for title in english)
 
 
+def test_chinese_has_one_word_for_one_thing_and_introduces_it() -> None:
+    chinese = {key: texts[1] for key, texts in CATALOGUE.items()}
+    everything = "\n".join(chinese.values())
+    for word in ("坡度", "份额", "滤波器也有三层", "死（", "急训", "同样的课", "静止端", "标尺"):
+        assert word not in everything, word
+    assert [key for key, text in chinese.items() if "特征图" in text] == ["curve.drawing"]  # another name, told once
+    assert "<b>激活图</b>（也常叫特征图）" in chinese["curve.drawing"] and everything.count("激活图") > 20
+    introduced = chinese["smoothing.intro"]
+    assert "<b>低频</b>" in introduced and "<b>高频</b>" in introduced
+    first = next(key for key, text in chinese.items() if "低频" in text or "高频" in text)
+    assert first == "smoothing.intro"
+    assert "<i>梯度</i>" in chinese["monkey.intro"] and chinese["after.likely"] == "概率"
+    assert "三个通道" in chinese["layer.intro"]
+
+
 def test_every_text_of_the_tour_is_used(chapters: list[Chapter]) -> None:
     used = {"tour", "tour.lead", "say.training", *(f"{chapter.name}.title" for chapter in chapters)}
     for block in (block for chapter in chapters for block in flat(chapter.blocks)):

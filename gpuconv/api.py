@@ -1,0 +1,34 @@
+"""What `import gpuconv` gives."""
+
+from gpuconv import arrays, backends, flops, functional, nn, ops
+from gpuconv.backends import BackendUnavailable, use_backend
+from gpuconv.dropin import Report, convert, patch, revert
+from gpuconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
+from gpuconv.fusion import FusionReport, fuse
+from gpuconv.problem import ConvProblem
+from gpuconv.warm import warmup
+
+__all__ = [
+    "BackendUnavailable",
+    "ConvProblem",
+    "FusionReport",
+    "Report",
+    "arrays",
+    "backends",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "convert",
+    "flops",
+    "functional",
+    "fuse",
+    "nn",
+    "ops",
+    "patch",
+    "revert",
+    "use_backend",
+    "warmup",
+]
