@@ -103,6 +103,8 @@ def _exchange(module: torch.nn.Module, to: dict[type, type]) -> str | None:
         replaced = [name for name in ("forward", "_conv_forward") if name in vars(module)]
         if replaced:
             return f"its `{replaced[0]}` was replaced on the object; gpuconv.patch() may reach it"
+        if to is _OURS and getattr(module, "qconfig", None) is not None:
+            return "it has a qconfig: torch.ao.quantization would not know it again"
         module.__class__ = to[cls]
         return None
     if _made_by_parametrize(module):
@@ -169,7 +171,8 @@ class _Patch(TorchFunctionMode):
     """PyTorch leaves the mode while `__torch_function__` runs, so what a backend calls is not routed again."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _ROUTES.get(func, func)(*args, **(kwargs or {}))
+        route = func if torch.jit.is_tracing() else _ROUTES.get(func, func)  # torch.jit.trace cannot record ours
+        return route(*args, **(kwargs or {}))
 
 
 def patch() -> TorchFunctionMode:
