@@ -1,20 +1,20 @@
 """What is to be seen: a model by name or from a run folder, and images in the form that it takes."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpuconv.see.images import fitted, read_image
 from gpuconv.see.layers import channels_of
+from gpuconv.text import like
 from gpuconv.train import data as datasets, run as runs
 from gpuconv.train.config import UserError
 
+__all__ = ["SIDE", "Subject", "fitted", "load", "load_run", "read_image"]
 SIDE = 224
 
 
@@ -84,8 +84,7 @@ def _package(name: str) -> Any:
 
 def _known(name: str, names: list[str], source: str) -> None:
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
-        raise UserError(f"{source} has no model {name!r}; the nearest names are {', '.join(near)}")
+        raise UserError(f"{source} has no model {name!r}{like(name, names)}")
 
 
 def _made(source: str, name: str, make: Callable[[], nn.Module]) -> Any:
@@ -101,68 +100,3 @@ def _subject(name: str, model: nn.Module, mean: Any, std: Any) -> Subject:
     if mean is None or std is None or len(mean) != channels:
         return Subject(name, model, channels)
     return Subject(name, model, channels, None, *(torch.tensor(v).view(-1, 1, 1) for v in (mean, std)))
-
-
-# ---- images ---------------------------------------------------------------------------------------------------------
-
-
-def read_image(path: Path, channels: int) -> Tensor:
-    """An image file, or a NumPy file [H, W], [C, H, W] or [H, W, C], as [C, H, W] with values 0 … 1.
-
-    Integers are divided by the greatest of their type; numbers with a point are taken as they are. A picture is made
-    grey for one channel and coloured for three. Raises UserError for a file that is no image or has other channels.
-    """
-    if not path.is_file():
-        raise UserError(f"cannot read {path}: there is no such file")
-    try:
-        array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _picture(path, channels)
-    except Exception as error:  # Pillow and NumPy raise whatever a damaged file makes them stumble over
-        raise UserError(f"{path} is no image: {str(error) or type(error).__name__}") from error
-    if array.ndim == 2:
-        array = array[None]
-    elif array.ndim == 3 and array.shape[0] != channels and array.shape[2] == channels:
-        array = array.transpose(2, 0, 1)
-    if array.ndim != 3 or array.shape[0] != channels or 0 in array.shape or array.dtype.kind not in "buif":
-        raise UserError(
-            f"{path} is {list(array.shape)} of {array.dtype}, but the model takes images of {channels} channel"
-            f"{'s' * (channels != 1)}; a .npy file of [{channels}, H, W] is an image of any number of channels"
-        )
-    white = np.iinfo(array.dtype).max if array.dtype.kind in "ui" else 1
-    values = np.ascontiguousarray(array / white, dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise UserError(f"{path} is no image: it holds values that are not finite")
-    return torch.from_numpy(values)
-
-
-def _picture(path: Path, channels: int) -> Any:
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as file:
-        picture = ImageOps.exif_transpose(file)
-        if picture.mode.startswith(("I;16", "I", "F")):  # 16 bits and more: grey
-            array = np.asarray(picture)
-            array = array.astype(np.uint16) if array.dtype.kind in "iu" else array
-            return np.stack([array] * channels) if channels == 3 else array
-        if channels in (1, 3):
-            if picture.has_transparency_data:
-                white = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(white, picture.convert("RGBA"))
-            return np.asarray(picture.convert("L" if channels == 1 else "RGB"))
-        return np.asarray(picture)
-
-
-def fitted(image: Tensor, size: tuple[int, int] | int) -> Tensor:
-    """[C, H, W] made smaller or larger: to (H, W), its middle cut out first, or to a longer side."""
-    height, width = image.shape[1:]
-    if isinstance(size, int):
-        scale = size / max(height, width)
-        wanted = max(1, round(height * scale)), max(1, round(width * scale))
-    else:
-        wanted = size
-        scale = min(height / wanted[0], width / wanted[1])
-        keep = max(1, round(wanted[0] * scale)), max(1, round(wanted[1] * scale))
-        top, left = (height - keep[0]) // 2, (width - keep[1]) // 2
-        image = image[:, top : top + keep[0], left : left + keep[1]]
-    if tuple(image.shape[1:]) == wanted:
-        return image
-    return F.interpolate(image[None], wanted, mode="bilinear", antialias=True)[0].clamp(image.min(), image.max())
