@@ -14,6 +14,7 @@ import typer
 
 from gpuconv import compare as comparison, export as exports
 from gpuconv.cli_bench import Json
+from gpuconv.text import printable
 from gpuconv.train import ranks, run as runs
 from gpuconv.train.config import DEFAULT_EPOCHS, Config, UserError
 from gpuconv.train.watch import Bar, Board, Lines, Watch
@@ -114,7 +115,10 @@ def train(
     if json:
         print(jsonlib.dumps(result, indent=2))
     if stopped_by:
-        print(f"stopped by {stopped_by} after step {result['steps']}; weights are in {result['run']}", file=stream)
+        print(
+            f"stopped by {stopped_by} after step {result['steps']}; weights are in {printable(result['run'])}",
+            file=stream,
+        )
         return STOPPED[stopped_by]
     if not json:
         rate = f", {result['images_per_second']:,.0f} images/s" if result["images_per_second"] else ""
@@ -168,7 +172,7 @@ def export(
     """Write a trained network for others, with PyTorch's or ONNX's own convolutions, once it was seen to agree."""
     path = out or run / f"export.{format}"
     found = exports.export(run, format, path)
-    print(f"{path}: {found}")
+    print(printable(f"{path}: {found}"))
 
 
 @with_settings
@@ -191,4 +195,4 @@ def compare(
         print(jsonlib.dumps(rows, indent=2))
     else:
         print(comparison.table(rows))
-        print(f"\n{path} ({comparison.TABLE}, {comparison.PICTURE}, and the runs)")
+        print(f"\n{printable(path)} ({comparison.TABLE}, {comparison.PICTURE}, and the runs)")

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from gpuconv import functional, nn
+from gpuconv.text import printable, some
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -44,8 +45,7 @@ class Report:
         lines = [f"{len(self.converted)} of {count} convolutions are computed by gpuconv"]
         for reason, group in itertools.groupby(sorted(self.kept, key=lambda kept: kept[1]), key=lambda kept: kept[1]):
             names = [name or "the model itself" for name, _ in group]
-            shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-            lines.append(f"not converted: {len(names)} ({shown}): {reason}")
+            lines.append(f"not converted: {len(names)} ({some(names, 4)}): {printable(reason)}")
         if self.advice:
             lines.append(f"advice: {self.advice}")
         return "\n".join(lines)

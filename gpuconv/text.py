@@ -19,6 +19,11 @@ def printable(text: object) -> str:
     return "".join(_escaped(c) if unicodedata.category(c) in _KINDS or c in _DIRECTIONS else c for c in shown)
 
 
+def printable_lines(text: str) -> str:
+    """The same for a text of several lines, which stay lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode()
 
