@@ -211,6 +211,7 @@ def _extended(chain: _Chain, last: Node, user: Node, modules: dict[str, torch.nn
 
 def _addends(node: Node) -> tuple[Any, Any] | None:
     """What an addition adds; None for another node."""
+    known: Any
     if node.op == "call_method":
         known, args = node.target in ("add", "add_"), node.args
     elif node.target is in_place:

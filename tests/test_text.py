@@ -55,7 +55,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "command",
     ["see RUN --layers", "see RUN --layer RED", "see RUN --out OUT", "see RED", "see timm:RED", "export RUN",
      "eval RED", "train --data RED", "train --model RED", "predict RUN RED", "compare --backends RED",
-     "bench --layer RED", "bench --report RED", "check --backend RED", "plan --gpu h100 --layer RED", "inspect --layer RED"],
+     "bench --layer RED", "bench --report RED", "check --backend RED", "plan --gpu h100 --layer RED",
+     "inspect --layer RED"],
 )  # fmt: skip
 def test_commands_print_no_control_characters(
     command: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
