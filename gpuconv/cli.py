@@ -19,6 +19,7 @@ import typer
 import typer.core
 
 import gpuconv
+from gpuconv.text import printable
 
 COMMANDS = {
     "train": "cli_train:train",
@@ -95,7 +96,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _fail(message: str, status: int = 1) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return status
 
 

@@ -16,6 +16,7 @@ from gpuconv.bench.cases import CPU_BATCH, LAYOUTS, NUMBERS
 from gpuconv.bench.suites import SUITES
 from gpuconv.files import writable_or_raise
 from gpuconv.problem import DIRECTIONS, ConvProblem
+from gpuconv.text import printable, printable_lines
 from gpuconv.train.config import UserError
 
 _BACKEND = f"{', '.join(backends.names())}, or package.module:Class for your own"
@@ -86,7 +87,7 @@ def check(
     if json:
         print(jsonlib.dumps(_check_values(report), indent=2))
     else:
-        print(_check_text(report))
+        print(printable_lines(_check_text(report)))
     return 0 if report.ok else 1
 
 
@@ -164,7 +165,7 @@ def bench(
     try:
         if compare is not None:
             found = results.compare(results.read([compare[0]]), results.read([compare[1]]))
-            print(reports.comparison(found))
+            print(printable_lines(reports.comparison(found)))
             return 1 if found.regressions else 0
         status = 0
         out = out or Path("runs") / f"bench-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
@@ -203,12 +204,12 @@ def bench(
     if json:
         print(jsonlib.dumps(rows, indent=2))
     else:
-        print(reports.table(rows))
+        print(printable_lines(reports.table(rows)))
         if not report:
-            print(f"results  {out}")
+            print(printable(f"results  {out}"))
     if plots is not None:
         drawn = pictures.plot(rows, plots)
-        print(*(f"plot     {path}" for path in drawn), sep="\n", file=sys.stderr if json else sys.stdout)
+        print(*(printable(f"plot     {path}") for path in drawn), sep="\n", file=sys.stderr if json else sys.stdout)
     return status
 
 
@@ -228,13 +229,13 @@ def _measure(todo: list[cases.Case], options: runner.Options, out: Path) -> int:
                 bad = "failed" in row or row.get("right") is False
                 status = max(status, int(bad and row["role"] != "baseline"))
         except KeyboardInterrupt:
-            print(f"stopped; --out {out} goes on from here", file=sys.stderr)
+            print(printable(f"stopped; --out {out} goes on from here"), file=sys.stderr)
             return 130
         except runner.Lost as error:
-            print(f"error: {error} (--out {out})", file=sys.stderr)
+            print(printable(f"error: {error} (--out {out})"), file=sys.stderr)
             return 1
     if options.seconds is not None and time.monotonic() - start > options.seconds:
-        print(f"time is up; --out {out} goes on from here", file=sys.stderr)
+        print(printable(f"time is up; --out {out} goes on from here"), file=sys.stderr)
     return status
 
 

@@ -18,6 +18,7 @@ from gpuconv.cli_bench import Device, Directions, Json, Progress, chosen, device
 from gpuconv.files import writable_or_raise
 from gpuconv.gpu import KNOWN, REPRESENTATIVE, Gpu, named
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
+from gpuconv.text import printable
 from gpuconv.train.config import UserError
 from gpuconv.warm import warmup
 
@@ -69,7 +70,10 @@ def plan(
                 for c in found
             ]  # fmt: skip
             if not json:
-                print("\n".join(_plan_lines(name, problem, where, dtype, device, found, chosen, refused, most)))
+                print(
+                    *map(printable, _plan_lines(name, problem, where, dtype, device, found, chosen, refused, most)),
+                    sep="\n",
+                )
     if json:
         print(_json.dumps(rows, indent=2))
 
@@ -160,7 +164,7 @@ def inspect(
     if json:
         print(_json.dumps(found, indent=2))
     else:
-        print("\n".join(dict.fromkeys(refused)), end="\n" if refused else "")
+        print(*map(printable, dict.fromkeys(refused)), sep="\n", end="\n" if refused else "")
 
 
 def tune(

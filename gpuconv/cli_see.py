@@ -11,6 +11,7 @@ from gpuconv import extras
 from gpuconv.see import models, own, page, terminal, tour
 from gpuconv.see.layers import activation_maps, convolutions
 from gpuconv.see.text import LANGUAGES, Text
+from gpuconv.text import printable
 from gpuconv.train import run as runs
 from gpuconv.train.config import UserError
 
@@ -37,7 +38,10 @@ def see(
     layers: Annotated[bool, typer.Option("--layers", help="List the model's convolutions and stop.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(show_default=False, help="Folder for the page and its pictures. Default: runs/see-<time>."),
+        typer.Option(
+            show_default=False,
+            help="Folder for the page and its pictures; a run's keeps it in see/. Default: runs/see-<time>.",
+        ),
     ] = None,
     lang: Annotated[str, typer.Option(help=f"Language of the page: {', '.join(LANGUAGES)}.")] = "en",
     size: Annotated[
@@ -56,7 +60,7 @@ def see(
     missing = extras.missing(extras.SEE)
     if missing:
         raise UserError(f"gpuconv see needs: {extras.install('see', missing)}")
-    folder = out or runs.new_folder("see")
+    folder = page.place_in(out) if out else runs.new_folder("see")
     if not layers:
         page.check(folder)
     if target == "tour":
@@ -64,7 +68,7 @@ def see(
             raise UserError("the tour has its own model and images: --image, --layer and --layers are for a model")
         written = tour.tour(folder, lang, say=_say)
     else:
-        subject = models.load(target, trained=not untrained)
+        subject = models.load(target, trained=not (untrained or layers))
         if layers:
             print(_listed(subject))
             return
@@ -72,11 +76,11 @@ def see(
         if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
             _show(seen)
         written = own.page(seen, folder, lang, _say)
-    print(f"page  {written} ({written.stat().st_size / 1e6:.1f} MB)")
+    print(f"page  {printable(written)} ({written.stat().st_size / 1e6:.1f} MB)")
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
 
 
 def _show(seen: own.View) -> None:
@@ -85,10 +89,11 @@ def _show(seen: own.View) -> None:
 
 
 def _listed(subject: models.Subject) -> str:
-    found = convolutions(subject.model)
+    found = {printable(name): module for name, module in convolutions(subject.model).items()}
     width = max(len(name) for name in found)
     return "\n".join(
         f"{name:{width}}  {module.out_channels} filters of "
-        f"{' × '.join(map(str, module.weight.shape[1:]))}, stride {module.stride[0]}, groups {module.groups}"
+        f"{' × '.join(map(str, (module.in_channels // module.groups, *module.kernel_size)))}, "
+        f"stride {module.stride[0]}, groups {module.groups}"
         for name, module in found.items()
     )

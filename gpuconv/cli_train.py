@@ -15,6 +15,7 @@ import typer
 from gpuconv import compare as comparison, export as exports
 from gpuconv.cli_bench import Json
 from gpuconv.files import writable_or_raise
+from gpuconv.text import printable
 from gpuconv.train import ranks, run as runs
 from gpuconv.train.config import DEFAULT_EPOCHS, Config, UserError
 from gpuconv.train.watch import Bar, Board, Lines, Watch
@@ -115,7 +116,10 @@ def train(
     if json:
         print(jsonlib.dumps(result, indent=2))
     if stopped_by:
-        print(f"stopped by {stopped_by} after step {result['steps']}; weights are in {result['run']}", file=stream)
+        print(
+            f"stopped by {stopped_by} after step {result['steps']}; weights are in {printable(result['run'])}",
+            file=stream,
+        )
         return STOPPED[stopped_by]
     if not json:
         rate = f", {result['images_per_second']:,.0f} images/s" if result["images_per_second"] else ""
@@ -172,7 +176,7 @@ def export(
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
     found = exports.export(run, format, path)
-    print(f"{path}: {found}")
+    print(printable(f"{path}: {found}"))
 
 
 @with_settings
@@ -195,4 +199,4 @@ def compare(
         print(jsonlib.dumps(rows, indent=2))
     else:
         print(comparison.table(rows))
-        print(f"\n{path} ({comparison.TABLE}, {comparison.PICTURE}, and the runs)")
+        print(f"\n{printable(path)} ({comparison.TABLE}, {comparison.PICTURE}, and the runs)")

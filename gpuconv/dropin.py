@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from gpuconv import functional, nn
+from gpuconv.text import printable, some
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -44,8 +45,7 @@ class Report:
         lines = [f"{len(self.converted)} of {count} convolutions are computed by gpuconv"]
         for reason, group in itertools.groupby(sorted(self.kept, key=lambda kept: kept[1]), key=lambda kept: kept[1]):
             names = [name or "the model itself" for name, _ in group]
-            shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-            lines.append(f"not converted: {len(names)} ({shown}): {reason}")
+            lines.append(f"not converted: {len(names)} ({some(names, 4)}): {printable(reason)}")
         if self.advice:
             lines.append(f"advice: {self.advice}")
         return "\n".join(lines)
@@ -103,6 +103,8 @@ def _exchange(module: torch.nn.Module, to: dict[type, type]) -> str | None:
         replaced = [name for name in ("forward", "_conv_forward") if name in vars(module)]
         if replaced:
             return f"its `{replaced[0]}` was replaced on the object; gpuconv.patch() may reach it"
+        if to is _OURS and getattr(module, "qconfig", None) is not None:
+            return "it has a qconfig: torch.ao.quantization would not know it again"
         module.__class__ = to[cls]
         return None
     if _made_by_parametrize(module):
@@ -169,7 +171,8 @@ class _Patch(TorchFunctionMode):
     """PyTorch leaves the mode while `__torch_function__` runs, so what a backend calls is not routed again."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _ROUTES.get(func, func)(*args, **(kwargs or {}))
+        route = func if torch.jit.is_tracing() else _ROUTES.get(func, func)  # torch.jit.trace cannot record ours
+        return route(*args, **(kwargs or {}))
 
 
 def patch() -> TorchFunctionMode:

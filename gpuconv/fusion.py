@@ -11,13 +11,14 @@ and bias, an addition its residual, an activation its epilogue, as long as nobod
 import copy
 import inspect
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import NamedTuple
 
 import torch
-from torch.fx import GraphModule, Tracer
+from torch.fx import GraphModule, Node, Proxy, Tracer
 
-from gpuconv.fusion_graph import CONVOLUTIONS, Findings, fuse_graph
+from gpuconv.fusion_graph import CONVOLUTIONS, HOOKED, STATEMENTS, Findings, fuse_graph, hooked, in_place
+from gpuconv.text import printable, some
 
 
 class FusionReport(NamedTuple):
@@ -42,7 +43,7 @@ def _grouped(title: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
     lines = []
     for text, group in itertools.groupby(sorted(pairs, key=lambda pair: pair[0]), key=lambda pair: pair[0]):
         names = [name or "the model itself" for _, name in group]
-        lines.append(f"{title}: {len(names)} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''}): {text}")
+        lines.append(f"{title}: {len(names)} ({some(names, 4)}): {printable(text)}")
     return lines
 
 
@@ -51,8 +52,8 @@ def fuse(model: torch.nn.Module) -> tuple[torch.nn.Module, FusionReport]:
 
     For inference: a module in training mode keeps its BatchNorm, and the copy goes on in the mode that it was traced
     in. Its parameters have the names that they had, without BatchNorm's. Arguments of `forward` that have a default are
-    fixed to it. A module that torch.fx cannot trace stays as it is, and its children are fused each by itself.
-    Raises TypeError for a model that is not a module.
+    fixed to it. A module that torch.fx cannot trace, or that has hooks, stays as it is, and its children are fused each
+    by itself. Nothing is moved past what works in place, or might. Raises TypeError for a model that is not a module.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
@@ -64,12 +65,31 @@ def fuse(model: torch.nn.Module) -> tuple[torch.nn.Module, FusionReport]:
 # ---- tracing --------------------------------------------------------------------------------------------------------
 
 
+class _Proxy(Proxy):
+    """To torch.fx `x += y` is `x = x + y`; here it stays a change that everybody who holds x sees."""
+
+
+for _statement in STATEMENTS:
+    setattr(
+        _Proxy,
+        f"__{_statement}__",
+        lambda self, other, name=_statement: self.tracer.create_proxy(
+            "call_function", in_place, (name, self, other), {}
+        ),
+    )
+
+
 class _Tracer(Tracer):
     """Modules of PyTorch and of ours are single nodes, and so are those that were found to be untraceable."""
 
-    def __init__(self, opaque: set[torch.nn.Module]) -> None:
+    proxy_buffer_attributes = True  # else a buffer that forward changes is changed now, and never again
+
+    def __init__(self, opaque: Set[torch.nn.Module] = frozenset()) -> None:  # GraphModules are unpickled with no more
         super().__init__()
         self.opaque = opaque
+
+    def proxy(self, node: Node) -> Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
         return m in self.opaque or isinstance(m, CONVOLUTIONS) or super().is_leaf_module(m, module_qualified_name)
@@ -81,28 +101,40 @@ def _fused(
     """`module` with everything fused that can be. `done`: what became of modules before: itself, if not traceable."""
     optional = name and _has_options(module)  # what else the parent calls it with is not known
     reason = "its forward has optional arguments, which its parent may use" if optional else None
-    if reason is None:
-        traced = _traced(module, set())
+    reason = reason or (HOOKED if hooked(module) else None)
+    whole = reason is None
+    if whole and not any(hooked(part) and not _leaf(part) for part in module.modules()):
+        traced = _traced(module, frozenset())
         if isinstance(traced, GraphModule):
             return fuse_graph(traced, name, found)
         reason = traced
-    for child_name, child in list(module.named_children()):
-        if not _leaf(child):
-            if child not in done:
-                done[child] = _fused(child, f"{name}.{child_name}".lstrip("."), found, done)
-            setattr(module, child_name, done[child])
+    for holder, child_name, child in _children(module):
+        if child not in done:
+            done[child] = _fused(child, f"{name}.{child_name}".lstrip("."), found, done)
+        holder.add_module(child_name.rpartition(".")[2], done[child])
     opaque = {part for part in module.modules() if part is not module and done.get(part) is part}
-    if opaque and not optional:
+    if whole and (opaque or reason is None):
         traced = _traced(module, opaque)
         if isinstance(traced, GraphModule):
             return fuse_graph(traced, name, found)
         reason = traced
-    found.untraced[name] = reason
+    found.untraced[name] = str(reason)
     return module
 
 
+def _children(module: torch.nn.Module) -> list[tuple[torch.nn.Module, str, torch.nn.Module]]:
+    """The children that torch.fx looks into: who holds each, its name, itself. Lists only hold them."""
+    found = []
+    for name, child in module.named_children():
+        if type(child) in (torch.nn.ModuleList, torch.nn.ModuleDict):
+            found += [(holder, f"{name}.{inner}", part) for holder, inner, part in _children(child)]
+        elif not _leaf(child):
+            found.append((module, name, child))
+    return found
+
+
 def _leaf(module: torch.nn.Module) -> bool:
-    return _Tracer(set()).is_leaf_module(module, "") or isinstance(module, GraphModule)
+    return _Tracer().is_leaf_module(module, "") or isinstance(module, GraphModule)
 
 
 def _has_options(module: torch.nn.Module) -> bool:
@@ -111,7 +143,7 @@ def _has_options(module: torch.nn.Module) -> bool:
     return any(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
 
 
-def _traced(module: torch.nn.Module, opaque: set[torch.nn.Module]) -> GraphModule | str:
+def _traced(module: torch.nn.Module, opaque: Set[torch.nn.Module]) -> GraphModule | str:
     """`module` as a graph, or why that is not possible."""
     defaults = {
         p.name: p.default for p in inspect.signature(module.forward).parameters.values() if p.default is not p.empty
@@ -129,7 +161,7 @@ def _split(model: torch.nn.Module) -> torch.nn.Module:
         for name, child in module.named_children():
             named = (getattr(child, part, None) for part in ("drop", "act"))
             parts = [part for part in named if isinstance(part, torch.nn.Module)]
-            if isinstance(child, torch.nn.BatchNorm2d) and len(parts) == 2:
+            if isinstance(child, torch.nn.BatchNorm2d) and len(parts) == 2 and not hooked(child):
                 plain = torch.nn.BatchNorm2d(child.num_features, child.eps, child.momentum, child.affine)
                 plain.__dict__ = {**child.__dict__, "_modules": {}}
                 setattr(module, name, torch.nn.Sequential(plain, *parts))

@@ -1,17 +1,28 @@
 """What `gpuconv.fuse` does to a graph of torch.fx: each convolution is followed, and takes in what comes behind it."""
 
+import builtins
+import inspect
+import math
 import operator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from gpuconv import nn, sizes
+from gpuconv import functional, nn, sizes
 from gpuconv.activations import FUNCTIONS, MODULES, Activation, activate_tensor
+
+STATEMENTS = tuple(
+    f"i{name}" for name in (
+        "add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
+)  # fmt: skip
+HOOKED = "it has hooks, or a forward of its own"
 
 
 class Findings(NamedTuple):
@@ -58,6 +69,11 @@ _FUSED: dict[type, type] = {
     nn.Conv1d: _ConvAct1d, nn.Conv2d: _ConvAct2d, nn.Conv3d: _ConvAct3d,
 }  # fmt: skip
 CONVOLUTIONS = (*_FUSED, torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d)
+
+
+def in_place(statement: str, left: Any, right: Any) -> Any:
+    """`left += right` and the like, as a function: `statement` is 'iadd', say."""
+    return getattr(operator, statement)(left, right)
 
 
 class _Chain(NamedTuple):
@@ -128,12 +144,17 @@ def _why_not(conv: Any, calls: int) -> str | None:
         return f"{type(conv).__module__}.{type(conv).__qualname__} is a subclass, or parametrized"
     if calls > 1:
         return "it is called more than once"
-    return None if _plain(conv) else "it has hooks, or a forward of its own"
+    return None if _plain(conv) else HOOKED
+
+
+def hooked(module: torch.nn.Module) -> bool:
+    """Whether a call of `module` is more, or other, than its class's `forward`."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
 
 
 def _plain(module: torch.nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return not any(hooks) and not is_parametrized(module) and "forward" not in vars(module)
+    return not hooked(module) and not is_parametrized(module)
 
 
 def _follow(conv: Node, modules: dict[str, torch.nn.Module]) -> _Chain:
@@ -147,8 +168,9 @@ def _follow(conv: Node, modules: dict[str, torch.nn.Module]) -> _Chain:
         longer = _extended(chain, last, user, modules)
         if isinstance(longer, str):
             return chain._replace(why_no_more=longer)
-        if _changed_between(longer, modules):
-            return chain._replace(why_no_more="something is changed in place meanwhile")
+        changed = _changed_between(longer, modules)
+        if changed is not None:
+            return chain._replace(why_no_more=changed)
         chain = longer
         if chain.act is not None:
             return chain
@@ -164,13 +186,16 @@ def _extended(chain: _Chain, last: Node, user: Node, modules: dict[str, torch.nn
             return "BatchNorm is in training mode"
         if module.running_mean is None or module.running_var is None:
             return "BatchNorm has no running statistics"
+        if _looked_at(chain, (modules[str(last.target)], module), modules):
+            return "forward looks at the weights themselves, which BatchNorm would change"
         return chain._replace(bn=user) if len(user.all_input_nodes) == 1 else "BatchNorm is called in an unusual way"
-    if chain.add is None and _is_addition(user):
-        left, right = user.args
+    addends = _addends(user)
+    if chain.add is None and addends is not None:
+        left, right = addends
         other = right if left is last else left
         if not isinstance(other, Node) or left is right:
             return "what is added to it is no other tensor"
-        if left is not last and (user.target is operator.iadd or user.target == "add_"):
+        if left is not last and (user.target is in_place or user.target == "add_"):
             return "it is added to another tensor in place"
         return chain._replace(add=user, residual=other)
     activation = _activation_of(user, module)
@@ -184,12 +209,16 @@ def _extended(chain: _Chain, last: Node, user: Node, modules: dict[str, torch.nn
     return f"{shown} follows it"
 
 
-def _is_addition(node: Node) -> bool:
+def _addends(node: Node) -> tuple[Any, Any] | None:
+    """What an addition adds; None for another node."""
+    known: Any
     if node.op == "call_method":
-        known = node.target in ("add", "add_")
+        known, args = node.target in ("add", "add_"), node.args
+    elif node.target is in_place:
+        known, args = node.args[0] == "iadd", node.args[1:]
     else:
-        known = node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add)
-    return known and len(node.args) == 2 and not node.kwargs
+        known, args = node.op == "call_function" and node.target in (operator.add, torch.add), node.args
+    return (args[0], args[1]) if known and len(args) == 2 and not node.kwargs else None
 
 
 _METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "tanh": "tanh"}
@@ -212,20 +241,71 @@ def _activation_of(node: Node, module: torch.nn.Module | None) -> str | None:
     return name if not options or options in ((True,), (False,), ("none",)) else None
 
 
-def _changed_between(chain: _Chain, modules: dict[str, torch.nn.Module]) -> bool:
-    """Whether another node changes a tensor in place between the convolution and the chain's last node, where all of it
-    will be computed."""
+# ---- what may be moved ----------------------------------------------------------------------------------------------
+
+# A fused convolution is computed where the last of its nodes was, and so reads everything later than before.
+
+_HOMES = (torch, F, operator, builtins, math, torch.fft, torch.linalg, torch.special, functional)
+_OPAQUE = "may change in place what it is given, as far as torch.fx can see"
+
+
+def _changed_between(chain: _Chain, modules: dict[str, torch.nn.Module]) -> str | None:
+    """What may change a tensor in place between the convolution and the chain's last node; None if nothing does."""
     node = chain.conv.next
     while node is not chain.nodes[-1]:
         if node not in chain.nodes:
-            target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-            module = modules.get(target) if node.op == "call_module" else None
-            called = node.op in ("call_function", "call_method")
-            named = called and (target.endswith("_") or target in ("iadd", "imul", "isub", "setitem"))
-            if getattr(module, "inplace", False) or node.kwargs.get("inplace") or named:
-                return True
+            how = _changes(node, modules)
+            if how is not None:
+                shown = node.args[0] if node.target is in_place else getattr(node.target, "__name__", node.target)
+                return f"meanwhile {shown} {how}"
         node = node.next
-    return False
+    return None
+
+
+def _changes(node: Node, modules: dict[str, torch.nn.Module]) -> str | None:
+    """How a node changes tensors that others may hold, or may do so; None where it is known not to."""
+    if node.op == "call_module":
+        parts = list(modules[str(node.target)].modules())
+        if any(getattr(part, "inplace", False) for part in parts):
+            return "works in place"
+        known = all(type(part).__module__.startswith(("torch.nn.", "gpuconv.")) and _plain(part) for part in parts)
+        return None if known else _OPAQUE
+    if node.op not in ("call_function", "call_method"):
+        return None
+    name = str(getattr(node.target, "__name__", node.target))
+    if (
+        name.endswith("_")
+        or name in ("in_place", "setitem", "delitem", "setattr")
+        or "out" in node.kwargs
+        or _asked_in_place(node)
+    ):
+        return "works in place"
+    if node.op == "call_method":
+        return None if hasattr(Tensor, name) else _OPAQUE
+    if isinstance(node.target, torch._ops.OpOverload):
+        return "works in place" if node.target._schema.is_mutable else None
+    return None if any(getattr(home, name, None) is node.target for home in _HOMES) else _OPAQUE
+
+
+def _asked_in_place(node: Node) -> bool:
+    """Whether a function is called with `inplace`, by name or by place."""
+    if node.op == "call_method" or "inplace" in node.kwargs:
+        return bool(node.kwargs.get("inplace"))
+    try:
+        given = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # one of C++, where names tell
+        return False
+    return bool(given.arguments.get("inplace"))
+
+
+def _looked_at(chain: _Chain, parts: Iterable[torch.nn.Module], modules: dict[str, torch.nn.Module]) -> bool:
+    """Whether the graph also takes a parameter or buffer of `parts` by itself."""
+    nodes = (node for node in chain.conv.graph.nodes if node.op == "get_attr")
+    taken = [operator.attrgetter(str(node.target))(modules[""]) for node in nodes]
+    return any(t is own for part in parts for own in (*part.parameters(), *part.buffers()) for t in taken)
+
+
+# ---- the replacement ------------------------------------------------------------------------------------------------
 
 
 def _module(conv: Any, bn: Any, activation: str) -> torch.nn.Module:

@@ -6,16 +6,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpuconv import functional
+from gpuconv import backends, functional
 from gpuconv.activations import Activation
 
 
-class _Convolution:
+class _Layer:
+    """What PyTorch's own tools, which look for its very classes, find in ours."""
+
+    _instead = "call gpuconv.revert(model) first"
+
+    def _slow_forward(self: Any, *input: Any, **kwargs: Any) -> Any:
+        """Called for `forward` within torch.jit.trace, which records PyTorch's convolution: it cannot record ours."""
+        with backends.use_backend("aten"):
+            return super()._slow_forward(*input, **kwargs)  # type: ignore[misc]
+
+    def __prepare_scriptable__(self) -> None:
+        raise RuntimeError(f"torch.jit.script cannot compile gpuconv's {type(self).__name__}: {self._instead}")
+
+    @property
+    def qconfig(self) -> Any:
+        """How torch.ao.quantization is to quantise this layer: not at all."""
+        if "qconfig" in vars(self):
+            return vars(self)["qconfig"]
+        raise AttributeError("qconfig")
+
+    @qconfig.setter
+    def qconfig(self, value: Any) -> None:
+        if value is not None:
+            self._refuse_quantising()
+        vars(self)["qconfig"] = value
+
+    @qconfig.deleter
+    def qconfig(self) -> None:
+        vars(self).pop("qconfig", None)
+
+    def _refuse_quantising(self) -> None:  # else it would be left in floating point, without a word
+        name = type(self).__name__
+        raise RuntimeError(f"torch.ao.quantization cannot quantise gpuconv's {name}: {self._instead}")
+
+    def _check_traced(self, input: Any) -> None:
+        """Looks at an input that is no plain tensor: the quantisation by torch.fx sets no qconfig."""
+        if isinstance(input, torch.fx.Proxy) and type(input.tracer).__module__.startswith("torch.ao."):
+            self._refuse_quantising()
+
+
+class _Convolution(_Layer):
     """Mixed in before one of PyTorch's layers: its forward is `_function`."""
 
     _function: Callable[..., Tensor]
 
     def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None, **fused: Any) -> Tensor:
+        if type(input) is not Tensor:
+            self._check_traced(input)
         padding = self.padding
         if self.padding_mode != "zeros":
             input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
@@ -25,6 +67,8 @@ class _Convolution:
 
 class _Activated(_Convolution):
     """The same for a layer of ours that ends with an activation."""
+
+    _instead = "PyTorch has no such layer; take the model as it was before gpuconv.fuse"
 
     def __init__(self: Any, *arguments: Any, activation: Any = "relu", **settings: Any) -> None:
         name = Activation.of(activation).encode()
@@ -40,13 +84,15 @@ class _Activated(_Convolution):
         return f"{super().extra_repr()}, activation={self.activation}"  # type: ignore[misc]  # of PyTorch's layer
 
 
-class _Transposed:
+class _Transposed(_Layer):
     """The same for PyTorch's transposed layers."""
 
     _function: Callable[..., Tensor]
 
     def forward(self: Any, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """input: [N, C, *size] or [C, *size]; output_size: one of the sizes that a convolution would reduce to it."""
+        if type(input) is not Tensor:
+            self._check_traced(input)
         ndim = len(self.kernel_size)
         output_padding = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, ndim, self.dilation

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import gpuconv
 from gpuconv.see import pictures
+from gpuconv.see.images import Image
 from gpuconv.see.layers import Call, first_call
 from gpuconv.train.config import UserError
 
@@ -110,10 +111,10 @@ class Explanation:
         return pictures.figure([tile for row in rows for tile in row], len(self.window), limits)
 
 
-def explain_output(model: nn.Module, image: Tensor, layer: str, at: tuple[int, int, int]) -> Explanation:
+def explain_output(model: nn.Module, image: Image, layer: str, at: tuple[int, int, int]) -> Explanation:
     """How output `at` (channel, row, column) of a convolution layer comes about for an image.
 
-    Raises UserError where there is no such layer or output.
+    image: as `activation_maps` takes it. Raises UserError where there is no such layer or output.
     """
     return explain(first_call(model, image, layer), at)
 

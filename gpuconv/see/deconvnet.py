@@ -20,23 +20,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from gpuconv.functional import conv2d
 from gpuconv.see import pictures
-from gpuconv.see.layers import batch_of, channels_of, maps_of, run
+from gpuconv.see.images import Image
+from gpuconv.see.layers import KeepsGraph, channels_of, images_of, maps_of, watched
 from gpuconv.sizes import per_axis
 from gpuconv.train.config import UserError
 
 _RECTIFIERS: set[Any] = {
     torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu, F.relu_, F.relu6, F.leaky_relu, F.leaky_relu_, F.elu,
-    F.celu, F.hardtanh, F.gelu, F.silu, F.mish, F.hardswish, F.softplus,
+    F.elu_, F.celu, F.celu_, F.selu, F.selu_, F.hardtanh, F.hardtanh_, F.gelu, F.silu, F.mish, F.hardswish, F.softplus,
+    F.prelu, torch.prelu, Tensor.prelu, F.rrelu, F.rrelu_,
 }  # fmt: skip
-_IN_PLACE: set[Any] = {torch.relu_, Tensor.relu_, F.relu_, F.leaky_relu_}
+_IN_PLACE: set[Any] = {
+    torch.relu_, Tensor.relu_, F.relu_, F.leaky_relu_, F.elu_, F.celu_, F.selu_, F.hardtanh_, F.rrelu_,
+}  # fmt: skip
 _MAX_POOLS: set[Any] = {F.max_pool2d, torch.max_pool2d}
 _NORMALISATIONS: set[Any] = {
     F.batch_norm, torch.batch_norm, F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm, F.instance_norm,
     F.local_response_norm, F.normalize, F.dropout, F.dropout2d, F.rms_norm,
 }  # fmt: skip
+_WEIGHTED: set[Any] = {
+    torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
+    F.linear,
+}  # fmt: skip
+_NARROWING: set[Any] = {Tensor.to, Tensor.type, Tensor.type_as, Tensor.float, Tensor.half, Tensor.bfloat16}
 _POOL_ARGUMENTS = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 
 
@@ -55,17 +65,18 @@ class Projection:
 
 
 def deconvnet(
-    model: nn.Module, image: Tensor, layer: str, channel: int | None = None, at: tuple[int, int] | None = None
+    model: nn.Module, image: Image, layer: str, channel: int | None = None, at: tuple[int, int] | None = None
 ) -> Projection:
-    """What in an image, [C, H, W] or [1, C, H, W], made a channel of a layer respond, all other activations put to 0.
+    """What in an image made a channel of a layer respond, all other activations put to 0.
 
-    channel: by default the one with the greatest activation. at: (row, column) in its map; by default where it is
-    greatest. Raises UserError for a layer, channel or place that is not there.
+    image: as `activation_maps` takes it. channel: by default the one with the greatest activation. at: (row, column) in
+    its map; by default where it is greatest. Raises UserError for a layer, channel or place that is not there, or a
+    layer from which there is no way back to the pixels.
     """
-    pixels = batch_of(image).detach().clone().requires_grad_()
+    pixels = images_of(model, image).detach().clone().requires_grad_()
     back = _Back()
     with torch.enable_grad():
-        output, _ = run(model, pixels * 1, layer, back)  # × 1: what works in place may not work on a leaf
+        output, _ = watched(model, pixels * 1, layer, back, KeepsGraph())  # × 1: in place may not work on a leaf
     maps = maps_of(output, layer)[0]
     strongest = int(maps.flatten(1).amax(1).argmax()) if channel is None else channel
     if not 0 <= strongest < len(maps):
@@ -76,8 +87,17 @@ def deconvnet(
     activation = maps[strongest, row, column]
     signal = torch.zeros_like(maps)
     signal[strongest, row, column] = activation.detach()
-    (values,) = torch.autograd.grad(maps, pixels, signal)
+    values = _followed(maps, pixels, signal, layer)
     return Projection(values[0], (strongest, row, column), float(activation.detach()), tuple(back.switches))
+
+
+def _followed(output: Tensor, pixels: Tensor, signal: Tensor | None, layer: str) -> Tensor:
+    """The derivative of a layer's output for the pixels. Raises UserError where they are not connected."""
+    try:
+        return torch.autograd.grad(output, pixels, signal)[0]
+    except RuntimeError as error:  # detached, in inference mode, or behind checkpointed blocks of the old kind
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"layer {layer!r} cannot be followed back to the pixels: {said}") from error
 
 
 class _Back(TorchFunctionMode):
@@ -178,12 +198,12 @@ def receptive_field(
         channels = channels_of(model)
     pixels = torch.ones(1, channels, *size, dtype=torch.float64, device=_device_of(model), requires_grad=True)
     with torch.enable_grad():
-        output, _ = run(model, pixels * 1, layer, _Structure())
+        output, _ = watched(model, pixels * 1, layer, _Structure(), KeepsGraph())
     maps = maps_of(output, layer)
     row, column = at or (maps.shape[2] // 2, maps.shape[3] // 2)
     if not (0 <= row < maps.shape[2] and 0 <= column < maps.shape[3]):
         raise UserError(f"at must lie within the map {list(maps.shape[2:])}, but got {(row, column)}")
-    (values,) = torch.autograd.grad(maps[0, :, row, column].sum(), pixels)
+    values = _followed(maps[0, :, row, column].sum(), pixels, None, layer)
     mask = (values[0] != 0).any(0)
     rows, columns = mask.any(1).nonzero()[:, 0].tolist(), mask.any(0).nonzero()[:, 0].tolist()
     if not rows:
@@ -196,12 +216,13 @@ def _device_of(model: nn.Module) -> torch.device:
 
 
 class _Structure(TorchFunctionMode):
-    """Keeps who depends on whom, and makes every dependence positive."""
+    """Keeps who depends on whom, and makes every dependence positive. In float64 whatever the model is of: through many
+    layers the least share of a pixel is too small for float32."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        args, kwargs = tree_map(_in_float64, (args, kwargs or {}))
         input = args[0] if args else kwargs.get("input")
-        if func is torch.conv2d or func is F.linear:
+        if func in _WEIGHTED:
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             even = torch.full_like(weight, 1 / weight[0].numel(), dtype=torch.float64)
             rest = {name: value for name, value in kwargs.items() if name not in ("input", "weight", "bias")}
@@ -212,7 +233,17 @@ class _Structure(TorchFunctionMode):
             given = dict(zip(_POOL_ARGUMENTS, args, strict=False)) | kwargs
             given.pop("return_indices", None)
             return _mean_pool(**given)
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func in _NARROWING and result.is_floating_point() and input.is_floating_point():
+            return input.to(result.device)
+        return tree_map(_in_float64, result)
+
+
+def _in_float64(value: Any) -> Any:
+    """A tensor of floats as float64; what else there is as it is."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == torch.float64:
+        return value
+    return (value.detach() if value.is_leaf else value).double()
 
 
 def _mean_pool(input: Tensor, **settings: Any) -> Tensor:

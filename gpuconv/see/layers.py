@@ -6,18 +6,21 @@ code calls in `gpuconv.functional` is computed but not seen.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from gpuconv.dropin import patch, revert
 from gpuconv.see import pictures
+from gpuconv.see.images import Image, tensor_of
 from gpuconv.sizes import normalize_padding, per_axis
+from gpuconv.text import like, some
 from gpuconv.train.config import UserError
 
 _CONV2D = {torch.conv2d}  # torch.nn.functional.conv2d is the same object
@@ -90,19 +93,20 @@ def channels_of(model: nn.Module) -> int:
 
 
 def find(model: nn.Module, layer: str) -> nn.Module:
-    """The module of that name. Raises UserError, with the nearest names, where there is none."""
-    modules = dict(model.named_modules())
+    """The module of that name, one of those that it has. Raises UserError, with names like it, where there is none."""
+    modules = dict(model.named_modules(remove_duplicate=False))
     if layer not in modules:
-        names = [name for name in modules if name]
-        near = difflib.get_close_matches(layer, names, n=3, cutoff=0.4) or list(convolutions(model))[:3]
-        raise UserError(f"there is no layer {layer!r}; the nearest names are {', '.join(near)}")
+        near = like(layer, [name for name in modules if name])
+        raise UserError(f"there is no layer {layer!r}{near or f'; there are {some(list(convolutions(model)))}'}")
     return modules[layer]
 
 
-def activation_maps(model: nn.Module, image: Tensor, layer: str) -> Maps:
-    """What `layer` gives for an image, [C, H, W] or [1, C, H, W], in the form that the model takes.
+def activation_maps(model: nn.Module, image: Image, layer: str) -> Maps:
+    """What `layer` gives for an image: a tensor, [C, H, W] or [1, C, H, W], in the form that the model takes.
 
-    Raises UserError for a layer that is not there, is not reached, or whose output is no map.
+    Or a path, an image of Pillow or an array, [C, H, W] or [H, W, C], with values 0 … 255 or 0 … 1: it is made a tensor
+    from 0 to 1, and not normalised. Raises UserError for what is no image, and for a layer that is not there, is not
+    reached, or whose output is no map.
     """
     with torch.no_grad():
         output, _ = run(model, image, layer)
@@ -114,10 +118,12 @@ def filters(model: nn.Module, layer: str) -> Filters:
     module = find(model, layer)
     if not isinstance(module, nn.Conv2d):
         raise UserError(f"layer {layer!r} is a {type(module).__name__} and has no filters; see a convolution layer")
-    return Filters(module.weight.detach(), layer)
+    _check_not_lazy(model)
+    with evaluating(model):  # a weight that is computed may be another each time
+        return Filters(module.weight.detach(), layer)
 
 
-def first_call(model: nn.Module, image: Tensor, layer: str) -> Call:
+def first_call(model: nn.Module, image: Image, layer: str) -> Call:
     """The first convolution that `layer` computes for an image. Raises UserError where it computes none."""
     with torch.no_grad():
         _, calls = run(model, image, layer)
@@ -126,11 +132,12 @@ def first_call(model: nn.Module, image: Tensor, layer: str) -> Call:
     return calls[0]
 
 
-def batch_of(image: Tensor) -> Tensor:
-    """`image`, [C, H, W] or [N, C, H, W], as the latter. Raises UserError for anything else."""
-    if image.dim() not in (3, 4):
-        raise UserError(f"image must be [C, H, W] or [N, C, H, W], but got {list(image.shape)}")
-    return image if image.dim() == 4 else image.unsqueeze(0)
+def images_of(model: nn.Module, image: Image) -> Tensor:
+    """`image` as [N, C, H, W] of the type and on the device of the model. Raises UserError for what is no image."""
+    found = [module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
+    images = tensor_of(image, found[0] if found else None)
+    weight = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
+    return images if weight is None or images.is_complex() else images.to(weight.device, weight.dtype)
 
 
 def maps_of(output: Any, layer: str) -> Tensor:
@@ -145,12 +152,18 @@ class _Reached(Exception):
     """The layer has given its output; the rest of the model need not run."""
 
 
-def run(model: nn.Module, image: Tensor, layer: str, *modes: TorchFunctionMode) -> tuple[Any, list[Call]]:
-    """What `layer` gives the first time, and the convolutions within it. `modes` see every function called.
+def run(model: nn.Module, image: Image, layer: str) -> tuple[Any, list[Call]]:
+    """What `layer` gives for images the first time that it is used, and the convolutions within it.
 
     Raises UserError where the layer is not there or not reached, or the model cannot take the image.
     """
-    module, images = find(model, layer), batch_of(image)
+    return watched(model, images_of(model, image), layer)
+
+
+def watched(model: nn.Module, images: Tensor, layer: str, *modes: TorchFunctionMode) -> tuple[Any, list[Call]]:
+    """The same for [N, C, H, W] as it is; `modes` see every function called."""
+    module = find(model, layer)
+    _check_not_lazy(model)
     recorder, outputs = _Recorder(), []
 
     def enter(*_: Any) -> None:
@@ -161,37 +174,75 @@ def run(model: nn.Module, image: Tensor, layer: str, *modes: TorchFunctionMode) 
         outputs.append(output)
         raise _Reached
 
-    handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
         with evaluating(model), ExitStack() as stack:
+            for handle in (module.register_forward_pre_hook(enter), module.register_forward_hook(leave)):
+                stack.callback(handle.remove)
             for mode in (*modes, recorder):
                 stack.enter_context(mode)
             model(images)
     except _Reached:
         pass
-    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-        raise UserError(f"the model cannot take an image {list(images.shape)}: {error}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
+    except Exception as error:  # whatever a model's code raises when it is given something else than it expects
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"the model cannot take an image {list(images.shape)}: {said}") from error
     if not outputs:
         raise UserError(f"layer {layer!r} is not used when the model sees an image")
     return outputs[0], recorder.calls
 
 
+def _check_not_lazy(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise UserError(f"{name} has no shape yet: let the model see an image once, model(image)")
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """With the model in evaluation mode and its convolutions computed by ours; both as before afterwards."""
-    before = [(module, module.training, type(module)) for module in model.modules()]
-    revert(model.eval())
-    try:
-        with patch():
-            yield
-    finally:
-        for module, training, kind in before:
-            module.training = training
-            if type(module) is not kind:
+    """With the model in evaluation mode and its convolutions computed by ours.
+
+    Afterwards everything is as before: modes, classes, buffers, attributes, the state of random numbers.
+    """
+    before = [(module, type(module), vars(module).copy(), module._buffers.copy()) for module in model.modules()]
+    kept = [(b, b._version, b.clone()) for b in model.buffers() if not b.is_inference()]
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=devices):
+        try:
+            revert(model.eval())
+            with patch():
+                yield
+        finally:
+            for module, kind, attributes, buffers in before:
                 module.__class__ = kind
+                vars(module).clear()
+                vars(module).update(attributes)
+                module._buffers.clear()
+                module._buffers.update(buffers)
+            with torch.no_grad():
+                for buffer, version, value in kept:
+                    if buffer._version != version:
+                        buffer.copy_(value)
+
+
+class KeepsGraph(TorchFunctionMode):
+    """Every function called can be followed back, within `torch.no_grad` and checkpointed blocks too.
+
+    A block that is checkpointed would be computed again on the way back, with nobody watching: what it would throw
+    away is kept.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        inputs = (t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+        from_pixels = any(t.requires_grad and not t.is_leaf for t in inputs)
+        if not from_pixels:
+            return func(*args, **kwargs)
+        with torch.enable_grad(), saved_tensors_hooks(_itself, _itself):
+            return func(*args, **kwargs)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 class _Recorder(TorchFunctionMode):

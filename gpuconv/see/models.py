@@ -1,20 +1,27 @@
 """What is to be seen: a model by name or from a run folder, and images in the form that it takes."""
 
 import dataclasses
-import difflib
-from collections.abc import Callable
+import functools
+import io
+import socket
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpuconv.see.images import fitted, read_image
 from gpuconv.see.layers import channels_of
-from gpuconv.train import data as datasets, run as runs
+from gpuconv.text import like
+from gpuconv.train import data as datasets, networks, run as runs
 from gpuconv.train.config import UserError
 
+__all__ = ["SIDE", "Subject", "fitted", "load", "load_run", "read_image"]
 SIDE = 224
 
 
@@ -25,6 +32,7 @@ class Subject:
     name: str
     model: nn.Module
     channels: int
+    trained: bool = dataclasses.field(default=True, kw_only=True)  # else its weights are random
     size: tuple[int, int] | None = None  # (H, W) if it takes no other
     mean: Tensor | None = None  # [C, 1, 1]: what images 0 … 1 are normalised with before the model sees them
     std: Tensor | None = None
@@ -60,16 +68,17 @@ def load_run(path: Path) -> Subject:
 def _timm(name: str, trained: bool) -> Subject:
     timm = _package("timm")
     _known(name.partition(".")[0], timm.list_models(), "timm")
-    model = _made("timm", name, lambda: timm.create_model(name, pretrained=trained))
+    model = _made("timm", name, trained, lambda: timm.create_model(name, pretrained=trained))
     settings = model.pretrained_cfg
-    return _subject(f"timm:{name}", model, settings.get("mean"), settings.get("std"))
+    return _subject(f"timm:{name}", model, trained, settings.get("mean"), settings.get("std"))
 
 
 def _torchvision(name: str, trained: bool) -> Subject:
     models = _package("torchvision").models
     _known(name, models.list_models(), "torchvision")
-    model = _made("torchvision", name, lambda: models.get_model(name, weights="DEFAULT" if trained else None))
-    return _subject(f"torchvision:{name}", model, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    make = functools.partial(models.get_model, name, weights="DEFAULT")
+    model = _made("torchvision", name, trained, make if trained else lambda: networks.of_torchvision(name))
+    return _subject(f"torchvision:{name}", model, trained, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 _SOURCES: dict[str, Callable[[str, bool], Subject]] = {"timm": _timm, "torchvision": _torchvision}
@@ -84,85 +93,68 @@ def _package(name: str) -> Any:
 
 def _known(name: str, names: list[str], source: str) -> None:
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
-        raise UserError(f"{source} has no model {name!r}; the nearest names are {', '.join(near)}")
+        raise UserError(f"{source} has no model {name!r}{like(name, names)}")
 
 
-def _made(source: str, name: str, make: Callable[[], nn.Module]) -> Any:
+def _made(source: str, name: str, trained: bool, make: Callable[[], nn.Module]) -> Any:
+    advice = "; --untrained takes random weights, which need no network" if trained else ""
+    place = _PLACES[source]
     try:
-        return make()
+        with _impatient(trained and not _reached(place)):
+            return make()
     except Exception as error:  # whatever a package or a network says
-        advice = "; --untrained takes random weights, which need no network"
-        raise UserError(f"{source}:{name} cannot be had: {type(error).__name__}: {error}{advice}") from error
+        if trained and not _reached(place):
+            what = f"its weights are not on this machine, and {place} cannot be reached"
+            raise UserError(f"{source}:{name}: {what}{advice}") from error
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"{source}:{name} cannot be had: {type(error).__name__}: {said}{advice}") from error
 
 
-def _subject(name: str, model: nn.Module, mean: Any, std: Any) -> Subject:
+_PLACES = {"timm": "huggingface.co", "torchvision": "download.pytorch.org"}  # where the published weights are
+_PATIENCE = 4.0  # seconds
+
+
+@functools.cache
+def _reached(place: str) -> bool:
+    """Whether a machine answers, as far as can be told in a few seconds."""
+    if urllib.request.getproxies():
+        return True  # then others ask for us
+    answers = []
+
+    def call() -> None:
+        with suppress(OSError), socket.create_connection((place, 443), timeout=_PATIENCE):
+            answers.append(True)
+
+    caller = threading.Thread(target=call, daemon=True)  # looking up the name has no timeout of its own
+    caller.start()
+    caller.join(_PATIENCE)
+    return bool(answers)
+
+
+@contextmanager
+def _impatient(offline: bool) -> Iterator[None]:
+    """While nobody answers, weights are only looked for on this machine: huggingface_hub would call twelve times."""
+    if not offline:
+        with redirect_stdout(sys.stderr):  # where downloads are announced
+            yield
+        return
+    hub = sys.modules.get("huggingface_hub.constants")
+    before, timeout = getattr(hub, "HF_HUB_OFFLINE", None), socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_PATIENCE)
+    if hub is not None:
+        hub.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # and what cannot be downloaded, too
+            yield
+    finally:
+        socket.setdefaulttimeout(timeout)
+        if hub is not None:
+            hub.HF_HUB_OFFLINE = before  # type: ignore[attr-defined]
+
+
+def _subject(name: str, model: nn.Module, trained: bool, mean: Any, std: Any) -> Subject:
     channels = channels_of(model)
     if mean is None or std is None or len(mean) != channels:
-        return Subject(name, model, channels)
-    return Subject(name, model, channels, None, *(torch.tensor(v).view(-1, 1, 1) for v in (mean, std)))
-
-
-# ---- images ---------------------------------------------------------------------------------------------------------
-
-
-def read_image(path: Path, channels: int) -> Tensor:
-    """An image file, or a NumPy file [H, W], [C, H, W] or [H, W, C], as [C, H, W] with values 0 … 1.
-
-    Integers are divided by the greatest of their type; numbers with a point are taken as they are. A picture is made
-    grey for one channel and coloured for three. Raises UserError for a file that is no image or has other channels.
-    """
-    if not path.is_file():
-        raise UserError(f"cannot read {path}: there is no such file")
-    try:
-        array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _picture(path, channels)
-    except Exception as error:  # Pillow and NumPy raise whatever a damaged file makes them stumble over
-        raise UserError(f"{path} is no image: {str(error) or type(error).__name__}") from error
-    if array.ndim == 2:
-        array = array[None]
-    elif array.ndim == 3 and array.shape[0] != channels and array.shape[2] == channels:
-        array = array.transpose(2, 0, 1)
-    if array.ndim != 3 or array.shape[0] != channels or 0 in array.shape or array.dtype.kind not in "buif":
-        raise UserError(
-            f"{path} is {list(array.shape)} of {array.dtype}, but the model takes images of {channels} channel"
-            f"{'s' * (channels != 1)}; a .npy file of [{channels}, H, W] is an image of any number of channels"
-        )
-    white = np.iinfo(array.dtype).max if array.dtype.kind in "ui" else 1
-    values = np.ascontiguousarray(array / white, dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise UserError(f"{path} is no image: it holds values that are not finite")
-    return torch.from_numpy(values)
-
-
-def _picture(path: Path, channels: int) -> Any:
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as file:
-        picture = ImageOps.exif_transpose(file)
-        if picture.mode.startswith(("I;16", "I", "F")):  # 16 bits and more: grey
-            array = np.asarray(picture)
-            array = array.astype(np.uint16) if array.dtype.kind in "iu" else array
-            return np.stack([array] * channels) if channels == 3 else array
-        if channels in (1, 3):
-            if picture.has_transparency_data:
-                white = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(white, picture.convert("RGBA"))
-            return np.asarray(picture.convert("L" if channels == 1 else "RGB"))
-        return np.asarray(picture)
-
-
-def fitted(image: Tensor, size: tuple[int, int] | int) -> Tensor:
-    """[C, H, W] made smaller or larger: to (H, W), its middle cut out first, or to a longer side."""
-    height, width = image.shape[1:]
-    if isinstance(size, int):
-        scale = size / max(height, width)
-        wanted = max(1, round(height * scale)), max(1, round(width * scale))
-    else:
-        wanted = size
-        scale = min(height / wanted[0], width / wanted[1])
-        keep = max(1, round(wanted[0] * scale)), max(1, round(wanted[1] * scale))
-        top, left = (height - keep[0]) // 2, (width - keep[1]) // 2
-        image = image[:, top : top + keep[0], left : left + keep[1]]
-    if tuple(image.shape[1:]) == wanted:
-        return image
-    return F.interpolate(image[None], wanted, mode="bilinear", antialias=True)[0].clamp(image.min(), image.max())
+        return Subject(name, model, channels, trained=trained)
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (mean, std))
+    return Subject(name, model, channels, None, mean, std, trained=trained)

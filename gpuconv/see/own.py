@@ -64,6 +64,8 @@ def page(view: View, folder: Path, language: str = "en", say: Callable[[str], No
         output, calls = run(view.subject.model, view.images[:1], view.layer)
     maps = maps_of(output, view.layer)[0]
     chapters = []
+    if not view.subject.trained:
+        say(text.of("own-layer.untrained", {}))
     for name, blocks in (
         ("own-layer", lambda: at_work(view, maps, calls)),
         ("own-filters", lambda: own_filters(maps, calls)),
@@ -97,6 +99,7 @@ def at_work(view: View, maps: Tensor, calls: Sequence[Call]) -> list[Block]:
         "channels": ", ".join(map(str, chosen)),
     }  # fmt: skip
     blocks: list[Block] = [
+        *([] if view.subject.trained else [Words("own-layer.untrained", kind="note")]),
         Picture.of(
             "own-layer.image", pictures.mosaic([tile], 1, pictures.fitting_zoom(tile, 256)),
             values={"height": height, "width": width, "channels": channels},

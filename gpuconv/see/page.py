@@ -7,6 +7,7 @@ import base64
 import dataclasses
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from gpuconv.files import writable_or_raise, write_atomically
 from gpuconv.see.pictures import DIVERGING, LINES, Pixels, png
 from gpuconv.see.text import Text
+from gpuconv.text import printable
 from gpuconv.train.config import UserError
 
 PAGE = "index.html"
@@ -101,6 +103,12 @@ def check(folder: Path) -> None:
         raise UserError(str(error)) from None
 
 
+def place_in(out: Path) -> Path:
+    """Where a page goes that is to lie in `out`: there, or in a folder of a run in its folder `see`, not among its
+    files."""
+    return out / "see" if (out / "config.json").is_file() and (out / "metrics.jsonl").is_file() else out
+
+
 def write(folder: Path, title: str, values: Values, chapters: Sequence[Chapter], text: Text) -> Path:
     """Write the page and its pictures into `folder`, made if need be; gives the page's path.
 
@@ -110,7 +118,8 @@ def write(folder: Path, title: str, values: Values, chapters: Sequence[Chapter],
         folder.mkdir(parents=True, exist_ok=True)
         for chapter in chapters:
             for i, picture in enumerate(_pictures(chapter.blocks)):
-                write_atomically(folder / f"{chapter.name}-{i + 1}-{picture.name or picture.key}.png", picture.png)
+                name = re.sub(r"[^\w.+-]", "_", f"{chapter.name}-{i + 1}-{picture.name or picture.key}")
+                write_atomically(folder / f"{name}.png", picture.png)
         write_atomically(folder / PAGE, render(title, values, chapters, text).encode())
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from None
@@ -214,7 +223,7 @@ def _scale(limit: float | None) -> str:
 def _table(table: Table, text: Text) -> str:
     head = "".join(f'<th scope="col">{text.of(key, {})}</th>' for key in table.head)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in table.rows
+        "<tr>" + "".join(f"<td>{html.escape(printable(cell))}</td>" for cell in row) + "</tr>" for row in table.rows
     )
     caption = text.of(table.key, table.values)
     even = ' class="even"' if len(table.head) > 5 else ""

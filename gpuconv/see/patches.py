@@ -1,6 +1,7 @@
 """The strongest patches: the windows of images that a feature responds to most."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 
 from gpuconv.see import pictures
 from gpuconv.see.deconvnet import ReceptiveField, receptive_field
-from gpuconv.see.layers import batch_of, maps_of, run
+from gpuconv.see.images import Image
+from gpuconv.see.layers import images_of, maps_of, run
 from gpuconv.train.config import UserError
 
 _BATCH = 64
@@ -40,13 +42,15 @@ class Patches:
         return pictures.figure(pictures.image_tiles(self.values), columns=3)
 
 
-def top_patches(model: nn.Module, images: Tensor, layer: str, channel: int, count: int = 9) -> Patches:
-    """The `count` windows that make a channel of a layer respond most, among images [N, C, H, W].
+def top_patches(model: nn.Module, images: Image | Sequence[Image], layer: str, channel: int, count: int = 9) -> Patches:
+    """The `count` windows that make a channel of a layer respond most, among images.
+
+    images: [N, C, H, W], or a list of images of one size, each as `activation_maps` takes it.
 
     A window is the receptive field of an activation, moved to lie in the image where it sticks out. Of many images each
     gives one, of few each several, less than half of one within another. Raises UserError as `deconvnet` does.
     """
-    images = batch_of(images)
+    images = images_of(model, images)
     field = receptive_field(model, (images.shape[2], images.shape[3]), layer, channels=images.shape[1])
     with torch.no_grad():
         maps = torch.cat([maps_of(run(model, batch, layer)[0], layer) for batch in images.split(_BATCH)])

@@ -6,6 +6,7 @@ from typing import Any
 
 from gpuconv.see.text_own import OWN
 from gpuconv.see.text_tour import TOUR
+from gpuconv.text import printable
 from gpuconv.train.config import UserError
 
 LANGUAGES = ("en", "zh")
@@ -117,7 +118,11 @@ class Text:
         if not values:
             return words
         told = {
-            name: _KINDS[value][self._column] if name == "kind" else str(value) if plain else html.escape(str(value))
+            name: _KINDS[value][self._column]
+            if name == "kind"
+            else printable(value)
+            if plain
+            else html.escape(printable(value))
             for name, value in values.items()
         }
         return words.format_map(told)

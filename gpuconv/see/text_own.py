@@ -8,6 +8,10 @@ OWN = {
         "你的模型和你的图像，<code>{layer}</code> 层，由 gpuconv（后端 {backend}）用 {seconds} 秒算出。这些内容的含义，<code>gpuconv see tour</code> 会从头讲起。",
     ),
     "own-layer.title": ("The layer at work", "工作中的这一层"),
+    "own-layer.untrained": (
+        "The weights are random: nobody trained this model. What its filters and features look for has no meaning.",
+        "权重是随机的：这个模型没有经过训练，它的滤波器和特征在寻找什么并无意义。",
+    ),
     "own-layer.image": (
         "The image as the model gets it: {height} × {width} × {channels}.",
         "模型接收到的图像：{height} × {width} × {channels}。",

@@ -3,6 +3,7 @@
 They are written with PyTorch's layers, and `build` converts them: the convolutions are gpuconv's.
 """
 
+import inspect
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import gpuconv
+from gpuconv.text import like
 from gpuconv.train.config import UserError
 
 Shape = tuple[int, ...]  # [C, H, W]
@@ -45,13 +47,33 @@ def _from_library(library: str, name: str, channels: int, classes: int) -> nn.Mo
             import timm
 
             return timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels)
-        import torchvision
-
-        return torchvision.models.get_model(name, weights=None, num_classes=classes)
+        return of_torchvision(name, num_classes=classes)
     except ImportError:
         raise UserError(f"model {library}:{name} needs: pip install {library}") from None
     except (ValueError, RuntimeError, TypeError, KeyError) as error:  # what each says of a name that it does not have
-        raise UserError(f"{library} cannot make a model {name!r}: {error}") from None
+        known = _names(library)
+        near = "" if name in known else like(name, known)
+        raise UserError(f"{library} cannot make a model {name!r}: {error}{near}") from None
+
+
+def of_torchvision(name: str, **settings: Any) -> nn.Module:
+    """torchvision's model with random weights all through. Raises ValueError for a name that it does not have."""
+    import torchvision
+
+    takes = inspect.signature(torchvision.models.get_model_builder(name)).parameters
+    if "weights_backbone" in takes:  # whose default is downloaded
+        settings["weights_backbone"] = None
+    return torchvision.models.get_model(name, weights=None, **settings)
+
+
+def _names(library: str) -> list[str]:
+    if library == "timm":
+        import timm
+
+        return timm.list_models()
+    import torchvision
+
+    return torchvision.models.list_models()
 
 
 class Normalize(nn.Module):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -93,6 +94,37 @@ def test_layers_are_listed_when_asked_for(capsys: pytest.CaptureFixture[str], ru
     assert output == (
         "conv1  64 filters of 1 × 3 × 3, stride 1, groups 1\nconv2  128 filters of 64 × 3 × 3, stride 1, groups 1\n"
     )
+
+
+def test_layers_of_a_model_by_name_need_no_weights(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    status, output, errors = call(capsys, "torchvision:squeezenet1_1", "--layers")
+    assert (status, errors) == (0, "") and len(output.splitlines()) == 26
+    assert re.match(r"features\.0 +64 filters of 3 × 3 × 3, stride 2, groups 1\n", output)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_random_weights_are_said_to_be_random(
+    capsys: pytest.CaptureFixture[str], picture: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    options = ("--untrained", "--image", picture, "--size", "64", "--out", tmp_path)
+    status, _, errors = call(capsys, "torchvision:squeezenet1_1", *options)
+    assert status == 0 and "The weights are random" in errors
+    assert "The weights are random: nobody trained this model." in (tmp_path / page.PAGE).read_text()
+
+
+def test_a_page_about_a_run_that_is_kept_with_it_has_a_folder_of_its_own(
+    capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    status, output, _ = call(capsys, copy, "--out", copy)
+    assert status == 0 and output.startswith(f"page  {copy}/see/index.html (")
+    assert {path.name for path in copy.iterdir()} == {"see", *(path.name for path in run.iterdir())}
+    assert "random" not in (copy / "see" / page.PAGE).read_text()
 
 
 def test_a_terminal_gets_half_blocks_too(

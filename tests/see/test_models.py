@@ -95,6 +95,10 @@ def test_images_are_fitted_to_a_side_or_a_size() -> None:
     [
         ("timm:resnet81", "timm has no model 'resnet81'; the nearest names are resnet18"),
         ("torchvision:resnet81", "torchvision has no model 'resnet81'; the nearest names are resnet18"),
+        ("timm:nope", "timm has no model 'nope'$"),
+        ("torchvision:zzz", "torchvision has no model 'zzz'$"),
+        ("torchvision:ResNet81", "torchvision has no model 'ResNet81'; the nearest names are resnet18"),
+        ("timm:convnextv2", "timm has no model 'convnextv2'; the nearest names are convnextv2_"),
         ("keras:resnet18", "a model is RUN, timm:NAME or torchvision:NAME, but got 'keras:resnet18'"),
         ("nowhere", "nowhere is not a run: there is no such folder"),
     ],
@@ -113,3 +117,37 @@ def test_a_model_by_name_brings_its_normalisation() -> None:
     assert subject.channels == 3 and subject.size is None and subject.mean is not None
     images = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(subject.normalized(images) * subject.std + subject.mean, images)
+
+
+@pytest.mark.parametrize("target", ["timm:test_resnet", "torchvision:squeezenet1_1"])
+def test_without_a_network_weights_are_missing_at_once_and_in_a_line(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = target.partition(":")[0]
+    pytest.importorskip(source, reason=f"{source} is not installed")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for variable in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.upper(), raising=False)
+    monkeypatch.setitem(models._PLACES, source, "nowhere.invalid")  # a name that is nobody's
+    if source == "timm":
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        before = constants.HF_HUB_OFFLINE
+    if target == "torchvision:squeezenet1_1" and models._reached("download.pytorch.org"):
+        pytest.skip("this machine can download them")
+    with pytest.raises(UserError, match=f"{target}: its weights are not on this machine, and nowhere.invalid cannot"):
+        models.load(target)
+    assert capfd.readouterr() == ("", "")
+    assert source != "timm" or before == constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("name", ["fcn_resnet50", "lraspp_mobilenet_v3_large"])
+def test_random_weights_are_random_all_through(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with torch.device("meta"):  # no time for weights
+        subject = models.load(f"torchvision:{name}", trained=False)
+    assert not subject.trained and subject.channels == 3
+    assert list(tmp_path.rglob("*")) == []

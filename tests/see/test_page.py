@@ -130,6 +130,24 @@ def test_values_cannot_become_markup() -> None:
     assert "<b id=" not in made and made.count("&lt;b id=") == 3  # title, headline and lead
 
 
+def test_names_cannot_become_folders_or_colours(tmp_path: Path) -> None:
+    name = "../a\x1b[31m/b"
+    made = Picture("own-layer.image", pictures.png(np.zeros((2, 2, 3), np.uint8)),
+                   {"height": 2, "width": 2, "channels": name}, name=name)  # fmt: skip
+    chapter = Chapter("own-layer", [made, Table("own-layer.shapes", ["shapes.what"], [[name]], {"products": name})])
+    written = page.write(tmp_path / "page", "own", {"name": name, "layer": name, **VALUES}, [chapter], Text("en"))
+    assert sorted(file.name for file in tmp_path.rglob("*.*")) == ["index.html", "own-layer-1-.._a__31m_b.png"]
+    text = written.read_text()
+    assert "\x1b" not in text and text.count(r"../a\x1b[31m/b") == 6
+
+
+def test_a_page_does_not_lie_among_the_files_of_a_run(tmp_path: Path) -> None:
+    assert page.place_in(tmp_path) == tmp_path
+    for file in ("config.json", "metrics.jsonl"):
+        (tmp_path / file).touch()
+    assert page.place_in(tmp_path) == tmp_path / "see"
+
+
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
 
