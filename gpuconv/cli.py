@@ -17,6 +17,7 @@ import typer
 import gpuconv
 from gpuconv import cli_bench, cli_kernels, cli_see, cli_train, doctor as diagnosis
 from gpuconv.cli_bench import Json
+from gpuconv.text import printable
 from gpuconv.train.config import UserError
 
 app = typer.Typer(
@@ -51,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _fail(message: str, status: int = 1) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return status
 
 
