@@ -1,6 +1,7 @@
 """Files that several processes may use at once: the user's cache directory, atomic writing, and locks."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,24 @@ def write_atomically(path: Path, content: bytes) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def writable_or_raise(path: Path, folder: bool = False) -> None:
+    """Return where a file could be written at `path`, or files in a folder there, which need not be there yet.
+
+    For whoever is about to compute what shall be written. Leaves no trace. Raises OSError, whose text names `path` and
+    says what is in the way.
+    """
+    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    try:
+        if nearest is path and not folder:
+            with open(path, "ab"):
+                return
+        with tempfile.TemporaryFile(dir=nearest):
+            return
+    except OSError as error:
+        where = "" if nearest is path else f"{nearest}: "
+        raise type(error)(f"cannot write to {path}: {where}{error.strerror}") from None
 
 
 def cache_folder() -> Path:

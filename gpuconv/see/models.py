@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpuconv import pictures
 from gpuconv.see.layers import channels_of
 from gpuconv.train import data as datasets, run as runs
 from gpuconv.train.config import UserError
@@ -109,13 +110,14 @@ def _subject(name: str, model: nn.Module, mean: Any, std: Any) -> Subject:
 def read_image(path: Path, channels: int) -> Tensor:
     """An image file, or a NumPy file [H, W], [C, H, W] or [H, W, C], as [C, H, W] with values 0 … 1.
 
-    Integers are divided by the greatest of their type; numbers with a point are taken as they are. A picture is made
-    grey for one channel and coloured for three. Raises UserError for a file that is no image or has other channels.
+    A picture is read as in training, see `gpuconv.pictures`: grey for one channel and coloured for three. Of a NumPy
+    file integers are divided by the greatest of their type; numbers with a point are taken as they are. Raises
+    UserError for a file that is no image or has other channels.
     """
     if not path.is_file():
         raise UserError(f"cannot read {path}: there is no such file")
     try:
-        array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _picture(path, channels)
+        array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else pictures.read(path, channels).pixels
     except Exception as error:  # Pillow and NumPy raise whatever a damaged file makes them stumble over
         raise UserError(f"{path} is no image: {str(error) or type(error).__name__}") from error
     if array.ndim == 2:
@@ -132,23 +134,6 @@ def read_image(path: Path, channels: int) -> Tensor:
     if not np.isfinite(values).all():
         raise UserError(f"{path} is no image: it holds values that are not finite")
     return torch.from_numpy(values)
-
-
-def _picture(path: Path, channels: int) -> Any:
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as file:
-        picture = ImageOps.exif_transpose(file)
-        if picture.mode.startswith(("I;16", "I", "F")):  # 16 bits and more: grey
-            array = np.asarray(picture)
-            array = array.astype(np.uint16) if array.dtype.kind in "iu" else array
-            return np.stack([array] * channels) if channels == 3 else array
-        if channels in (1, 3):
-            if picture.has_transparency_data:
-                white = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(white, picture.convert("RGBA"))
-            return np.asarray(picture.convert("L" if channels == 1 else "RGB"))
-        return np.asarray(picture)
 
 
 def fitted(image: Tensor, size: tuple[int, int] | int) -> Tensor:
