@@ -76,8 +76,7 @@ def fit(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     if pixels.shape[1:] == size:
         return pixels
     planes = (ImageOps.fit(Image.fromarray(plane), size[::-1], Image.Resampling.BICUBIC) for plane in pixels)
-    fitted = np.stack([np.asarray(plane) for plane in planes])
-    return fitted if fitted.dtype == np.uint8 else fitted.clip(pixels.min(), pixels.max())
+    return np.stack([np.asarray(plane) for plane in planes]).clip(pixels.min(), pixels.max())
 
 
 def _pixels(image: Any, channels: int) -> tuple[Pixels, int]:
@@ -130,16 +129,19 @@ def _reason(error: Exception, file: Path) -> str:
 
 @dataclasses.dataclass
 class LeftOut:
-    """What lies in a folder and is not used, by the reason."""
+    """What lies in a folder and is not used, by what it is: words with {s} where several have an s."""
 
     found: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
-    def add(self, reason: str, path: Path) -> None:
-        self.found.setdefault(reason, []).append(str(path))
+    def add(self, what: str, path: Path) -> None:
+        self.found.setdefault(what, []).append(str(path))
 
     def lines(self) -> list[str]:
-        """A line for each reason, with how many there are and their names, the first ones of many."""
-        return [f"left out {len(paths)} {reason}: {some(paths)}" for reason, paths in self.found.items()]
+        """A line for each kind, with how many there are and their names, the first ones of many."""
+        return [
+            f"left out {len(paths):,} {what.format(s='s' * (len(paths) > 1))}: {some(paths)}"
+            for what, paths in self.found.items()
+        ]
 
 
 def some(names: Sequence[str]) -> str:
@@ -148,34 +150,39 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMES]) + (f" … and {more:,} more" if more > 0 else "")
 
 
-HIDDEN, NO_IMAGES = "hidden files and folders", "files that are no images"
-_NOWHERE, _CIRCLES, _SPECIAL = "links to nothing", "links to a folder that they lie in", "neither files nor folders"
+HIDDEN, BROKEN, _NO_IMAGES = "hidden file{s} or folder{s}", "broken images", "file{s} without an image"
+BACK = "link{s} back to a folder further up"
+_NOWHERE, _SPECIAL = "link{s} to nothing", "special file{s}"
 
 
-def files_in(folder: Path, left_out: LeftOut, within: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
+def files_in(folder: Path, left_out: LeftOut, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
     """The picture files of a folder and of all folders in it, in the order of their names.
 
-    A picture is told by an ending that Pillow knows, or else by what is in the file; the rest goes to `left_out`.
-    Raises OSError for a folder that cannot be read.
+    A picture is told by an ending that Pillow knows, or else by what is in the file; the rest goes to `left_out`. Links
+    are followed. Raises OSError for a folder that cannot be read.
     """
-    status = folder.stat()
-    within = (*within, (status.st_dev, status.st_ino))
+    above |= way_to(folder)
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             left_out.add(HIDDEN, path)
         elif path.is_dir():
-            inner = path.stat()
-            if (inner.st_dev, inner.st_ino) in within:
-                left_out.add(_CIRCLES, path)
+            if path.resolve() in above:
+                left_out.add(BACK, path)
             else:
-                yield from files_in(path, left_out, within)
+                yield from files_in(path, left_out, above)
         elif path.is_file():
             if is_picture(path):
                 yield path
             else:
-                left_out.add(NO_IMAGES, path)
+                left_out.add(_NO_IMAGES, path)
         else:
             left_out.add(_NOWHERE if path.is_symlink() and not os.path.exists(path) else _SPECIAL, path)
+
+
+def way_to(folder: Path) -> frozenset[Path]:
+    """The folder and those above it, as they are without links."""
+    real = folder.resolve()
+    return frozenset([real, *real.parents])
 
 
 def is_picture(file: Path) -> bool:

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from gpuconv import pictures
-from gpuconv.pictures import HIDDEN, LeftOut, some
+from gpuconv.pictures import BACK, BROKEN, HIDDEN, LeftOut, some
 from gpuconv.train.config import Config, UserError
 from gpuconv.train.source import Part, Source
 
 _PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _LARGE = 224  # the longest side that pictures of several sizes are given by default
-_BROKEN, _EMPTY = "broken images", "classes without images"
+_EMPTY, _LOOSE = "folder{s} without images", "file{s} beside the classes' folders"
+_OTHER = "file{s} or folder{s} beside the parts"
 
 Files = dict[str, list[Path]]  # by class
 
@@ -49,13 +50,15 @@ def load(path: Path, config: Config, size: tuple[int, int] | None) -> Source:
         parts = {part: (_as_floats(images), labels) for part, (images, labels) in parts.items()}
     top = 255.0 if parts["train"][0].dtype == np.uint8 else 1.0
     notes += [f"{remark}, of {len(files)} images: {some(files)}" for remark, files in read.remarks.items()]
-    skipped = tuple(left_out.found.get(_BROKEN, ()))
+    skipped = tuple(left_out.found.get(BROKEN, ()))
     return Source(parts, classes, top, skipped, (*left_out.lines(), *notes))
 
 
 def _folders(path: Path, left_out: LeftOut) -> dict[str, Path]:
-    """The folder of each part; without such folders `path` itself is that of 'train'. Raises UserError where one could
-    take it either way."""
+    """The folder of each part; without such folders `path` itself is that of 'train'.
+
+    Raises UserError where one could take it either way.
+    """
     inside = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
     named: dict[str, list[Path]] = {}
     for part, names in _PARTS.items():
@@ -70,10 +73,10 @@ def _folders(path: Path, left_out: LeftOut) -> dict[str, Path]:
             if len(chosen) > 1:
                 raise UserError(f"{path} has more than one folder for {part}: {some([c.name for c in chosen])}")
         for entry in sorted(set(path.iterdir()) - {chosen[0] for chosen in named.values()}):
-            left_out.add(HIDDEN if entry.name.startswith(".") else f"beside {named['train'][0]}", entry)
+            left_out.add(HIDDEN if entry.name.startswith(".") else _OTHER, entry)
         return {part: chosen[0] for part, chosen in named.items()}
     if inside and not others:
-        raise UserError(f"{inside[0]} is to have a folder of images for each class, but has none")
+        raise UserError(f"{inside[0]} is to hold a folder for each class, with images in it, but holds none")
     for entry in (entry for chosen in named.values() for entry in chosen):
         clash = {inner.name for inner in entry.iterdir() if inner.is_dir()} & {other.name for other in inside}
         if clash:
@@ -98,12 +101,15 @@ def _has_folders(folder: Path) -> bool:
 def _classes(folder: Path, left_out: LeftOut, notes: list[str]) -> Files:
     """The picture files of each class, those in folders within its own included; a class without any is left out."""
     found: Files = {}
+    above = pictures.way_to(folder)
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             left_out.add(HIDDEN, entry)
         elif not entry.is_dir():
-            left_out.add("beside the classes' folders", entry)
-        elif files := list(pictures.files_in(entry, left_out)):
+            left_out.add(_LOOSE, entry)
+        elif entry.resolve() in above:
+            left_out.add(BACK, entry)
+        elif files := list(pictures.files_in(entry, left_out, above)):
             found[entry.name] = files
         else:
             left_out.add(_EMPTY, entry)
@@ -161,7 +167,7 @@ class _Reader:
                     raise UserError(
                         f"cannot read the image {file}: {error}; --skip-broken leaves such images out"
                     ) from None
-                self.left_out.add(_BROKEN, file)
+                self.left_out.add(BROKEN, file)
                 continue
             if picture.white:
                 self.whites.setdefault(picture.white, file)

@@ -146,13 +146,14 @@ def _numbered(path: Path, labels: dict[str, Any], notes: list[str]) -> tuple[dic
     values = {part: _one_each(path, array, notes) for part, array in labels.items()}
     if len({array.dtype.kind in "US" for array in values.values()}) > 1:
         raise UserError(f"{path}: labels must be all text or all numbers")
-    names, counts = np.unique(np.concatenate([*values.values()]), return_counts=True)
+    names = np.unique(np.concatenate([*values.values()]))
     if names.dtype.kind not in "US" and len(names) and names[0] < 0 and names.tolist() != [-1, 1]:
         wrong = next((k, array[k]) for array in values.values() for k in np.flatnonzero(array < 0))
         raise UserError(f"{path}: label {wrong[1]} of image {wrong[0]} is out of range: classes are numbered from 0 on")
-    if len(names) >= _MANY and len(names) > counts.sum() / 2:
+    count = len(values["train"])
+    if len(names) >= _MANY and len(np.unique(values["train"])) > count / 2:
         raise UserError(
-            f"{path}: labels have {len(names):,} values for {counts.sum():,} images: those are no classes to learn"
+            f"{path}: labels have {len(names):,} values for {count:,} images: those are no classes to learn"
         )
     classes = tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names.tolist())
     if classes != tuple(map(str, range(len(classes)))):

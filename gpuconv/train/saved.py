@@ -100,7 +100,7 @@ def predictions(
         except ValueError as error:
             if named:
                 raise UserError(f"cannot read the image {file}: {error}") from None
-            left_out.add("broken images", file)
+            left_out.add(pictures.BROKEN, file)
             return None
         if picture.remark:
             remarks.setdefault(picture.remark, []).append(str(file))

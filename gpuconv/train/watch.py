@@ -133,9 +133,9 @@ def draw_curves(lines: Sequence[dict[str, Any]], png: BinaryIO) -> None:
         for key, style, label in ((name, "ks--", "in training"), (f"{part}_{name}", "o-", judged)):
             found = [(line["epoch"], line[key]) for line in lines if line["kind"] == "epoch" and line[key] is not None]
             if found:
-                axes.plot(*zip(*found, strict=True), style, markersize=3, label=label)
+                axes.plot(*zip(*found, strict=True), style, markersize=4, label=label)
         axes.set(xlabel="epoch", title=name)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(png, dpi=90)
