@@ -123,10 +123,20 @@ def train(
         return STOPPED[stopped_by]
     if not json:
         rate = f", {result['images_per_second']:,.0f} images/s" if result["images_per_second"] else ""
-        print(f"accuracy  {result['accuracy']:.2%} of {result['n']} held-out images, loss {result['loss']:.4g}")
+        print(_score(result["accuracy"], result["n"], result["loss"]))
         print(f"time      {result['seconds']:.1f} s for {result['steps']} steps{rate}")
-        print(f"run       {result['run']} ({', '.join((runs.CONFIG, runs.METRICS, runs.MODEL, runs.CURVES))})")
+        print(
+            f"run       {printable(result['run'])} ({', '.join((runs.CONFIG, runs.METRICS, runs.MODEL, runs.CURVES))})"
+        )
     return 0
+
+
+def _score(accuracy: float, n: int, loss: float | None) -> str:
+    return f"accuracy  {accuracy:.2%} of {n} held-out images, loss " + ("not finite" if loss is None else f"{loss:.4g}")
+
+
+def _say(note: str) -> None:
+    print(printable(note), file=sys.stderr)
 
 
 def evaluate(
@@ -138,29 +148,34 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure a trained network on the held-out images of its data: accuracy, and the loss it was trained with."""
-    score = runs.evaluate(run, data=data, backend=backend, device=device, dtype=dtype)
+    score = runs.evaluate(run, _say, data=data, backend=backend, device=device, dtype=dtype)
     if json:
         print(jsonlib.dumps(dataclasses.asdict(score), indent=2))
     else:
-        print(f"accuracy  {score.accuracy:.2%} of {score.n} held-out images, loss {score.loss:.4g}")
+        print(_score(score.accuracy, score.n, score.loss))
 
 
 def predict(
     run: Run,
-    images: Annotated[list[Path], typer.Argument(help="Image files, of any size.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(help="Image files, of any size, or folders.", show_default=False)],
     top: Annotated[int, typer.Option(min=1, help="Classes to name.")] = 3,
     backend: Backend = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Say what is on images: the likeliest classes, with probabilities. Images are resized to those of the training."""
-    found = runs.predict(run, images, backend=backend, device=device)
-    best = {str(file): dict(list(shares.items())[:top]) for file, shares in zip(images, found, strict=True)}
+    """Say what is on images: the likeliest classes, with probabilities.
+
+    Images are brought to the size of the training's: scaled to cover it, their middle taken. A folder stands for all
+    images in it and in the folders within.
+    """
+    best: dict[str, dict[str, float]] = {}
+    for file, shares in runs.predictions(run, images, _say, backend=backend, device=device):
+        best[str(file)] = dict(list(shares.items())[:top])
+        if not json:
+            few = (f"{label} {share:.1%}" for label, share in best[str(file)].items())
+            print(printable("  ".join([str(file), *few])))
     if json:
         print(jsonlib.dumps(best, indent=2))
-        return
-    for name, shares in best.items():
-        print(f"{name}  " + "  ".join(f"{label} {share:.1%}" for label, share in shares.items()))
 
 
 def export(

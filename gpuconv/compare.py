@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 import torch
 
+from gpuconv import backends
 from gpuconv.train import checkpoint, data as datasets, loop, networks, run as runs
 from gpuconv.train.config import Config, UserError
 from gpuconv.train.watch import Lines
@@ -24,13 +25,17 @@ _WARM, _TIMED = 5, 20  # steps
 def compare(config: Config, names: Sequence[str], seeds: int, path: Path, stream: TextIO) -> list[dict[str, Any]]:
     """Train with each backend of `names` and each of so many seeds, in turn; write runs, table and picture to `path`.
 
-    Gives a row for each backend: its values are means, those called `…_spread` standard deviations over seeds. An
-    epoch's speed is the median of a run's epochs but the first. Raises as `runs.train` does.
+    What is the same by another name is measured once: on a CPU `auto` is `aten`. Gives a row for each backend: its
+    values are means, those called `…_spread` standard deviations over seeds. Accuracy is that of the runs' results, on
+    images by which nothing was chosen. An epoch's speed is the median of a run's epochs but the first. Raises as
+    `runs.train` does.
     """
+    names = _different(names, config.device, stream)
     configs = {name: dataclasses.replace(config, backend=name) for name in names}
-    for name, each in configs.items():
+    for each in configs.values():
         each.check()
-        runs.check_new(path / f"{name}-{config.seed}")
+    for name, seed in itertools.product(names, range(config.seed, config.seed + seeds)):
+        runs.check_new(path / f"{name}-{seed}")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed, name in itertools.product(range(config.seed, config.seed + seeds), names):
         watch = Lines(stream, f"{name}, seed {seed}")
@@ -53,13 +58,27 @@ def compare(config: Config, names: Sequence[str], seeds: int, path: Path, stream
     return rows
 
 
+def _different(names: Sequence[str], device: str, stream: TextIO) -> list[str]:
+    """The names by which the backends are known, each once; says where that is another one than was given."""
+    order = backends.auto_order(torch.device(device).type)
+    found: list[str] = []
+    for name in map(str.strip, names):
+        real = order[0] if name == "auto" and len(order) == 1 else name
+        if real != name:
+            print(f"on {device}, {name} is {real}, which is measured once", file=stream)
+        if real not in found:
+            found.append(real)
+    return found
+
+
 def step_times(config: Config) -> dict[str, float]:
     """Milliseconds of each stage of a training step, the median of some; the device is waited for after each stage."""
     device = torch.device(config.device)
     data = datasets.load(config).to(device)
     network = networks.build(config.model, data.image_shape, len(data.classes), config.channels_last)
     config = dataclasses.replace(config, steps=_WARM + _TIMED, epochs=None)
-    training = loop.Training(network.to(device, config.weight_dtype), config, len(data.labels))
+    network.to(device, config.weight_dtype)
+    networks.measure(network, data.images, data.top)
     times: dict[str, list[float]] = {stage: [] for stage in STAGES}
     last = time.perf_counter()
 
@@ -72,6 +91,7 @@ def step_times(config: Config) -> dict[str, float]:
         last = now
 
     with runs.computing(config, data.image_shape):
+        training = loop.Training(network, config, len(data.labels), loop.rehearse(network, data, config))
         for _ in loop.fit(training, data, config, mark):
             last = time.perf_counter()
     return {stage: statistics.median(values[_WARM:]) for stage, values in times.items()}

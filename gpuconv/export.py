@@ -1,10 +1,13 @@
 """A trained network for those who have no gpuconv: weights, a program of torch.export, or ONNX; checked, then kept.
 
 What is written holds PyTorch's (or ONNX's) own convolutions, and the normalisation of the images: it takes [N, C, H, W]
-with values 0 … 1, for any N, and gives a score for each class.
+with values 0 … 1, for any N, and gives a score for each class. Each file also says what it is for: `classes`, the names
+in the order of the scores, `image_shape` and `model`, in JSON. They stand in the metadata `gpuconv` of safetensors, in
+the extra file `gpuconv.json` of pt2, and in ONNX's metadata under these names.
 """
 
 import contextlib
+import json
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -15,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 import gpuconv
+from gpuconv.files import writable_or_raise
 from gpuconv.train import checkpoint, networks, run as runs
 from gpuconv.train.config import UserError
 
+ABOUT = "gpuconv.json"
 _IMAGES = 8
 _WORSE = 4  # times PyTorch's own error against float64, one rounding of the largest output at least
 
@@ -25,10 +30,15 @@ _WORSE = 4  # times PyTorch's own error against float64, one rounding of the lar
 def export(run: Path, format: str, out: Path) -> str:
     """Write the network of the run at `run` to `out` and say how well it agrees; `format`: one of FORMATS.
 
-    Raises UserError where it does not agree, a package is missing, or the folder is damaged: then nothing is written.
+    Raises UserError where it could not be written, does not agree, a package is missing, or the folder is damaged:
+    then nothing is written.
     """
     if format not in FORMATS:
         raise UserError(f"format must be one of {', '.join(FORMATS)}, but got {format!r}")
+    try:
+        writable_or_raise(out)
+    except OSError as error:
+        raise UserError(str(error)) from None
     network, config = runs.load_run(run, device="cpu", backend="aten")
     image_shape, classes = runs.load_shapes(run)
     gpuconv.revert(network.float())
@@ -49,6 +59,7 @@ def export(run: Path, format: str, out: Path) -> str:
         allowed = _WORSE * max(own, exact.abs().max().item() * torch.finfo(torch.float32).eps / 2)
         if not off <= allowed:
             raise UserError(f"{format} was not written: its outputs are off by {off:.1e}, PyTorch's by {own:.1e}")
+        out.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write(out, file.read_bytes())
     return f"outputs within {off:.1e} of float64's (PyTorch's own: {own:.1e})"
 
@@ -62,7 +73,7 @@ def _safetensors(network: nn.Module, images: Tensor, file: Path, about: dict[str
 
 def _pt2(network: nn.Module, images: Tensor, file: Path, about: dict[str, Any]) -> Callable[[Tensor], Tensor]:
     program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
-    torch.export.save(program, file)
+    torch.export.save(program, file, extra_files={ABOUT: json.dumps(about)})
     again = torch.export.load(file)
     theirs = {str(node.target) for node in again.graph.nodes if str(node.target).startswith("gpuconv")}
     if theirs:
@@ -81,6 +92,8 @@ def _onnx(network: nn.Module, images: Tensor, file: Path, about: dict[str, Any])
     model = onnx.load(file)
     if {node.domain for node in model.graph.node} != {""} or model.functions:
         raise UserError("onnx was not written: it would have nodes that are not ONNX's own")
+    onnx.helper.set_model_props(model, {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()})
+    onnx.save(model, file)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 

@@ -357,6 +357,36 @@ def test_predict_export_and_compare(capsys: pytest.CaptureFixture[str], tmp_path
     assert names == ["aten-0", "aten-1", "compare.json", "compare.png", "numpy-0", "numpy-1"]
 
 
+def test_on_a_cpu_auto_is_aten_and_is_measured_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = ["--seeds", "1", "--steps", "2", "--batch-size", "300", "--device", "cpu", "--out", tmp_path / "compare"]
+    status, output, errors = call(capsys, "compare", *options)
+    assert (status, errors) == (0, "")
+    assert output.startswith("on cpu, auto is aten, which is measured once\naten, seed 0\n")
+    names = sorted(path.name for path in (tmp_path / "compare").iterdir())
+    assert names == ["aten-0", "compare.json", "compare.png"]
+
+
+def test_predict_takes_folders_and_escapes_what_would_colour_the_terminal(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    for label in ("a\x1b[31m", "b"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for k in range(6):
+            Image.new("RGB", (8, 8), (40 * k, 0, 0)).save(tmp_path / "data" / label / f"{k}.png")
+    (tmp_path / "data" / "b" / "note\x1b[31m.txt").write_text("hello")
+    status, output, _ = call(capsys, *FEW, "--data", f"folder:{tmp_path / 'data'}", "--out", tmp_path / "run")
+    assert status == 0 and f"left out 1 file without an image: {tmp_path}/data/b/note\\x1b[31m.txt" in output
+    status, output, errors = call(capsys, "predict", tmp_path / "run", tmp_path / "data")
+    assert status == 0 and len(output.splitlines()) == 12 and errors.startswith("left out 1 file without an image: ")
+    assert "\x1b" not in output + errors and "a\\x1b[31m" in output
+    status, output, _ = call(capsys, "predict", tmp_path / "run", tmp_path / "data", "--json", "--top", "1")
+    assert status == 0 and len(json.loads(output)) == 12
+    status, _, errors = call(capsys, "eval", tmp_path / "run")
+    assert status == 0 and errors.startswith("left out 1 file without an image: ")
+
+
 # ---- stopping -------------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpuconv import pictures
 from gpuconv.train.config import UserError
 
 Image = Any  # a tensor, an array, an image of Pillow, a path, or a list of these
@@ -40,20 +41,23 @@ def tensor_of(image: Image, channels: int | None) -> Tensor:
         each = image if image.ndim == 4 else [image]
         return tensor_of([_values(one, "image", wanted).unsqueeze(0) for one in each], channels)
     if hasattr(image, "mode") and hasattr(image, "getbands"):  # Pillow's
-        return _values(_pixels(image, wanted), "image", wanted).unsqueeze(0)
+        try:
+            return _values(pictures.pixels_of(image, wanted)[0], "image", wanted).unsqueeze(0)
+        except ValueError as error:
+            raise UserError(f"image is none: {error}") from None
     raise UserError(f"image must be a tensor, an array, an image of Pillow or a path, but got {type(image).__name__}")
 
 
 def read_image(path: Path, channels: int) -> Tensor:
     """An image file, or a NumPy file [H, W], [C, H, W] or [H, W, C], as [C, H, W] with values 0 … 1.
 
-    Integers are divided by the greatest of their type; numbers with a point are taken as they are. A picture is made
-    grey for one channel and coloured for three. Raises UserError for a file that is no image or has other channels.
+    A picture is read as in training, see `gpuconv.pictures`: grey for one channel and coloured for three. Of a NumPy
+    file integers are divided by the greatest of their type; numbers with a point are taken as they are. Raises UserError for a file that is no image or has other channels.
     """
     if not path.is_file():
         raise UserError(f"cannot read {path}: there is no such file")
     try:
-        array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _picture(path, channels)
+        array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else pictures.read(path, channels).pixels
     except Exception as error:  # Pillow and NumPy raise whatever a damaged file makes them stumble over
         raise UserError(f"{path} is no image: {str(error) or type(error).__name__}") from error
     return _values(array, str(path), channels)
@@ -75,29 +79,6 @@ def _values(array: Any, name: str, channels: int) -> Tensor:
     if not np.isfinite(values).all():
         raise UserError(f"{name} is no image: it holds values that are not finite")
     return torch.from_numpy(values)
-
-
-def _picture(path: Path, channels: int) -> Any:
-    from PIL import Image
-
-    with Image.open(path) as file:
-        return _pixels(file, channels)
-
-
-def _pixels(file: Any, channels: int) -> Any:
-    from PIL import Image, ImageOps
-
-    picture = ImageOps.exif_transpose(file)
-    if picture.mode.startswith(("I;16", "I", "F")):  # 16 bits and more: grey
-        array = np.asarray(picture)
-        array = array.astype(np.uint16) if array.dtype.kind in "iu" else array
-        return np.stack([array] * channels) if channels == 3 else array
-    if channels in (1, 3):
-        if picture.has_transparency_data:
-            white = Image.new("RGBA", picture.size, "white")
-            picture = Image.alpha_composite(white, picture.convert("RGBA"))
-        return np.asarray(picture.convert("L" if channels == 1 else "RGB"))
-    return np.asarray(picture)
 
 
 def fitted(image: Tensor, size: tuple[int, int] | int) -> Tensor:

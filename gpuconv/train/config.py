@@ -17,6 +17,7 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 DATA: dict[str, dict[str, Any]] = {
     "digits": {"shift": 1},
     "cifar10:DIR": {"epochs": 16, "batch_size": 128, "flip": True, "shift": 2},
+    "cifar100:DIR": {"epochs": 16, "batch_size": 128, "flip": True, "shift": 2},
     "mnist:DIR": {"epochs": 5, "batch_size": 128, "shift": 2},
     "folder:DIR": {"flip": True},
     "npz:FILE": {},
@@ -74,12 +75,19 @@ class Config:
     steps: int | None = _is(None, "Stop after this many optimiser steps in all.", must=AT_LEAST_1)
     batch_size: int = _is(64, "Images in a step.", must=AT_LEAST_1)
     ema: float = _is(0.0, "Decay of a moving average of the weights, to be judged and saved. 0: none.", must=SHARE)
-    patience: int = _is(0, "Stop after so many epochs that were no better; keep the best. 0: never.", must=NOT_NEGATIVE)
+    patience: int = _is(
+        0,
+        "Stop after so many epochs no better in validation; keep the best. 0: never.",
+        must=NOT_NEGATIVE,
+    )
     flip: bool = _is(False, "Mirror every image in every other epoch.")
     shift: int = _is(0, "Move images by up to this many pixels along each axis.", must=NOT_NEGATIVE)
     cutout: int = _is(0, "Blacken a square with sides of this many pixels in each image.", must=NOT_NEGATIVE)
     flip_test: bool = _is(False, "Judge an image and its mirror image, and take the mean.")
-    size: int = _is(0, "Resize a folder's images to squares of this side. 0: leave them.", must=NOT_NEGATIVE)
+    size: int = _is(
+        0, "Side of the squares that a folder's images become: scaled to cover one, its middle taken. 0: leave "
+        "them, or the median of their short sides, 224 at most, where they differ.", must=NOT_NEGATIVE
+    )  # fmt: skip
     skip_broken: bool = _is(False, "Leave out images of a folder that cannot be read.")
     backend: str = _is("auto", f"Who computes convolutions: {', '.join((*backends.CHOICES, *backends.names()))}.")
     device: str = _is("cpu", "cpu, cuda or cuda:N; cuda where there is a GPU.")
@@ -140,9 +148,13 @@ class Config:
         except ValueError as error:
             raise UserError(str(error)) from None
 
-    def length(self, images: int) -> tuple[int, int]:
-        """(steps in all, steps an epoch) on a training set of `images`; an epoch's last batch may be a small one."""
-        epoch = math.ceil(images / self.batch_size)
+    def length(self, images: int, least: int = 1) -> tuple[int, int]:
+        """(steps in all, steps an epoch) on a training set of `images`; an epoch's last batch may be a small one.
+
+        least: fewer images are no batch of their own, but part of the one before, as in `data.epoch_batches`.
+        """
+        epoch, rest = divmod(images, self.batch_size)
+        epoch += rest >= least or not epoch
         if self.steps is not None and self.epochs is None:
             return self.steps, epoch
         steps = (self.epochs or DEFAULT_EPOCHS) * epoch

@@ -1,9 +1,6 @@
 """The images to learn from, held in memory on the device, and the order and guise in which training sees them."""
 
 import dataclasses
-import gzip
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,17 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpuconv.train import folder, known, npz
 from gpuconv.train.config import Config, UserError
+from gpuconv.train.source import Source, every
 
 _EVERY = 5  # where nothing is held out, every fifth image of each class is
-_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_CIFAR10_BYTES = 10_000 * 3073
-_DIGITS = tuple("0123456789")
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """A training set and a held-out set: images [N, C, H, W] uint8 or floats, labels [N] int64."""
+    """Images to learn from, images to test the result with, and perhaps images to choose it with.
+
+    Images are [N, C, H, W] uint8 or floats, labels [N] int64.
+    """
 
     images: Tensor
     labels: Tensor
@@ -32,11 +31,25 @@ class Data:
     classes: tuple[str, ...]
     top: float = 255.0  # the value that stands for 1
     skipped: tuple[str, ...] = ()  # what could not be read
+    val_images: Tensor | None = None
+    val_labels: Tensor | None = None
+    notes: tuple[str, ...] = ()  # a user ought to be told
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """[C, H, W]"""
         return tuple(self.images.shape[1:])
+
+    @property
+    def watched(self) -> str:
+        """The part that a run is judged by after each epoch: 'val' where there is one, else 'test'."""
+        return "test" if self.val_labels is None else "val"
+
+    def part(self, name: str) -> tuple[Tensor, Tensor]:
+        """Images and labels of 'val' or 'test'."""
+        if name == "test" or self.val_images is None or self.val_labels is None:
+            return self.test_images, self.test_labels
+        return self.val_images, self.val_labels
 
     def pixels(self, images: Tensor, dtype: torch.dtype) -> Tensor:
         """Images of this data as networks take them: values 0 … 1."""
@@ -48,181 +61,88 @@ class Data:
         return dataclasses.replace(self, **tensors)
 
 
-def load(config: Config) -> Data:
-    """What `config.data` names. Raises UserError for what is missing, damaged or does not fit together."""
+def load(config: Config, size: tuple[int, int] | None = None) -> Data:
+    """What `config.data` names. size: (H, W) that a folder's images are brought to; by default what suits them.
+
+    Where the data have no part to test with, their `val` part is it, or every fifth training image of each class. Where
+    the best of several epochs is to be kept (`config.patience`), it is chosen by `val` alone, or else by every fifth
+    remaining image; nothing is chosen by test images. Raises UserError for what is missing, damaged or does not fit
+    together.
+    """
     kind, _, path = config.data.partition(":")
     try:
-        images, labels, test, classes, *rest = _LOADERS[kind](Path(path), config)
+        source = _READERS[kind](Path(path), config, size)
     except OSError as error:
         raise UserError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
-    pairs = [(images, labels), test] if test else [(images, labels)]
-    for images, labels in pairs:
+    parts, classes = source.parts, source.classes
+    for name, (images, labels) in parts.items():
         if len(images) != len(labels) or not len(labels):
             raise UserError(f"{config.data}: {len(images):,} images do not go with {len(labels):,} labels")
         wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
         if len(wrong):
             what = f"label {labels[wrong[0]]} of image {wrong[0]} is out of range: there are {len(classes)} classes"
             raise UserError(f"{config.data}: {what}")
-        if images.shape[1:] != pairs[0][0].shape[1:]:
-            shapes = [list(array.shape[1:]) for array, _ in pairs]
-            raise UserError(f"{config.data}: training images are {shapes[0]}, but test images {shapes[1]}")
-    if not test:
-        kept = [np.delete(np.flatnonzero(labels == k), np.s_[_EVERY - 1 :: _EVERY]) for k in range(len(classes))]
-        out = np.ones(len(labels), bool)
-        out[np.concatenate(kept)] = False
-        pairs = [(images[~out], labels[~out]), (images[out], labels[out])]
+        if images.shape[1:] != parts["train"][0].shape[1:]:
+            shapes = [list(array.shape[1:]) for array in (parts["train"][0], images)]
+            raise UserError(f"{config.data}: training images are {shapes[0]}, but {name} images {shapes[1]}")
+    notes = list(source.notes)
+    if "test" not in parts and "val" in parts and not config.patience:
+        parts["test"] = parts.pop("val")  # nothing is chosen by it
+        notes.append("there is no test part: the validation part is the held-out one")
+    for name, why in (("test", "to hold one out"), ("val", "to hold one out for --patience")):
+        if name in parts or (name == "val" and not config.patience):
+            continue
+        images, labels = parts["train"]
+        out = every(labels, _EVERY)
         if not out.any():
-            raise UserError(f"{config.data}: no class has the {_EVERY} images that it takes to hold one out")
-    tensors = [torch.from_numpy(np.array(array)) for pair in pairs for array in pair]
-    return Data(tensors[0], tensors[1].long(), tensors[2], tensors[3].long(), tuple(classes), *rest)
+            raise UserError(f"{config.data}: no class has the {_EVERY} images that it takes {why}")
+        parts["train"], parts[name] = (images[~out], labels[~out]), (images[out], labels[out])
+        if name == "val":
+            notes.append(
+                f"--patience chooses by {out.sum():,} of the training images, which are not learned; the test images "
+                "are judged once, at the end"
+            )
+        elif "val" in parts:  # which chooses
+            notes.append(f"there is no test part: {out.sum():,} of the training images are held out instead")
+    tensors = {
+        name: (torch.from_numpy(np.array(images)), torch.from_numpy(np.array(labels)).long())
+        for name, (images, labels) in parts.items()
+    }
+    val = tensors.get("val", (None, None))
+    return Data(*tensors["train"], *tensors["test"], classes, source.top, source.skipped, *val, tuple(notes))
 
 
-# ---- where images come from: each gives images [N, C, H, W], labels [N], the test pair or None, classes, … -----------
-
-
-def _digits(path: Path, config: Config) -> tuple[Any, ...]:
-    """1,797 handwritten digits, 8×8 pixels, out of scikit-learn's package."""
-    from sklearn.datasets import load_digits  # takes a second to import
-
-    raw = load_digits()
-    return raw.images[:, None].astype(np.uint8), raw.target, None, _DIGITS, 16.0
-
-
-def _cifar10(path: Path, config: Config) -> tuple[Any, ...]:
-    """The official binary version: records of one label byte and 3×32×32 pixels."""
-    folder = path / "cifar-10-batches-bin" if (path / "cifar-10-batches-bin").is_dir() else path
-
-    def records(*names: str) -> tuple[np.ndarray, np.ndarray]:
-        parts = [(folder / name).read_bytes() for name in names]
-        for name, part in zip(names, parts, strict=True):
-            if len(part) != _CIFAR10_BYTES:
-                raise UserError(f"{folder / name} is damaged: it has {len(part):,} bytes, not {_CIFAR10_BYTES:,}")
-        raw = np.frombuffer(b"".join(parts), np.uint8).reshape(-1, 3073)
-        return raw[:, 1:].reshape(-1, 3, 32, 32), raw[:, 0]
-
-    return *records(*(f"data_batch_{k}.bin" for k in range(1, 6))), records("test_batch.bin"), _CIFAR10
-
-
-def _mnist(path: Path, config: Config) -> tuple[Any, ...]:
-    """The four IDX files, gzipped or not."""
-
-    def idx(name: str, ndim: int) -> np.ndarray:
-        files = [path / f"{stem}{end}" for stem in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
-        file = next(filter(Path.exists, files), files[0])
-        raw = file.read_bytes()
-        try:
-            raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-        except (EOFError, OSError, zlib.error) as error:
-            raise UserError(f"{file} is damaged: {error}") from None
-        shape = np.frombuffer(raw[4 : 4 + 4 * ndim], ">u4") if len(raw) >= 4 + 4 * ndim else ()
-        if raw[:4] != bytes([0, 0, 8, ndim]) or len(raw) != 4 + 4 * ndim + np.prod(shape, dtype=np.int64):
-            raise UserError(f"{file} is damaged: it is not an IDX file of {ndim} dimensions, or not a whole one")
-        return np.frombuffer(raw, np.uint8, offset=4 + 4 * ndim).reshape([int(size) for size in shape])
-
-    pairs = [(idx(f"{s}-images-idx3-ubyte", 3)[:, None], idx(f"{s}-labels-idx1-ubyte", 1)) for s in ("train", "t10k")]
-    return *pairs[0], pairs[1], _DIGITS
-
-
-def _folder(path: Path, config: Config) -> tuple[Any, ...]:
-    """A folder for each class, of images of any kind that Pillow reads; or such folders in `train` and `test`."""
-    train = path / "train" if (path / "train").is_dir() else path
-    test = next((path / name for name in ("test", "val") if train != path and (path / name).is_dir()), None)
-    classes = _visible(train, Path.is_dir)
-    skipped: list[str] = []
-
-    def read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-        found: list[tuple[np.ndarray, int]] = []
-        for name in _visible(folder, Path.is_dir):
-            if name not in classes:
-                raise UserError(f"{folder / name} is a class without training images")
-            for file in (folder / name / image for image in _visible(folder / name, Path.is_file)):
-                try:
-                    image = read_image(file, "RGB", (config.size, config.size) if config.size else None)
-                except UserError as error:
-                    if not config.skip_broken:
-                        raise UserError(f"{error}; --skip-broken leaves such images out") from None
-                    skipped.append(str(file))
-                    continue
-                if found and image.shape != found[0][0].shape:
-                    sizes = ["×".join(map(str, array.shape[:0:-1])) for array in (image, found[0][0])]
-                    raise UserError(f"{file} is {sizes[0]}, but the first image is {sizes[1]}; --size resizes all")
-                found.append((image, classes.index(name)))
-        if not found:
-            raise UserError(f"{folder} has no folders with images, one for each class")
-        return np.stack([image for image, _ in found]), np.array([label for _, label in found])
-
-    pair = read(train)
-    return *pair, test and read(test), tuple(classes), 255.0, tuple(skipped)
-
-
-def _visible(folder: Path, is_kind: Callable[[Path], bool]) -> list[str]:
-    return sorted(file.name for file in folder.iterdir() if is_kind(file) and not file.name.startswith("."))
-
-
-def read_image(file: Path, mode: str, size: tuple[int, int] | None) -> np.ndarray:
-    """An image file as [C, H, W] uint8; mode: 'L' or 'RGB'; size: width and height. Raises UserError."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(file) as image:
-            image = ImageOps.exif_transpose(image).convert(mode)
-            pixels = np.asarray(image if size is None else image.resize(size))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        what = str(error).replace(f" {str(file)!r}", "")
-        raise UserError(f"cannot read the image {file}: {getattr(error, 'strerror', None) or what}") from None
-    return pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
-
-
-def _npz(path: Path, config: Config) -> tuple[Any, ...]:
-    """NumPy arrays `images` [N, H, W], [N, C, H, W] or [N, H, W, 3] and `labels` [N]; perhaps `test_…` of both."""
-    try:
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, TypeError, AttributeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged, or no npz file of numbers: {error}") from None
-    if not {"images", "labels"} <= arrays.keys() or ("test_images" in arrays) != ("test_labels" in arrays):
-        raise UserError(f"{path} must have images and labels, and both of test_ or none, but has {', '.join(arrays)}")
-    pairs = []
-    for images, labels in (
-        (arrays[f"{p}images"], arrays[f"{p}labels"]) for p in ("", "test_") if f"{p}images" in arrays
-    ):
-        if images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
-            images = images.transpose(0, 3, 1, 2)
-        if images.ndim == 3:
-            images = images[:, None]
-        if images.ndim != 4 or not (images.dtype == np.uint8 or images.dtype.kind == "f"):
-            raise UserError(f"{path}: images must be [N, C, H, W], uint8 or floats; got {images.shape} {images.dtype}")
-        if images.dtype.kind == "f" and not np.isfinite(images).all():
-            raise UserError(f"{path}: images must be finite, but there is NaN or Inf among them")
-        if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise UserError(f"{path}: labels must be [N] integers, but got {list(labels.shape)} {labels.dtype}")
-        pairs.append((images, labels.astype(np.int64)))
-    classes = tuple(map(str, range(int(pairs[0][1].max(initial=0)) + 1)))
-    return *pairs[0], pairs[1] if len(pairs) > 1 else None, classes, 255.0 if pairs[0][0].dtype == np.uint8 else 1.0
-
-
-_LOADERS: dict[str, Callable[[Path, Config], tuple[Any, ...]]] = {
-    "digits": _digits, "cifar10": _cifar10, "mnist": _mnist, "folder": _folder, "npz": _npz,
-}  # fmt: skip
+_READERS: dict[str, Callable[[Path, Config, tuple[int, int] | None], Source]] = {
+    "digits": lambda path, config, size: known.digits(),
+    "cifar10": lambda path, config, size: known.cifar10(path),
+    "cifar100": lambda path, config, size: known.cifar100(path),
+    "mnist": lambda path, config, size: known.mnist(path),
+    "folder": folder.load,
+    "npz": lambda path, config, size: npz.load(path),
+}
 
 
 # ---- what training sees ---------------------------------------------------------------------------------------------
 
 
 def epoch_batches(
-    data: Data, config: Config, epoch: int, first: int = 0, part: tuple[int, int] = (0, 1)
+    data: Data, config: Config, epoch: int, first: int = 0, part: tuple[int, int] = (0, 1), least: int = 1
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
     """The training set once, shuffled and augmented: images [B, C, H, W], labels [B], the size of the whole batch.
 
-    first: the batch to begin with. part: (k, n) gives every n-th image of each batch, from the k-th on. What becomes of
-    an image depends on seed, epoch and its place in the training set alone, on no batch, part or device.
+    first: the batch to begin with. part: (k, n) gives every n-th image of each batch, from the k-th on. least: a last
+    batch of fewer images is part of the one before it. What becomes of an image depends on seed, epoch and its place in
+    the training set alone, on no batch, part or device.
     """
     device, count = data.labels.device, len(data.labels)
     order = torch.randperm(count, generator=torch.Generator().manual_seed((config.seed << 20) + epoch)).to(device)
     chance = draws(config.seed, epoch, torch.arange(count, device=device))
     # An image is mirrored in every other epoch: of two epochs one sees it either way (airbench's alternating flip).
     mirrored = ((draws(config.seed, 0, torch.arange(count, device=device))[0] + epoch) & 1).bool()
-    for batch in order.split(config.batch_size)[first:]:
+    batches = list(order.split(config.batch_size))
+    if len(batches) > 1 and len(batches[-1]) < least:
+        batches[-2:] = [order[(len(batches) - 2) * config.batch_size :]]
+    for batch in batches[first:]:
         mine = batch[part[0] :: part[1]]
         images = _augment(data.images[mine], chance[:, mine], mirrored[mine], config)
         yield data.pixels(images, config.weight_dtype), data.labels[mine], len(batch)

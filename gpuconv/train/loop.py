@@ -19,6 +19,7 @@ from gpuconv.train.config import Config, UserError
 from gpuconv.train.data import Data, epoch_batches
 
 _EVALUATION_BATCH = 1000
+_MISFITS = (RuntimeError, ValueError, TypeError, AssertionError, AttributeError)  # of a network and its images
 
 
 def loss_sum(outputs: Tensor, labels: Tensor, config: Config) -> Tensor:
@@ -86,9 +87,9 @@ class Progress:
 class Training:
     """What training changes, all of it: a checkpoint holds this."""
 
-    def __init__(self, network: nn.Module, config: Config, images: int) -> None:
-        """`network` is trained in place on a training set of so many images."""
-        self.network = network
+    def __init__(self, network: nn.Module, config: Config, images: int, least: int = 1) -> None:
+        """`network` is trained in place on a training set of so many images, in batches of `least` at least."""
+        self.network, self.least = network, least
         self.average = copy.deepcopy(network) if config.ema else None
         quick = getattr(network, "bias_lr", 1)  # how much quicker BatchNorm's shifts learn
         shifts = {id(norm.bias) for norm in network.modules() if isinstance(norm, nn.BatchNorm2d)} if quick > 1 else {}
@@ -104,7 +105,7 @@ class Training:
             self.optimizer = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=nesterov, fused=True)
         device = next(network.parameters()).device
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
-        self.at = Progress(*config.length(images))
+        self.at = Progress(*config.length(images, least))
         self.at.sums = torch.zeros(2, dtype=torch.float64, device=device)
 
     @property
@@ -113,17 +114,30 @@ class Training:
         return self.network if self.average is None else self.average
 
 
-def rehearse(network: nn.Module, data: Data, config: Config) -> None:
-    """Forward and backward of a copy of the network on two images: what cannot be done here raises now."""
-    images = data.pixels(data.images[:2], config.weight_dtype)
-    try:
+def rehearse(network: nn.Module, data: Data, config: Config) -> int:
+    """Forward and backward of a copy of the network on two images: what cannot be done here raises now.
+
+    Gives the number of images that a batch has to have at least in each process: 1, or 2 where the network cannot be
+    trained on a single one (BatchNorm on maps of one pixel has nothing to take the variance of).
+    """
+
+    def step(count: int) -> None:
+        images = data.pixels(data.images[:count], config.weight_dtype)
         outputs = _outputs(copy.deepcopy(network), images, config)
-        loss_sum(outputs, data.labels[:2], config).backward()
-    except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError) as error:
+        loss_sum(outputs, data.labels[:count], config).backward()
+
+    try:
+        step(2)
+    except _MISFITS as error:
         if type(error).__module__.startswith(("gpuconv", "torch")):  # a backend's refusal, memory that is short
             raise
         shape, what = "×".join(map(str, data.image_shape)), str(error).splitlines()[0]
         raise UserError(f"model {config.model} cannot be trained on images of {shape}: {what}") from None
+    try:
+        step(1)
+    except _MISFITS:
+        return 2
+    return 1
 
 
 def fit(
@@ -145,7 +159,7 @@ def fit(
             at.images = 0
             at.sums.zero_()
         at.since = time.perf_counter(), at.images
-        for images, labels, size in epoch_batches(data, config, epoch, first, (ranks.rank(), world)):
+        for images, labels, size in epoch_batches(data, config, epoch, first, (ranks.rank(), world), training.least):
             mark("data")
             at.lr = rate(at.step, at.steps, config)
             for group in optimizer.param_groups:
@@ -192,7 +206,7 @@ def _averaging(training: Training, config: Config) -> Callable[[int], None]:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """The share of n held-out images that a network names rightly, and its mean loss on them."""
+    """The share of n images, none of them trained on, that a network names rightly, and its mean loss on them."""
 
     accuracy: float
     loss: float
@@ -200,14 +214,13 @@ class Score:
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, data: Data, config: Config) -> Score:
-    """The network, in evaluation mode, on the held-out images."""
+def evaluate(network: nn.Module, data: Data, config: Config, part: str = "test") -> Score:
+    """The network, in evaluation mode, on the images of a part, 'val' or 'test'."""
     network.eval()
-    n = len(data.test_labels)
+    all_images, all_labels = data.part(part)
+    n = len(all_labels)
     sums = torch.zeros(2, dtype=torch.float64, device=data.labels.device)
-    for images, labels in zip(
-        data.test_images.split(_EVALUATION_BATCH), data.test_labels.split(_EVALUATION_BATCH), strict=True
-    ):
+    for images, labels in zip(all_images.split(_EVALUATION_BATCH), all_labels.split(_EVALUATION_BATCH), strict=True):
         outputs = judged(network, data.pixels(images, config.weight_dtype), config)
         sums += torch.stack([loss_sum(outputs, labels, config).double(), (outputs.argmax(1) == labels).sum()])
     loss, right = sums.tolist()

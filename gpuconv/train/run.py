@@ -1,4 +1,4 @@
-"""The run folder, and what is done with one: `train` fills it or goes on with it, `evaluate` and `predict` read it.
+"""The run folder, which `train` fills or goes on with; what is done with one that was saved stands in `saved`.
 
     config.json             the settings, and what the network was built for
     metrics.jsonl           a line for each epoch, and for each step asked for
@@ -10,6 +10,7 @@ Files are replaced whole or not at all, so whatever stops a run, its last save i
 """
 
 import contextlib
+import copy
 import dataclasses
 import datetime
 import io
@@ -30,14 +31,28 @@ import torch
 from torch import nn
 
 import gpuconv
+from gpuconv.files import writable_or_raise
 from gpuconv.train import checkpoint, data as datasets, loop, networks, ranks
 from gpuconv.train.config import Config, UserError
 from gpuconv.train.data import Data
+from gpuconv.train.saved import (
+    CONFIG,
+    METRICS,
+    MODEL,
+    computing,
+    evaluate as evaluate,
+    load_config as load_config,
+    load_run as load_run,
+    load_shapes as load_shapes,
+    metrics,
+    predict as predict,
+    predictions as predictions,
+    read,
+    read_json,
+)
 from gpuconv.train.watch import Watch, draw_curves
 
-CONFIG, METRICS, MODEL, CURVES = "config.json", "metrics.jsonl", "model.safetensors", "curves.png"
-CHECKPOINT = "checkpoint.safetensors"
-_FEW_PIXELS = 1 << 16
+CHECKPOINT, CURVES = "checkpoint.safetensors", "curves.png"
 
 
 def new_folder(data: str) -> Path:
@@ -55,8 +70,10 @@ def check_new(path: Path) -> None:
     nearest = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
     if not nearest.is_dir():
         raise UserError(f"cannot write to {path}: {nearest} is not a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write to {path}: no permission to write in {nearest}")
+    try:
+        writable_or_raise(path, folder=True)
+    except OSError as error:
+        raise UserError(str(error)) from None
 
 
 class _Run:
@@ -67,7 +84,7 @@ class _Run:
     ) -> None:
         self.path, self.config, self.data, self.training, self.watches = path, config, data, training, watches
         self.writes = ranks.rank() == 0
-        self.score: dict[str, Any] = {}  # with patience the best, else the last
+        self.score: dict[str, Any] = {}  # of the part that is watched: with patience the best, else the last
         self.stale = 0  # epochs since a better one
         self.done = False
         self.images, self.busy, self.seconds = 0.0, 0.0, 0.0
@@ -88,11 +105,11 @@ class _Run:
 
     def resume(self) -> None:
         """Go on where the folder's checkpoint was written; what was reported after it will be reported again."""
-        found, path = _read_json(self.path), self.path / CHECKPOINT
+        found, path = read_json(self.path), self.path / CHECKPOINT
         for name, now in self.about.items():
             if found.get(name) != now:
                 raise UserError(f"{self.config.data} has changed: {name} was {found.get(name)}, and is {now}")
-        vars(self).update(checkpoint.unpack(self.training, _read(path), path, self.tally()))
+        vars(self).update(checkpoint.unpack(self.training, read(path), path, self.tally()))
         if self.writes:
             kept = [line for line in metrics(self.path) if line["step"] <= self.training.at.step]
             checkpoint.write(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
@@ -132,8 +149,8 @@ class _Run:
         if not math.isfinite(loss):
             raise UserError(f"the loss of epoch {at.epoch} is {loss}: training diverged; try a smaller --lr")
         self.images, self.busy = self.images + new, self.busy + busy
-        score = loop.evaluate(self.training.best, self.data, self.config) if self.writes else loop.Score(0, 0, 0)
-        share, mean = ranks.total(torch.tensor([score.accuracy, score.loss], dtype=torch.float64)).tolist()
+        part = self.data.watched
+        share, mean = self.judge(self.training.best, part)
         better = not self.score or share > self.score["accuracy"]
         self.stale = 0 if better else self.stale + 1
         if better or not patience:
@@ -141,9 +158,26 @@ class _Run:
         self.done = at.ended or 0 < patience <= self.stale
         self.seconds = time.perf_counter() - self.began
         self.record(
-            "epoch", loss=loss, accuracy=accuracy, test_loss=_finite(mean), test_accuracy=share,
+            "epoch", loss=loss, accuracy=accuracy, **{f"{part}_loss": _finite(mean), f"{part}_accuracy": share},
             seconds=round(self.seconds, 3), images_per_second=round(rate, 1), lr=at.lr,
         )  # fmt: skip
+
+    def judge(self, network: nn.Module, part: str) -> tuple[float, float]:
+        """Accuracy and loss on a part of the data, which process 0 measures and all are told."""
+        score = loop.evaluate(network, self.data, self.config, part) if self.writes else loop.Score(0, 0, 0)
+        share, mean = ranks.total(torch.tensor([score.accuracy, score.loss], dtype=torch.float64)).tolist()
+        return share, mean
+
+    def test(self) -> dict[str, Any]:
+        """The score of the network that was kept on test images that had no say in that."""
+        network = copy.deepcopy(self.training.best)
+        if self.writes:
+            file = self.path / MODEL
+            checkpoint.fill(network, checkpoint.unsealed(read(file), file)[0], file)
+        share, mean = self.judge(network, "test")
+        if not any(line["kind"] == "test" for line in metrics(self.path)):  # a run may be resumed that has ended
+            self.record("test", test_loss=_finite(mean), test_accuracy=share)
+        return {"accuracy": share, "loss": _finite(mean)}
 
     def go(self, log_every: int | None, checkpoint_every: int | None, stopped_by: list[str]) -> dict[str, Any]:
         """Train to the end or until a signal comes; tells how it ended."""
@@ -166,11 +200,11 @@ class _Run:
                 self.save(model=bool(stop or at.epoch_ended) and (better or not self.config.patience))
             if stop or self.done:
                 break
+        score = {} if stop else self.score if self.data.watched == "test" else self.test()
         epochs = [line for line in metrics(self.path) if line["kind"] == "epoch"] if self.writes else []
         if epochs:
             draw_curves(epochs, png := io.BytesIO())
             checkpoint.write(self.path / CURVES, png.getvalue())
-        score = {} if stop else self.score
         return {
             "run": str(self.path),
             "accuracy": score.get("accuracy"),
@@ -209,17 +243,14 @@ def train(
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(config.seed)
         data = datasets.load(config).to(device)
-        last = (len(data.labels) - 1) % config.batch_size + 1
-        if last < ranks.world():
-            raise UserError(
-                f"an epoch's last batch has {last} images for {ranks.world()} processes: change --batch-size"
-            )
         network = networks.build(config.model, data.image_shape, len(data.classes), config.channels_last)
         network.to(device, config.weight_dtype)
         networks.measure(network, data.images, data.top)
         stack.enter_context(computing(config, data.image_shape))
-        loop.rehearse(network, data, config)
-        run = _Run(path, config, data, loop.Training(network, config, len(data.labels)), watches)
+        each = loop.rehearse(network, data, config)
+        notes = [*data.notes, *_batches(config, len(data.labels), each)]
+        training = loop.Training(network, config, len(data.labels), each * ranks.world() if each > 1 else 1)
+        run = _Run(path, config, data, training, watches)
         if resume:
             run.resume()
         else:
@@ -227,125 +258,37 @@ def train(
         stopped_by = stack.enter_context(_first_signal())
         for watch in watches:
             stack.enter_context(watch)
-            if data.skipped:
-                watch.note(f"left out {len(data.skipped)} broken images: {', '.join(data.skipped)}")
+            for note in notes:
+                watch.note(note)
         return run.go(log_every, checkpoint_every, stopped_by)
 
 
-def load_run(path: Path, **other: str | None) -> tuple[nn.Module, Config]:
-    """The network of the run at `path`, in evaluation mode on its device, and the settings, some replaced by `other`.
+def _batches(config: Config, images: int, each: int) -> list[str]:
+    """What is to be said of an epoch's last batch. Raises UserError where batches have too few images.
 
-    Raises UserError where the folder is damaged or a setting is wrong.
+    each: images that a process needs in a batch.
     """
-    config = dataclasses.replace(load_config(path), **{k: v for k, v in other.items() if v is not None})  # type: ignore[arg-type]  # all are str
-    config.check()
-    image_shape, classes = load_shapes(path)
-    network = networks.build(config.model, image_shape, len(classes), config.channels_last)
-    checkpoint.fill(network, checkpoint.unsealed(_read(path / MODEL), path / MODEL)[0], path / MODEL)
-    return network.to(torch.device(config.device), config.weight_dtype).eval(), config
-
-
-def load_config(path: Path) -> Config:
-    """The settings of the run at `path`. Raises UserError where there is no run or its config.json is damaged."""
-    found = _read_json(path)
-    try:
-        return Config.of(found)
-    except UserError as error:
-        raise UserError(f"{path / CONFIG} is damaged: {error}") from None
-
-
-def load_shapes(path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The shape of the images, [C, H, W], and the classes that the network of the run at `path` is for."""
-    found = _read_json(path)
-    shape, classes = (found.get(name) for name in ("image_shape", "classes"))
-    sizes = isinstance(shape, list) and len(shape) == 3 and all(type(size) is int and size > 0 for size in shape)
-    if shape is None or not (
-        sizes and isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)
-    ):
-        raise UserError(f"{path / CONFIG} is damaged: image_shape or classes is missing or wrong")
-    return tuple(shape), tuple(classes)
-
-
-def evaluate(path: Path, **other: str | None) -> loop.Score:
-    """The run's network on the held-out images of its data; `other` replaces settings. Raises as `load_run` does."""
-    network, config = load_run(path, **other)
-    data, (image_shape, classes) = datasets.load(config).to(torch.device(config.device)), load_shapes(path)
-    if (data.image_shape, data.classes) != (image_shape, classes):
-        have, had = (
-            f"{len(c)} classes of {list(s)}" for s, c in ((data.image_shape, data.classes), (image_shape, classes))
+    world = ranks.world()
+    most, last = min(config.batch_size, images), (images - 1) % config.batch_size + 1
+    among = f" for {world} processes" if world > 1 else ""
+    if each > 1 and most < each * world:
+        raise UserError(
+            f"model {config.model} cannot be trained on one image at a time (BatchNorm needs two or more), but a batch "
+            f"has {most}{among}: take a larger --batch-size, or more images"
         )
-        raise UserError(f"{config.data} does not go with the run: it has {have}, but the network was made for {had}")
-    with computing(config, image_shape):
-        return loop.evaluate(network, data, config)
-
-
-def predict(path: Path, files: Sequence[Path], **other: str | None) -> list[dict[str, float]]:
-    """For each image file the probability of every class, the likeliest first. Raises as `load_run` does."""
-    network, config = load_run(path, **other)
-    (channels, height, width), classes = load_shapes(path)
-    if channels not in (1, 3):
-        raise UserError(f"{path} learned images of {channels} channels, and files have 1 or 3")
-    mode = "L" if channels == 1 else "RGB"
-    images = np.stack([datasets.read_image(file, mode, (width, height)) for file in files])
-    with computing(config, (channels, height, width)), torch.no_grad():
-        pixels = torch.from_numpy(images).to(config.device, config.weight_dtype) / 255
-        shares = loop.probabilities(loop.judged(network, pixels, config), config).tolist()
-    found = (sorted(zip(share, classes, strict=True), reverse=True) for share in shares)
-    return [{name: value for value, name in pairs} for pairs in found]
-
-
-def metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, up to the first that is not whole."""
-    lines: list[dict[str, Any]] = []
-    with contextlib.suppress(OSError, ValueError):
-        for text in (path / METRICS).read_text(encoding="utf-8").splitlines():
-            lines.append(json.loads(text))
-    return lines
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
-        raise UserError(f"{path} is not a run: there is no such folder")
-    try:
-        found = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} is not a run: cannot read {CONFIG} ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:  # among them UnicodeDecodeError and JSONDecodeError
-        raise UserError(f"{path / CONFIG} is damaged: it is not JSON ({error})") from None
-    return found
+    if last < world and each == 1:
+        raise UserError(f"an epoch's last batch has {last} images for {world} processes: change --batch-size")
+    if last >= each * world:
+        return []
+    return [
+        f"an epoch's last batch would have {last} image{'s' * (last > 1)}{among}, too few for BatchNorm: it joins the "
+        f"batch before it, which then has {config.batch_size + last}"
+    ]
 
 
 def _finite(value: float) -> float | None:
     """JSON has no NaN."""
     return value if math.isfinite(value) else None
-
-
-@contextlib.contextmanager
-def computing(config: Config, image_shape: tuple[int, ...]) -> Iterator[None]:
-    """With the run's backend, in a way that gives the same bits every time.
-
-    A step on few pixels uses one CPU thread, in PyTorch and in NumPy's BLAS. More would share a millisecond of work
-    and, where the machine does something else as well, wait for each other most of the time: 40 times slower was seen.
-    """
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
-
-    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
-    few = config.batch_size * math.prod(image_shape) < _FEW_PIXELS
-    torch.set_num_threads(1 if few else threads)
-    torch.backends.cudnn.deterministic = True  # `auto` and `aten` may come to cuDNN
-    try:
-        with threadpool_limits(1 if few else None, "blas"), gpuconv.use_backend(config.backend):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.backends.cudnn.deterministic = deterministic
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+from gpuconv.text import printable
 from gpuconv.train.config import UserError
 from gpuconv.train.loop import Progress
 
@@ -41,11 +42,11 @@ class Lines(Watch):
         return self
 
     def record(self, at: Progress, line: dict[str, Any]) -> None:
-        if line["kind"] != "stopped":
+        if line["kind"] in ("step", "epoch"):
             self.note(_step_text(line) if line["kind"] == "step" else _epoch_text(at, line))
 
     def note(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        print(printable(text), file=self.stream, flush=True)
 
 
 class Bar(Lines):
@@ -63,7 +64,7 @@ class Bar(Lines):
             expand=True,
         )
         self._task = self._bar.add_task("", total=None)
-        self._test, self._next_look = "", 0.0
+        self._judged, self._next_look = "", 0.0
 
     def __enter__(self) -> "Bar":
         super().__enter__()
@@ -77,16 +78,19 @@ class Bar(Lines):
         if time.perf_counter() >= self._next_look or at.ended:
             self._next_look = time.perf_counter() + _REFRESH
             loss, accuracy, rate = at.running()
-            text = (
-                f"epoch {at.epoch}/{at.epochs} loss {loss:.4f} accuracy {accuracy:.1%}{self._test} {rate:,.0f} images/s"
-            )
+            text = f"epoch {at.epoch}/{at.epochs} loss {loss:.4f} accuracy {accuracy:.1%}{self._judged}"
+            text += f" {rate:,.0f} images/s"
             self._bar.update(self._task, total=at.steps, completed=at.step, description=text)
 
     def record(self, at: Progress, line: dict[str, Any]) -> None:
         if line["kind"] == "step":
             self._bar.console.print(_step_text(line))
         elif line["kind"] == "epoch":
-            self._test = f" test {line['test_accuracy']:.1%}"
+            part = judged_part(line)
+            self._judged = f" {part} {line[f'{part}_accuracy']:.1%}"
+
+    def note(self, text: str) -> None:
+        self._bar.console.print(printable(text), markup=False, soft_wrap=True)
 
 
 class Board(Watch):
@@ -111,18 +115,27 @@ class Board(Watch):
                 self._writer.add_scalar(f"{line['kind']}/{name}", value, at.step)
 
 
+def judged_part(line: dict[str, Any]) -> str:
+    """The part of the data that an epoch was judged by, 'val' or 'test', from its record in metrics.jsonl."""
+    return "val" if "val_accuracy" in line else "test"
+
+
 def draw_curves(lines: Sequence[dict[str, Any]], png: BinaryIO) -> None:
-    """Loss and accuracy by epoch, in training and on the held-out images, from the records of metrics.jsonl."""
+    """Loss and accuracy by epoch, in training and on the images that it is judged by, from records of metrics.jsonl."""
     from matplotlib.figure import Figure  # no pyplot: no state, no display
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 3))
     figure.subplots_adjust(left=0.06, right=0.98, bottom=0.16, top=0.9)
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for key, style in ((name, "k--"), (f"test_{name}", "o-")):
-            label = "held out" if key != name else "in training"
+        part = judged_part(lines[0])
+        judged = {"test": "held out", "val": "validation"}[part]
+        for key, style, label in ((name, "ks--", "in training"), (f"{part}_{name}", "o-", judged)):
             found = [(line["epoch"], line[key]) for line in lines if line["kind"] == "epoch" and line[key] is not None]
-            axes.plot(*zip(*found, strict=True), style, markersize=3, label=label)
+            if found:
+                axes.plot(*zip(*found, strict=True), style, markersize=4, label=label)
         axes.set(xlabel="epoch", title=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(png, dpi=90)
@@ -134,8 +147,9 @@ def _step_text(line: dict[str, Any]) -> str:
 
 
 def _epoch_text(at: Progress, line: dict[str, Any]) -> str:
+    part = judged_part(line)
     return (
         f"epoch {line['epoch']:{len(str(at.epochs))}}/{at.epochs}  loss {line['loss']:.4f}  "
-        f"accuracy {line['accuracy']:6.2%}  test {line['test_accuracy']:6.2%}  "
+        f"accuracy {line['accuracy']:6.2%}  {part} {line[f'{part}_accuracy']:6.2%}  "
         f"{line['images_per_second']:,.0f} images/s  {line['seconds']:.1f} s"
     )

@@ -143,7 +143,10 @@ def test_what_is_left_out_suits_the_rest() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"data": "cats"}, "data must be one of digits, cifar10:DIR, mnist:DIR, folder:DIR, npz:FILE, but got 'cats'"),
+        (
+            {"data": "cats"},
+            "data must be one of digits, cifar10:DIR, cifar100:DIR, mnist:DIR, folder:DIR, npz:FILE, but got 'cats'",
+        ),
         ({"data": "digits:x"}, "data must be one of digits, .* but got 'digits:x'"),
         ({"data": "mnist:"}, "data must be one of digits, .* but got 'mnist:'"),
         ({"model": "huge"}, "model must be one of small, tutorial, .*, timm:NAME, torchvision:NAME, but got 'huge'"),

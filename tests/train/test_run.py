@@ -20,7 +20,7 @@ from PIL import Image
 from gpuconv import BackendUnavailable, backends, export as exports
 from gpuconv.train import checkpoint, data as datasets, loop, run as runs
 from gpuconv.train.config import Config, UserError
-from gpuconv.train.watch import Board, Lines, Watch
+from gpuconv.train.watch import Board, Lines, Watch, draw_curves
 
 SHORT = Config(steps=3, batch_size=32)
 FILES = ["checkpoint.safetensors", "config.json", "curves.png", "metrics.jsonl", "model.safetensors"]
@@ -382,15 +382,43 @@ def test_dropout_goes_on_with_its_random_numbers(tmp_path: Path, monkeypatch: py
     assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole")
 
 
-def test_patience_ends_a_run_and_keeps_its_best_weights(tmp_path: Path) -> None:
-    config = Config(epochs=30, batch_size=721, lr=3.0, patience=2)  # too quick: accuracy jumps about
+def test_patience_chooses_by_validation_images_and_tests_what_it_chose_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[str] = []
+
+    def evaluate(network: torch.nn.Module, data: datasets.Data, config: Config, part: str = "test") -> loop.Score:
+        judged.append(part)
+        return EVALUATE(network, data, config, part)
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    config = Config(epochs=30, batch_size=600, lr=3.0, patience=2)  # too quick: accuracy jumps about
     result = train(tmp_path / "run", config)
-    lines = runs.metrics(tmp_path / "run")
-    scores = [line["test_accuracy"] for line in lines]
-    assert len(lines) == result["epochs"] < 30
+    *lines, last = runs.metrics(tmp_path / "run")
+    scores = [line["val_accuracy"] for line in lines]
+    assert len(lines) == result["epochs"] < 30 and not any("test_accuracy" in line for line in lines)
     assert scores.index(max(scores)) == len(scores) - 3
-    assert runs.evaluate(tmp_path / "run").accuracy == max(scores) == result["accuracy"]
-    assert train(tmp_path / "run", config, resume=True)["epochs"] == result["epochs"]
+    assert judged == ["val"] * len(lines) + ["test"] and last["kind"] == "test"
+    test = runs.evaluate(tmp_path / "run")
+    assert test == loop.Score(result["accuracy"], result["loss"], 355)
+    assert (test.accuracy, test.loss) == (last["test_accuracy"], last["test_loss"])
+    data = datasets.load(config)
+    assert EVALUATE(runs.load_run(tmp_path / "run")[0], data, config, "val").accuracy == max(scores) != test.accuracy
+    assert train(tmp_path / "run", config, resume=True) | {"losses": []} == result | {"losses": []}
+    assert runs.metrics(tmp_path / "run") == [*lines, last]
+
+
+EVALUATE = loop.evaluate
+
+
+def test_a_run_with_patience_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    config = Config(epochs=4, batch_size=400, patience=3)
+    whole = train(tmp_path / "whole", config)
+    for step in (2, 4):
+        assert train(tmp_path / "run", config, StopAt(step), resume=step > 2)["accuracy"] is None
+    assert train(tmp_path / "run", config, resume=True)["accuracy"] == whole["accuracy"]
+    assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole")
+    same_but_for_time(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file sizes can only be limited on Unix")
@@ -529,6 +557,21 @@ def test_predict_names_the_digit_on_a_picture_of_any_size(finished: Path, tmp_pa
         assert list(shares.values()) == sorted(shares.values(), reverse=True)
     with pytest.raises(UserError, match=r"cannot read the image .*no\.png: No such file"):
         runs.predict(finished, [tmp_path / "no.png"])
+    (tmp_path / "deeper").mkdir()
+    files[3].rename(tmp_path / "deeper" / "3.png")
+    (tmp_path / "deeper" / "broken.png").write_bytes(files[4].read_bytes()[:60])
+    (tmp_path / "notes.txt").write_text("hello")
+    said: list[str] = []
+    again = dict(runs.predictions(finished, [tmp_path], said.append))
+    assert again.keys() == {*files[:3], *files[4:], tmp_path / "deeper" / "3.png"}
+    assert all(shares == pytest.approx(found[int(file.stem)]) for file, shares in again.items())
+    assert said == [
+        f"left out 1 file without an image: {tmp_path}/notes.txt",
+        f"left out 1 broken images: {tmp_path}/deeper/broken.png",
+    ]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty has no images"):
+        runs.predict(finished, [tmp_path / "empty"])
 
 
 @pytest.mark.parametrize("format", exports.FORMATS)
@@ -539,6 +582,28 @@ def test_an_export_has_standard_convolutions_and_agrees(finished: Path, tmp_path
     out = tmp_path / f"net.{format}"
     assert "PyTorch's own" in exports.export(finished, format, out)
     assert out.stat().st_size > 100_000 and list(tmp_path.iterdir()) == [out]
+    assert about(out) == {"classes": list("0123456789"), "image_shape": [1, 8, 8], "model": "small"}
+
+
+def about(file: Path) -> dict[str, object]:
+    """What an exported file says of itself, read as anybody would."""
+    if file.suffix == ".onnx":
+        import onnxruntime
+
+        found = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
+        return {name: value if name == "model" else json.loads(value) for name, value in found.items()}
+    if file.suffix == ".pt2":
+        torch.export.load(file, extra_files=(extra := {"gpuconv.json": ""}))
+        return json.loads(extra["gpuconv.json"])
+    with safetensors.safe_open(file, "pt") as opened:
+        return json.loads(opened.metadata()["gpuconv"])["about"]
+
+
+def test_an_export_that_cannot_be_written_is_told_before_anything_is_computed(finished: Path, tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "file" / "net.onnx"):
+        (tmp_path / "file").touch()
+        with pytest.raises(UserError, match=r"cannot write to .*(Is a directory|Not a directory)"):
+            exports.export(tmp_path / "no-run", "onnx", path)
 
 
 def test_an_export_that_does_not_agree_is_not_kept(
@@ -580,3 +645,15 @@ def test_broken_images_that_were_left_out_are_named(tmp_path: Path) -> None:
 def test_the_curves_are_a_picture(finished: Path) -> None:
     with Image.open(finished / "curves.png") as picture:
         assert picture.format == "PNG" and picture.size == (720, 270)
+
+
+def test_one_epoch_is_seen_in_the_curves() -> None:
+    line = {"kind": "epoch", "epoch": 1, "loss": 1.0, "accuracy": 0.4, "val_loss": 0.8, "val_accuracy": 0.6}
+    pictures = []
+    for changes in ({}, {"val_loss": None, "val_accuracy": None}, {"loss": None, "accuracy": None}):
+        draw_curves([line | changes], png := io.BytesIO())
+        pictures.append(np.asarray(Image.open(png).convert("RGB")).astype(int))
+    for half in (slice(0, 360), slice(360, 580)):  # the axes of the loss; of the accuracy, left of the legend
+        for missing, colour in zip(pictures[1:], ((31, 119, 180), (0, 0, 0)), strict=True):
+            near = [(abs(picture[:, half] - colour).sum(2) < 60).sum() for picture in (pictures[0], missing)]
+            assert near[0] > near[1] + 10  # pixels of the marker
