@@ -6,8 +6,10 @@ code calls in `gpuconv.functional` is computed but not seen.
 """
 
 import dataclasses
+import functools
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +18,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from gpuconv.activations import Activation, activate_tensor
 from gpuconv.dropin import patch, revert
+from gpuconv.nn import _Activated
 from gpuconv.see import pictures
 from gpuconv.see.images import Image, tensor_of
 from gpuconv.sizes import normalize_padding, per_axis
@@ -118,7 +122,7 @@ def filters(model: nn.Module, layer: str) -> Filters:
     module = find(model, layer)
     if not isinstance(module, nn.Conv2d):
         raise UserError(f"layer {layer!r} is a {type(module).__name__} and has no filters; see a convolution layer")
-    _check_not_lazy(model)
+    _check_seeable(model)
     with evaluating(model):  # a weight that is computed may be another each time
         return Filters(module.weight.detach(), layer)
 
@@ -163,7 +167,7 @@ def run(model: nn.Module, image: Image, layer: str) -> tuple[Any, list[Call]]:
 def watched(model: nn.Module, images: Tensor, layer: str, *modes: TorchFunctionMode) -> tuple[Any, list[Call]]:
     """The same for [N, C, H, W] as it is; `modes` see every function called."""
     module = find(model, layer)
-    _check_not_lazy(model)
+    _check_seeable(model)
     recorder, outputs = _Recorder(), []
 
     def enter(*_: Any) -> None:
@@ -191,7 +195,9 @@ def watched(model: nn.Module, images: Tensor, layer: str, *modes: TorchFunctionM
     return outputs[0], recorder.calls
 
 
-def _check_not_lazy(model: nn.Module) -> None:
+def _check_seeable(model: nn.Module) -> None:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise UserError("TorchScript cannot be looked into: see the model that it was made from")
     for name, parameter in model.named_parameters():
         if nn.parameter.is_lazy(parameter):
             raise UserError(f"{name} has no shape yet: let the model see an image once, model(image)")
@@ -209,7 +215,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         try:
             revert(model.eval())
-            with patch():
+            for module in model.modules():
+                if isinstance(module, _Activated):
+                    vars(module)["forward"] = functools.partial(_apart, module)
+            with patch(), _uncompiled():
                 yield
         finally:
             for module, kind, attributes, buffers in before:
@@ -222,6 +231,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 for buffer, version, value in kept:
                     if buffer._version != version:
                         buffer.copy_(value)
+
+
+def _apart(layer: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    """What a layer with an activation in its kernel gives, by functions that are seen one by one."""
+    plain = next(cls for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(layer, cls))
+    y = plain._conv_forward(layer, input, layer.weight, layer.bias)
+    return activate_tensor(Activation.parse(layer.activation), y if residual is None else y + residual)
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Compiled parts run as they are written: modes and hooks would have them compiled again."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 class KeepsGraph(TorchFunctionMode):

@@ -175,6 +175,45 @@ def test_a_lazy_model_is_told_to_look_once() -> None:
     assert type(model[0]) is nn.LazyConv2d
 
 
+def plain_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    middle = nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.SiLU(), middle, nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+
+
+@pytest.mark.parametrize("backend", ["aten", "numpy"])
+@pytest.mark.parametrize(
+    ("make", "prefix"),
+    [
+        (lambda model: gpuconv.fuse(model)[0], ""),
+        (torch.fx.symbolic_trace, ""),
+        (nn.DataParallel, "module."),
+        (lambda model: torch.compile(model, backend="eager"), "_orig_mod."),
+    ],
+    ids=["fused", "torch.fx", "DataParallel", "compiled"],
+)
+def test_models_made_of_others_show_the_same(make: Any, prefix: str, backend: str) -> None:
+    image = torch.rand(3, 11, 10)
+    model = make(plain_net())
+    with gpuconv.use_backend(backend):
+        close = {"rtol": 1e-4, "atol": 1e-5}
+        expected, got = (see.deconvnet(m, image, name) for m, name in ((plain_net(), "5"), (model, f"{prefix}5")))
+        torch.testing.assert_close(got.values, expected.values, **close)
+        fields = [see.receptive_field(m, (11, 10), name) for m, name in ((plain_net(), "5"), (model, f"{prefix}5"))]
+        assert torch.equal(fields[0].mask, fields[1].mask) and fields[0].size == (7, 7)
+        output = see.explain_output(model, image, f"{prefix}3", (0, 1, 2))
+        assert output.sum == pytest.approx(see.explain_output(plain_net(), image, "3", (0, 1, 2)).sum, rel=1e-4)
+        assert output.sum == pytest.approx(output.output, rel=1e-4, abs=1e-6)
+    assert "forward" not in vars(model.get_submodule(f"{prefix}3"))
+
+
+def test_torchscript_is_told_to_be_closed() -> None:
+    model, image = torch.jit.trace(plain_net(), torch.rand(1, 3, 11, 10)), torch.rand(3, 11, 10)
+    for call in (lambda: see.activation_maps(model, image, "5"), lambda: see.deconvnet(model, image, "5")):
+        with pytest.raises(UserError, match="TorchScript cannot be looked into: see the model that it was made from"):
+            call()
+
+
 # ---- nothing is changed ---------------------------------------------------------------------------------------------
 
 
