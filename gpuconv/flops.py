@@ -39,8 +39,9 @@ def _formulas(counter: ModuleType) -> dict[Any, Callable[..., int]]:
             gy, x, None, None, None, None, None, False, None, None, [False, True, False], out_val=shapes
         )
 
+    formulas: tuple[Callable[..., int], ...] = (forward, grad_input, grad_weight)
     packets = [op.overloadpacket for op in _OPS]
-    for packet, formula in zip(packets, (forward, grad_input, grad_weight), strict=True):
+    for packet, formula in zip(packets, formulas, strict=True):
         counter.register_flop_formula(packet)(formula)
     return {packet: counter.flop_registry[packet] for packet in packets}
 
@@ -63,4 +64,4 @@ def _when_asked(decompose: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _op in _OPS:
-    _op.decompose = _when_asked(_op.decompose)
+    _op.decompose = _when_asked(_op.decompose)  # type: ignore[method-assign]

@@ -1,11 +1,5 @@
 """The launch code against a stub of the CUDA driver (tests/stubdriver): what reaches it is what the kernels want."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
 import stubdriver
 
@@ -14,17 +8,8 @@ pytestmark = pytest.mark.skipif(reason is not None, reason=f"no stub of the driv
 FAMILIES = {"gather", "planes", "pointwise", "stem", "taps", "window"}
 
 
-def run(script: str, environment: dict[str, str]) -> list[Any]:
-    """The lines of JSON that it prints."""
-    command = [sys.executable, Path(stubdriver.__file__).with_name(script)]
-    environment = stubdriver.environment(environment, "90,80", runtime=False)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 def test_every_family_gives_the_driver_what_its_kernels_want_either_way(clean_environment: dict[str, str]) -> None:
-    *found, mistaken = run("driven_alone.py", clean_environment)
+    *found, mistaken = stubdriver.run("driven_alone.py", clean_environment, "90,80", False)
     assert [one for one in found if one["wrong"]] == []
     assert {one["family"] for one in found} == {*FAMILIES, "activations"}
     assert {one["dtype"].removeprefix("torch.") for one in found} == {"float16", "bfloat16", "float32", "float64"}
@@ -76,6 +61,6 @@ REFUSED = {
 
 
 def test_the_stub_refuses_what_a_driver_refuses(clean_environment: dict[str, str]) -> None:
-    found = run("refused.py", clean_environment)
+    found = stubdriver.run("refused.py", clean_environment, "90,80", False)
     assert {what: error for what, error, _ in found} == REFUSED
     assert all((error == OK) == (words == "") for _, error, words in found)

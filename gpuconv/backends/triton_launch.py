@@ -70,13 +70,13 @@ def _why_no_launcher() -> str | None:
     before that another one for each kind of kernel.
     """
     try:
-        launchers = hasattr(triton.runtime.driver.active.utils, "launch")
+        one_for_all = hasattr(triton.runtime.driver.active.utils, "launch")
     except Exception as error:  # nor a libcuda.so.1 to link with, a cache that can be written, …
         first, *_ = str(error).splitlines() or [""]
         why = _why_no_compiler() or f"{type(error).__name__}: {first}"
         return f"Triton cannot compile the C code that launches its kernels: {why}"
-    why = None if launchers else _why_no_compiler()
-    return None if why is None else f"Triton cannot compile the C code that launches a kernel: {why}"
+    lacking = None if one_for_all else _why_no_compiler()
+    return None if lacking is None else f"Triton cannot compile the C code that launches a kernel: {lacking}"
 
 
 def _why_no_compiler() -> str | None:

@@ -12,8 +12,8 @@ do. They are compiled with the C compiler when first needed, and preloaded into 
 
 What that proves: what reaches the driver is what the compiled kernels want (number, order, width and values of their
 parameters, grid, block, shared memory), on the right device, stream and context, and nothing is asked that a driver
-refuses. What it cannot: nothing runs on a device, so no kernel is shown to be right or quick, and cuDNN, cuBLAS, NCCL
-and CuPy have no stub.
+refuses. What it cannot: nothing runs on a device, so no kernel is shown to be right or quick; and cuDNN, cuBLAS, NCCL
+and CuPy's own copy of the runtime have no stub.
 """
 
 import ctypes
@@ -21,6 +21,7 @@ import fcntl
 import functools
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -28,7 +29,7 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
 DRIVER, RUNTIME = "libcuda.so.1", "libcudart-stub.so"
@@ -62,6 +63,15 @@ def environment(base: dict[str, str], gpus: str, runtime: bool) -> dict[str, str
         "TRITON_CACHE_DIR": base.get("TRITON_CACHE_DIR", str(_folder() / "triton")),
         "TORCHINDUCTOR_CACHE_DIR": str(_folder() / "inductor"),
     }
+
+
+def run(script: str, base: dict[str, str], gpus: str, runtime: bool, *arguments: str) -> list[Any]:
+    """What a script of this folder prints, in lines of JSON, in a process that finds these GPUs."""
+    told = environment(base, gpus, runtime)
+    done = subprocess.run([sys.executable, HERE / script, *arguments], env=told, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{script}:\n{done.stderr[-4000:]}")
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 # ---- building --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ if "no-header" in sys.argv:
     sysconfig.get_paths = lambda *args, **kwargs: paths(*args, **kwargs) | {"include": "/no/such/folder"}
 
 import torch
+import triton
 
 from gpuconv import doctor, plan
 from gpuconv.backends import BackendUnavailable
@@ -35,6 +36,7 @@ print(
             "chosen": chosen.backend.name,
             "passed over": dict(chosen.passed_over),
             "refusal": refusal,
+            "one launcher for all": refusal is None and hasattr(triton.runtime.driver.active.utils, "launch"),
         }
     )
 )
