@@ -15,7 +15,7 @@ import torch
 import triton
 from triton.backends.nvidia import driver as nvidia
 
-from gpuconv import plan
+from gpuconv import inspect, plan
 from gpuconv.activations import Activation
 from gpuconv.backends import triton as backend, triton_act
 from gpuconv.backends.base import Operands, Tile
@@ -158,6 +158,10 @@ def compared(launch: Launch, scratch: Scratch, between: Callable[[], None] = lam
     for field in ("name", "device", "shared", "attributes", "function", "sizes"):
         if getattr(ordinary, field) != getattr(short, field):
             wrong.append(f"{field}: {getattr(ordinary, field)} and {getattr(short, field)}")
+    assert launch._short is not None
+    compiled, capability = launch._short[-1], stubdriver.driver().stub_capability(ordinary.device)
+    if inspect.compile_for(launch, capability).hash != compiled.hash:
+        wrong.append("what `gpuconv inspect` shows is another kernel")
     wide = 8 in ordinary.sizes[len(pointers) : own]
     return {"kernel": ordinary.name, "shared": ordinary.shared, "wide": wide, "wrong": wrong}
 

@@ -387,20 +387,6 @@ CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, uns
     return cuLaunchKernelEx(&c, f, parameters, extra);
 }
 
-CUresult cuTensorMapEncodeTiled(CUtensorMap *m, CUtensorMapDataType t, cuuint32_t rank, void *p, const cuuint64_t *sizes,
-    const cuuint64_t *strides, const cuuint32_t *box, const cuuint32_t *steps, CUtensorMapInterleave interleave,
-    CUtensorMapSwizzle swizzle, CUtensorMapL2promotion l2, CUtensorMapFloatOOBfill fill) {
-    memset(m, 0, sizeof *m);
-    return CUDA_SUCCESS;
-}
-CUresult cuTensorMapEncodeIm2col(CUtensorMap *m, CUtensorMapDataType t, cuuint32_t rank, void *p, const cuuint64_t *sizes,
-    const cuuint64_t *strides, const int *low, const int *high, cuuint32_t channels, cuuint32_t pixels,
-    const cuuint32_t *steps, CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle, CUtensorMapL2promotion l2,
-    CUtensorMapFloatOOBfill fill) {
-    memset(m, 0, sizeof *m);
-    return CUDA_SUCCESS;
-}
-
 /* ---- where a runtime finds all of these ---- */
 
 CUresult cuGetProcAddress(const char *name, void **f, int version, cuuint64_t flags, CUdriverProcAddressQueryResult *result) {
