@@ -43,8 +43,8 @@ def read(file: Path, channels: int) -> Picture:
         with warnings.catch_warnings(), Image.open(file) as opened:
             warnings.simplefilter("ignore")  # of Pillow: a picture that is large, or odd, and can be read
             frames = getattr(opened, "is_animated", False)
-            pixels, white = pixels_of(opened, channels)
-            white = white if opened.mode == "F" and pixels.any() else None
+            pixels, top = pixels_of(opened, channels)
+            white = top if opened.mode == "F" and pixels.any() else None
     except Exception as error:  # Pillow raises whatever a damaged file makes it stumble over
         raise ValueError(_reason(error, file)) from None
     remarks = ["the first of several frames is taken"] * frames

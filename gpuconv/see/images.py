@@ -52,7 +52,8 @@ def read_image(path: Path, channels: int) -> Tensor:
     """An image file, or a NumPy file [H, W], [C, H, W] or [H, W, C], as [C, H, W] with values 0 … 1.
 
     A picture is read as in training, see `gpuconv.pictures`: grey for one channel and coloured for three. Of a NumPy
-    file integers are divided by the greatest of their type; numbers with a point are taken as they are. Raises UserError for a file that is no image or has other channels.
+    file integers are divided by the greatest of their type; numbers with a point are taken as they are. Raises
+    UserError for a file that is no image or has other channels.
     """
     if not path.is_file():
         raise UserError(f"cannot read {path}: there is no such file")

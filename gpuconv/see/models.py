@@ -60,7 +60,8 @@ def load(target: str, trained: bool = True) -> Subject:
 def load_run(path: Path) -> Subject:
     """The network of a run that `gpuconv train` made, and its held-out images. Raises UserError for a damaged run."""
     network, config = runs.load_run(path, device="cpu", backend="auto")
-    data, (channels, height, width) = datasets.load(config), runs.load_shapes(path)[0]
+    channels, height, width = runs.load_shapes(path)[0]
+    data = datasets.load(config, (height, width))
     images = data.pixels(data.test_images, torch.float32)
     return Subject(str(path), network.float(), channels, (height, width), images=images)
 

@@ -108,8 +108,11 @@ def load(config: Config, size: tuple[int, int] | None = None) -> Data:
         name: (torch.from_numpy(np.array(images)), torch.from_numpy(np.array(labels)).long())
         for name, (images, labels) in parts.items()
     }
-    val = tensors.get("val", (None, None))
-    return Data(*tensors["train"], *tensors["test"], classes, source.top, source.skipped, *val, tuple(notes))
+    images, labels = tensors.get("val", (None, None))
+    return Data(
+        *tensors["train"], *tensors["test"], classes=classes, top=source.top, skipped=source.skipped, val_images=images,
+        val_labels=labels, notes=tuple(notes),
+    )  # fmt: skip
 
 
 _READERS: dict[str, Callable[[Path, Config, tuple[int, int] | None], Source]] = {

@@ -85,7 +85,7 @@ def _scaled(path: Path, images: dict[str, Any], notes: list[str]) -> tuple[dict[
     if all(array.dtype == np.uint8 for array in images.values()):
         return images, 255.0
     found: dict[str, Any] = {}
-    tops = {}
+    tops: dict[str, float] = {}
     for kinds, scale in (("bui", _integers), ("f", _floats)):
         ours = {part: array for part, array in images.items() if array.dtype.kind in kinds}
         if ours:

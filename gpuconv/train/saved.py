@@ -23,6 +23,10 @@ _FEW_PIXELS = 1 << 16
 _PREDICTED = 256  # images at once
 
 
+def _unsaid(note: str) -> None:
+    """For whom notes are none."""
+
+
 def load_run(path: Path, **other: str | None) -> tuple[nn.Module, Config]:
     """The network of the run at `path`, in evaluation mode on its device, and the settings, some replaced by `other`.
 
@@ -57,12 +61,14 @@ def load_shapes(path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
     return tuple(shape), tuple(classes)
 
 
-def evaluate(path: Path, say: Callable[[str], None] = lambda note: None, **other: str | None) -> loop.Score:
-    """The run's network on the test images of its data; `other` replaces settings. `say` hears what a user ought to
-    be told of the data. Raises as `load_run` does."""
+def evaluate(path: Path, say: Callable[[str], None] = _unsaid, **other: str | None) -> loop.Score:
+    """The run's network on the test images of its data; `other` replaces settings.
+
+    `say` hears what a user ought to be told of the data. Raises as `load_run` does.
+    """
     network, config = load_run(path, **other)
     image_shape, classes = load_shapes(path)
-    data = datasets.load(config, image_shape[1:]).to(torch.device(config.device))
+    data = datasets.load(config, (image_shape[1], image_shape[2])).to(torch.device(config.device))
     for note in data.notes:
         say(note)
     if (data.image_shape, data.classes) != (image_shape, classes):
@@ -76,11 +82,11 @@ def evaluate(path: Path, say: Callable[[str], None] = lambda note: None, **other
 
 def predict(path: Path, files: Sequence[Path], **other: str | None) -> list[dict[str, float]]:
     """For each image file the probability of every class, the likeliest first. Raises as `predictions` does."""
-    return [shares for _, shares in predictions(path, files, **other)]
+    return [shares for _, shares in predictions(path, files, _unsaid, **other)]
 
 
 def predictions(
-    path: Path, files: Sequence[Path], say: Callable[[str], None] = lambda note: None, **other: str | None
+    path: Path, files: Sequence[Path], say: Callable[[str], None] = _unsaid, **other: str | None
 ) -> Iterator[tuple[Path, dict[str, float]]]:
     """For each image file, and each one below a folder, the probability of every class, the likeliest first.
 
