@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gpuconv import ops, plan
 from gpuconv.plan import Settings
+from gpuconv.transforms import transforming
 
 WIDTHS = range(2, 9)
 _ACTIVATIONS = {None: "none", "silu": "silu", "swish": "silu"}
@@ -47,7 +48,7 @@ def check(
         if not t.is_floating_point():
             raise RuntimeError(f"{name} must be of a floating type, but got {t.dtype}")
     batch, channels, length = x.shape
-    if weight.shape[0] != channels or weight.shape[1] not in WIDTHS:
+    if weight.shape[0] != channels or not WIDTHS[0] <= weight.shape[1] <= WIDTHS[-1]:
         raise RuntimeError(
             f"weight must have shape [{channels}, W] with W from {WIDTHS[0]} to {WIDTHS[-1]}, "
             f"but got {list(weight.shape)}"
@@ -89,9 +90,10 @@ def compute(
     y = _convolve(x, weight, bias, before, activation, backend)
     if initial_states is None:
         return y
-    early = torch.cat((initial_states, x[..., :before]), -1)
-    first = y[..., :before]
-    first.copy_(_convolve(early, weight, bias, 0, activation, backend))
+    early = _convolve(torch.cat((initial_states, x[..., :before]), -1), weight, bias, 0, activation, backend)
+    if torch.compiler.is_compiling() or transforming():  # where writing to y may not be possible
+        return torch.slice_scatter(y, early, -1, 0, before)
+    y[..., :before].copy_(early)
     return y
 
 
