@@ -17,8 +17,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.overrides import has_torch_function_variadic
 
-from gpuconv import backends, causal, ops, sizes
+from gpuconv import backends, causal, ops, overrides, sizes
 from gpuconv.activations import Activation, activate_tensor
 from gpuconv.plan import Settings, check_tensors
 
@@ -209,11 +210,13 @@ def causal_conv1d(
     x [B, D, L], weight [D, W] with W from 2 to 8, bias [D], activation None, 'silu' or 'swish'. Gives [B, D, L], with
     channels first or last as x is. initial_states, [B, D, W − 1], come before x, instead of zeros. With
     return_final_states the result is (y, the last W − 1 elements of the sequence), the latter in final_states_out if
-    that is given. Differentiable in x, weight, bias and initial_states. Raises as `conv2d` does for arguments that do
-    not fit together.
+    that is given. Differentiable in x, weight, bias and initial_states. weight and bias may be of another dtype than x
+    and its states, float32 say: the wider one is computed in, and the results are of x's. Raises as `conv2d` does for
+    arguments that do not fit together.
 
-    seq_idx, integers [B, L], says which of several sequences in a row an element is of; none sees another's. It is then
-    computed by PyTorch's elementwise operations, one after the other, and takes neither initial nor final states.
+    seq_idx, integers [B, L], says which of several sequences in a row an element is of; none sees another's. Elements
+    with a negative one are padding, and give 0. It is then computed by PyTorch's elementwise operations, one after the
+    other, and takes neither initial nor final states.
     """
     name = backend or backends.selected()
     device_type = x.device.type if isinstance(x, Tensor) else "cpu"
@@ -233,6 +236,11 @@ def causal_conv1d(
     last = causal.final_states(x, initial_states, weight.shape[1])
     return y, last if final_states_out is None else final_states_out.copy_(last)
 
+
+overrides.ROUTES |= {
+    getattr(torch, f.__name__): f
+    for f in (conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d)
+}
 
 # Symbolic tracing (torch.fx) records these two as they are called: what is inside depends on the tensors.
 torch.fx.wrap("_conv")
@@ -258,6 +266,12 @@ def _conv(
     call = (ndim, input, weight, bias, stride, padding, dilation, groups, backend, activation, residual)
     if torch.compiler.is_compiling():
         return _dispatch(*call, _key)
+    if has_torch_function_variadic(input, weight, bias, residual):
+        asked = overrides.opinionated(input, weight, bias, residual)
+        if asked:
+            settings = (stride, padding, dilation, groups)
+            y = overrides.ask(asked, _ATEN[ndim], (input, weight, bias, *settings), backend)
+            return activate_tensor(Activation.parse(activation), y if residual is None else y + residual)
     try:
         return _dispatch(*call, _remembered_key)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -427,6 +441,10 @@ def _conv_transpose(
     arguments = (stride, padding, output_padding, groups, dilation)
     if torch.compiler.is_compiling():
         return _dispatch_transpose(ndim, input, weight, bias, arguments, backend, _as_grad_input)
+    if has_torch_function_variadic(input, weight, bias):
+        asked = overrides.opinionated(input, weight, bias)
+        if asked:
+            return overrides.ask(asked, _ATEN_TRANSPOSED[ndim], (input, weight, bias, *arguments), backend)
     try:
         return _dispatch_transpose(ndim, input, weight, bias, arguments, backend, _remembered_grad_input)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
