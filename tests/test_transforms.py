@@ -73,7 +73,7 @@ def convolution(axes: int, namespace: object, transposed: bool, **more: object) 
         if transposed:
             w = w.reshape(4, 4, *w.shape[2:])
             return getattr(namespace, f"conv_transpose{axes}d")(x, w, b, stride=2, padding=0, groups=2, **more)
-        return getattr(namespace, f"conv{axes}d")(x, w, b, stride=2, padding=1, groups=2, **more)
+        return getattr(namespace, f"conv{axes}d")(x, w, b, stride=1, padding=1, groups=2, **more)
 
     return f
 
