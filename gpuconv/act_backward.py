@@ -2,33 +2,24 @@
 
     gz = gy · act'(saved)      gb[k] = Σ gz over batch and pixels, if asked for: in the same pass
 
-`saved` is y where y tells the derivative, else z (`gpuconv.activations`). Attached to autograd twice, as the three ops
-of `gpuconv.ops` are; under torch.func PyTorch's own functions compute it, and are transformed.
+`saved` is y where y tells the derivative, else z (`gpuconv.activations`). Its derivatives are attached as those of the
+ops of `gpuconv.ops` are; under torch.func PyTorch's own functions compute it, and are transformed.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from gpuconv import plan, sizes
 from gpuconv.activations import Activation, backward_tensor, second_derivative
 from gpuconv.problem import allocate, memory_format_of
-
-BelowAutograd = torch._C._AutoDispatchBelowAutograd
+from gpuconv.transforms import BelowAutograd, make_differentiable, transforming
 
 _library = torch.library.Library("gpuconv", "FRAGMENT")
 _library.define(  # the second result is the gradient of the bias, empty unless asked for
     "act_backward(Tensor grad_output, Tensor saved, bool with_bias, str key) -> (Tensor, Tensor)"
 )
-
-
-def transforming() -> bool:
-    """Whether a torch.func transform or forward-mode AD is active."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _impl(grad_output: Tensor, saved: Tensor, with_bias: bool, key: str) -> tuple[Tensor, Tensor]:
@@ -57,49 +48,41 @@ def _activation(key: str) -> Activation:
     return Activation.parse(plan.Settings.decode(key).activation)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    grad_output, saved, ctx.with_bias, ctx.key = inputs
-    curved = ctx.needs_input_grad[1] and second_derivative(_activation(ctx.key), saved[:0]) is not None
-    ctx.save_for_backward(grad_output if curved else None, saved)
-
-
-def _backward(call: Callable[..., Any], ctx: Any, grad: Tensor, grad_of_bias: Tensor) -> tuple[Tensor | None, ...]:
-    grad_output, saved = ctx.saved_tensors
-    if ctx.with_bias:
-        grad = grad + grad_of_bias.reshape(-1, *(1,) * (grad.dim() - 2))
-    of_grad = call(grad, saved, False, ctx.key)[0] if ctx.needs_input_grad[0] else None
-    of_saved = None
-    if grad_output is not None:
-        wide = torch.float32 if saved.dtype.itemsize == 2 else saved.dtype
-        second = second_derivative(_activation(ctx.key), saved.to(wide))
-        of_saved = (grad.to(wide) * grad_output * second).to(saved.dtype)
-    return of_grad, of_saved, None, None
-
-
 _op = torch.ops.gpuconv.act_backward.default
-torch.library.register_autograd(
-    "gpuconv::act_backward",
-    functools.partial(_backward, _op),
-    setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),  # by keyword
-    lib=_library,
-)
 
 
 class _ActBackward(torch.autograd.Function):
-    """In ordinary eager mode."""
-
     @staticmethod
     def forward(ctx: Any, grad_output: Tensor, saved: Tensor, with_bias: bool, key: str) -> tuple[Tensor, Tensor]:
         with BelowAutograd():
             output = _op(grad_output, saved, with_bias, key)
-        _save(ctx, (grad_output, saved, with_bias, key), output)
+        ctx.with_bias, ctx.key = with_bias, key
+        curved = ctx.needs_input_grad[1] and second_derivative(_activation(key), saved[:0]) is not None
+        ctx.save_for_backward(grad_output if curved else None, saved)
         if not with_bias:
             ctx.mark_non_differentiable(output[1])
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_of_bias: Tensor) -> Any:
-        return _backward(act_backward, ctx, grad, grad_of_bias)
+        grad_output, saved = ctx.saved_tensors
+        if ctx.with_bias:
+            grad = grad + grad_of_bias.reshape(-1, *(1,) * (grad.dim() - 2))
+        of_grad = act_backward(grad, saved, False, ctx.key)[0] if ctx.needs_input_grad[0] else None
+        of_saved = None
+        if grad_output is not None:
+            wide = torch.float32 if saved.dtype.itemsize == 2 else saved.dtype
+            second = second_derivative(_activation(ctx.key), saved.to(wide))
+            of_saved = (grad.to(wide) * grad_output * second).to(saved.dtype)
+        return of_grad, of_saved, None, None
+
+
+def _transformed(grad_output: Tensor, saved: Tensor, with_bias: bool, key: str) -> tuple[Tensor, Tensor]:
+    gz = backward_tensor(_activation(key), grad_output, saved)
+    return gz, gz.sum((0, *range(2, gz.dim()))) if with_bias else grad_output.new_empty(0)
+
+
+make_differentiable(_library, "act_backward", _ActBackward, _transformed)
 
 
 def act_backward(grad_output: Tensor, saved: Tensor, with_bias: bool, key: str) -> tuple[Tensor, Tensor]:
@@ -112,8 +95,7 @@ def act_backward(grad_output: Tensor, saved: Tensor, with_bias: bool, key: str) 
     if torch.compiler.is_compiling():
         return _op(grad_output, saved, with_bias, key)
     if transforming():
-        gz = backward_tensor(_activation(key), grad_output, saved)
-        return gz, gz.sum((0, *range(2, gz.dim()))) if with_bias else grad_output.new_empty(0)
+        return _transformed(grad_output, saved, with_bias, key)
     if torch.is_grad_enabled() and (grad_output.requires_grad or saved.requires_grad):
         return _ActBackward.apply(grad_output, saved, with_bias, key)
     with BelowAutograd():

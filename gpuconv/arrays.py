@@ -160,7 +160,8 @@ class _Writable:
 
 
 def _from_numpy(name: str, array: np.ndarray) -> Tensor:
-    if any(stride < 0 or stride % array.itemsize for stride in array.strides):
+    item = max(array.itemsize, 1)  # a dtype may have no bytes at all
+    if any(stride < 0 or stride % item for stride in array.strides):
         array = array.copy()
     if not array.flags.writeable:
         array = np.asarray(_Writable(array))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gpuconv import ops, plan
 from gpuconv.plan import Settings
+from gpuconv.transforms import transforming
 
 WIDTHS = range(2, 9)
 _ACTIVATIONS = {None: "none", "silu": "silu", "swish": "silu"}
@@ -35,7 +36,8 @@ def check(
 ) -> None:
     """Raise an error that names the argument, what was expected and what came, if these do not fit together.
 
-    same_dtype: nothing will bring the tensors to one dtype.
+    same_dtype: nothing will bring the tensors to one dtype. That of weight and bias may be another than that of x and
+    initial_states then, unless one of them is float64.
     """
     if activation not in _ACTIVATIONS:
         raise NotImplementedError(f"activation must be None, 'silu' or 'swish', but got {activation!r}")
@@ -47,7 +49,7 @@ def check(
         if not t.is_floating_point():
             raise RuntimeError(f"{name} must be of a floating type, but got {t.dtype}")
     batch, channels, length = x.shape
-    if weight.shape[0] != channels or weight.shape[1] not in WIDTHS:
+    if weight.shape[0] != channels or not WIDTHS[0] <= weight.shape[1] <= WIDTHS[-1]:
         raise RuntimeError(
             f"weight must have shape [{channels}, W] with W from {WIDTHS[0]} to {WIDTHS[-1]}, "
             f"but got {list(weight.shape)}"
@@ -77,21 +79,36 @@ def check(
             raise ValueError("initial_states and return_final_states are for one sequence: seq_idx must be None")
     if final_states_out is not None and not return_final_states:
         raise ValueError("final_states_out is given, but return_final_states is False")
-    if same_dtype:
+    if same_dtype and (x.dtype == weight.dtype or torch.float64 in (x.dtype, weight.dtype)):
         plan.check_tensors(x=x, weight=weight, bias=bias, initial_states=initial_states)
+    elif same_dtype:
+        plan.check_tensors(x=x, initial_states=initial_states)
+        plan.check_tensors(weight=weight, bias=bias)
+        if x.device != weight.device:
+            raise RuntimeError(f"expected weight on the device of x ({x.device}), but got {weight.device}")
 
 
 def compute(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial_states: Tensor | None, activation: str | None, backend: str
 ) -> Tensor:
-    """The result, [B, D, L], by the ops of gpuconv; `backend` is 'aten' for PyTorch's own."""
+    """The result, [B, D, L], by the ops of gpuconv; `backend` is 'aten' for PyTorch's own.
+
+    Of two dtypes the wider one is computed in, and the result is rounded to that of x.
+    """
+    if weight.dtype != x.dtype:
+        wide = torch.promote_types(x.dtype, weight.dtype)
+        x_wide, weight, bias, initial_states = (
+            t if t is None else t.to(wide) for t in (x, weight, bias, initial_states)
+        )
+        return compute(x_wide, weight, bias, initial_states, activation, backend).to(x.dtype)
     before = weight.shape[1] - 1
     y = _convolve(x, weight, bias, before, activation, backend)
     if initial_states is None:
         return y
-    early = torch.cat((initial_states, x[..., :before]), -1)
-    first = y[..., :before]
-    first.copy_(_convolve(early, weight, bias, 0, activation, backend))
+    early = _convolve(torch.cat((initial_states, x[..., :before]), -1), weight, bias, 0, activation, backend)
+    if torch.compiler.is_compiling() or transforming():  # where writing to y may not be possible
+        return torch.slice_scatter(y, early, -1, 0, before)
+    y[..., :before].copy_(early)
     return y
 
 
@@ -107,18 +124,21 @@ def _convolve(
 
 
 def compute_packed(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor, activation: str | None) -> Tensor:
-    """The same of several sequences in a row: no element sees one whose seq_idx, [B, L], is another's.
+    """The same of several sequences in a row: no element sees one whose seq_idx, [B, L], is another's. Where that is
+    negative there is padding, and the result is 0.
 
     Tap by tap, by PyTorch's elementwise operations: which products count depends on the data, which the ops of gpuconv
     do not look at. Summed in float32 at least.
     """
     length, width = x.shape[-1], weight.shape[1]
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
+    real = seq_idx >= 0
     z = torch.zeros_like(x, dtype=wide) if bias is None else bias.to(wide)[:, None].expand_as(x)
     for i in range(min(width, length)):  # so many elements back
-        same = seq_idx[:, : length - i] == seq_idx[:, i:]
+        same = (seq_idx[:, : length - i] == seq_idx[:, i:]) & real[:, i:]
         seen = torch.where(same[:, None], x[..., : length - i], 0).to(wide)
         z = z + F.pad(seen * weight[:, width - 1 - i, None].to(wide), (i, 0))
+    z = torch.where(real[:, None], z, 0)
     return (z if activation is None else F.silu(z)).to(x.dtype)
 
 

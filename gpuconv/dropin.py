@@ -11,14 +11,15 @@ of `torch.export` for somebody who has no gpuconv is exported within `gpuconv.us
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from gpuconv import functional, nn
+from gpuconv import nn
+from gpuconv.overrides import Routing
 from gpuconv.text import printable, some
 
 Module = TypeVar("Module", bound=torch.nn.Module)
@@ -161,24 +162,12 @@ def _advice(modules: Iterable[torch.nn.Module]) -> str | None:
 
 # ---- functions ------------------------------------------------------------------------------------------------------
 
-_ROUTES: dict[Any, Callable[..., torch.Tensor]] = {  # torch.nn.functional has the very same functions
-    getattr(torch, name): getattr(functional, name)
-    for name in ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-}
-
-
-class _Patch(TorchFunctionMode):
-    """PyTorch leaves the mode while `__torch_function__` runs, so what a backend calls is not routed again."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        route = func if torch.jit.is_tracing() else _ROUTES.get(func, func)  # torch.jit.trace cannot record ours
-        return route(*args, **(kwargs or {}))
-
 
 def patch() -> TorchFunctionMode:
     """A context within which `torch.nn.functional.conv2d`, the five like it and their names in `torch` are gpuconv's.
 
     It sees what the Python code of this thread calls, in a compiled function too, not what C++ calls. Every call of
-    PyTorch costs about a microsecond more within it, so prefer `convert` where that suffices.
+    PyTorch costs about a microsecond more within it, so prefer `convert` where that suffices. A tensor-like that has a
+    `__torch_function__` of its own is asked first, as by PyTorch; what that convolves is ours.
     """
-    return _Patch()
+    return Routing()

@@ -13,16 +13,20 @@ them; `torch.backends.cudnn.conv.fp32_precision` (or `.allow_tf32`) decides abou
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.overrides import has_torch_function_variadic
 
-from gpuconv import backends, causal, ops, sizes
+from gpuconv import backends, causal, ops, overrides, sizes
 from gpuconv.activations import Activation, activate_tensor
 from gpuconv.plan import Settings, check_tensors
 
 Ints = int | Sequence[int]
+_Value = TypeVar("_Value")
+_Recalled = dict[tuple[object, ...], tuple[_Value, tuple[object, ...]]]
+_MOST_RECALLED = 16_384  # a program with ever-changing shapes starts afresh beyond this
 
 _ATEN = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 _ATEN_TRANSPOSED = {1: torch.conv_transpose1d, 2: torch.conv_transpose2d, 3: torch.conv_transpose3d}
@@ -206,11 +210,13 @@ def causal_conv1d(
     x [B, D, L], weight [D, W] with W from 2 to 8, bias [D], activation None, 'silu' or 'swish'. Gives [B, D, L], with
     channels first or last as x is. initial_states, [B, D, W − 1], come before x, instead of zeros. With
     return_final_states the result is (y, the last W − 1 elements of the sequence), the latter in final_states_out if
-    that is given. Differentiable in x, weight, bias and initial_states. Raises as `conv2d` does for arguments that do
-    not fit together.
+    that is given. Differentiable in x, weight, bias and initial_states. weight and bias may be of another dtype than x
+    and its states, float32 say: the wider one is computed in, and the results are of x's. Raises as `conv2d` does for
+    arguments that do not fit together.
 
-    seq_idx, integers [B, L], says which of several sequences in a row an element is of; none sees another's. It is then
-    computed by PyTorch's elementwise operations, one after the other, and takes neither initial nor final states.
+    seq_idx, integers [B, L], says which of several sequences in a row an element is of; none sees another's. Elements
+    with a negative one are padding, and give 0. It is then computed by PyTorch's elementwise operations, one after the
+    other, and takes neither initial nor final states.
     """
     name = backend or backends.selected()
     device_type = x.device.type if isinstance(x, Tensor) else "cpu"
@@ -230,6 +236,11 @@ def causal_conv1d(
     last = causal.final_states(x, initial_states, weight.shape[1])
     return y, last if final_states_out is None else final_states_out.copy_(last)
 
+
+overrides.ROUTES |= {
+    getattr(torch, f.__name__): f
+    for f in (conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d)
+}
 
 # Symbolic tracing (torch.fx) records these two as they are called: what is inside depends on the tensors.
 torch.fx.wrap("_conv")
@@ -255,13 +266,21 @@ def _conv(
     call = (ndim, input, weight, bias, stride, padding, dilation, groups, backend, activation, residual)
     if torch.compiler.is_compiling():
         return _dispatch(*call, _key)
+    if has_torch_function_variadic(input, weight, bias, residual):
+        asked = overrides.opinionated(input, weight, bias, residual)
+        if asked:
+            settings = (stride, padding, dilation, groups)
+            y = overrides.ask(asked, _ATEN[ndim], (input, weight, bias, *settings), backend)
+            return activate_tensor(Activation.parse(activation), y if residual is None else y + residual)
     try:
         return _dispatch(*call, _remembered_key)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
         failure = error
-    # Only now is there time to find out what exactly was wrong, whichever backend stumbled over it.
-    _validate(ndim, input, weight, bias, stride, padding, dilation, groups, activation, residual)
-    raise failure
+    try:  # Only now is there time to find out what exactly was wrong, whichever backend stumbled over it.
+        _validate(ndim, input, weight, bias, stride, padding, dilation, groups, activation, residual)
+        raise failure
+    finally:
+        del failure  # it knows this frame: the two would keep each other alive, and with them all that its callers hold
 
 
 def _dispatch(
@@ -317,23 +336,25 @@ def _finish(y: Tensor, activation: str, residual: Tensor | None) -> Tensor:
     return activate_tensor(Activation.parse(activation), y)
 
 
-_keys: dict[tuple[object, ...], str] = {}
+_keys: _Recalled[str] = {}
 
 
 def _remembered_key(
     ndim: int, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, activation: str, name: str
 ) -> str:
     # A filter's size matters to the key where padding is 'same' only.
-    call = (ndim, stride, padding, dilation, groups, activation, name, weight.shape[2:] if padding == "same" else None)
+    filter_size = weight.shape[2:] if padding == "same" else None
+    call = (ndim, id(stride), id(padding), id(dilation), id(groups), activation, name, filter_size)
     try:
-        return _keys[call]
-    except TypeError:  # a list among the arguments
-        return _key(ndim, weight, stride, padding, dilation, groups, activation, name)
+        return _keys[call][0]
     except KeyError:
-        key = _keys[call] = _key(ndim, weight, stride, padding, dilation, groups, activation, name)
-        if padding == "same" and any(low != high for low, high in Settings.decode(key).padding):
-            _warn_of_uneven_padding()
-        return key
+        pass
+    arguments = (stride, padding, dilation, groups)
+    compute = functools.partial(_key, ndim, weight, stride, padding, dilation, groups, activation, name)
+    key = _recall(_keys, call, arguments, compute)
+    if padding == "same" and any(low != high for low, high in Settings.decode(key).padding):
+        _warn_of_uneven_padding()
+    return key
 
 
 @functools.cache  # once in a process, as PyTorch does
@@ -351,7 +372,7 @@ def _key(
     stride, dilation = sizes.per_axis("stride", stride, ndim), sizes.per_axis("dilation", dilation, ndim)
     filter_size = weight.shape[2:] if isinstance(padding, str) else (1,) * ndim
     pads = sizes.normalize_padding(padding, filter_size, stride, dilation)
-    return Settings(stride, pads, dilation, groups, activation, backend).encode()
+    return Settings(stride, pads, dilation, sizes.whole("groups", groups), activation, backend).encode()
 
 
 def _validate(
@@ -392,8 +413,7 @@ def _check_kinds(function: str, ndim: int, input: Any, weight: Any, bias: Any, g
             raise TypeError(f"{name} must be a torch.Tensor, but got {type(t).__name__}")
     if bias is not None and not isinstance(bias, Tensor):
         raise TypeError(f"bias must be a torch.Tensor or None, but got {type(bias).__name__}")
-    if not isinstance(groups, int) or isinstance(groups, bool):
-        raise TypeError(f"groups must be int, but got {groups!r}")
+    sizes.whole("groups", groups)
     if input.dim() not in (ndim + 1, ndim + 2):
         raise RuntimeError(
             f"Expected {ndim + 1}D (unbatched) or {ndim + 2}D (batched) input to {function}, "
@@ -421,12 +441,19 @@ def _conv_transpose(
     arguments = (stride, padding, output_padding, groups, dilation)
     if torch.compiler.is_compiling():
         return _dispatch_transpose(ndim, input, weight, bias, arguments, backend, _as_grad_input)
+    if has_torch_function_variadic(input, weight, bias):
+        asked = overrides.opinionated(input, weight, bias)
+        if asked:
+            return overrides.ask(asked, _ATEN_TRANSPOSED[ndim], (input, weight, bias, *arguments), backend)
     try:
         return _dispatch_transpose(ndim, input, weight, bias, arguments, backend, _remembered_grad_input)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
         failure = error
-    _validate_transposed(ndim, input, weight, bias, *arguments)
-    raise failure
+    try:
+        _validate_transposed(ndim, input, weight, bias, *arguments)
+        raise failure
+    finally:
+        del failure
 
 
 def _dispatch_transpose(
@@ -470,32 +497,28 @@ def _grad_input(ndim: int, call: _GradInput, input: Tensor, weight: Tensor, bias
     return y.squeeze(0) if unbatched else y
 
 
-_grad_inputs: dict[tuple[object, ...], _GradInput | None] = {}
-_MOST_GRAD_INPUTS = 16_384  # a program with ever-changing shapes starts afresh beyond this
+_grad_inputs: _Recalled[_GradInput | None] = {}
 
 
 def _remembered_grad_input(
     ndim: int, input: Tensor, weight: Tensor, bias: Tensor | None, arguments: tuple[Any, ...], name: str
 ) -> _GradInput | None:
     call = (
-        ndim, name, arguments, input.shape, input.dtype, weight.shape, weight.dtype,
+        ndim, *map(id, arguments), name, input.shape, input.dtype, weight.shape, weight.dtype,
         None if bias is None else (bias.shape, bias.dtype),
     )  # fmt: skip
     try:
-        return _grad_inputs[call]
-    except TypeError:  # a list among the arguments
-        return _as_grad_input(ndim, input, weight, bias, arguments, name)
+        return _grad_inputs[call][0]
     except KeyError:
-        if len(_grad_inputs) >= _MOST_GRAD_INPUTS:
-            _grad_inputs.clear()
-        value = _grad_inputs[call] = _as_grad_input(ndim, input, weight, bias, arguments, name)
-        return value
+        pass
+    compute = functools.partial(_as_grad_input, ndim, input, weight, bias, arguments, name)
+    return _recall(_grad_inputs, call, arguments, compute)
 
 
 def _as_grad_input(
     ndim: int, input: Tensor, weight: Tensor, bias: Tensor | None, arguments: tuple[Any, ...], name: str
 ) -> _GradInput | None:
-    """The call that computes this, or None for what PyTorch computes: integers, and results without elements.
+    """The call that computes this, or None for what PyTorch computes: integers, and results that no tap reaches.
 
     Raises unless all fits together. A stride of one input pixel is what a convolution may leave over
     at the end of its input, so output_padding below the stride is part of the output's size. From there up (it may be
@@ -506,14 +529,15 @@ def _as_grad_input(
     if not (input.is_floating_point() or input.is_complex()):
         return None
     output = sizes.transposed_size(input.shape[-ndim:], weight.shape[2:], stride, padding, output_padding, dilation)
-    if weight.shape[1] == 0 or any(h == 0 for h in output):
-        return None
     pads, zeros = [], []
     for s, p, extra in zip(stride, padding, output_padding, strict=True):
         pads.append((p, p if extra < s else max(p - extra, 0)))
         zeros.append(0 if extra < s else max(extra - p, 0))
+    reached = [h - zero for h, zero in zip(output, zeros, strict=True)]
+    if weight.shape[1] == 0 or any(h <= 0 for h in reached):
+        return None
     batch = input.shape[0] if input.dim() == ndim + 2 else 1
-    size = (batch, weight.shape[1] * groups, *(h - zero for h, zero in zip(output, zeros, strict=True)))
+    size = (batch, weight.shape[1] * groups, *reached)
     key = Settings(stride, tuple(pads), dilation, groups, "none", name).encode()
     appended = tuple(side for zero in reversed(zeros) for side in (0, zero)) if any(zeros) else None
     return _GradInput(key, size, appended)
@@ -547,6 +571,30 @@ def _validate_transposed(
 
 
 # ---- both ------------------------------------------------------------------------------------------------------------
+
+
+def _recall(
+    known: _Recalled[_Value], call: tuple[Any, ...], arguments: tuple[Any, ...], compute: Callable[[], _Value]
+) -> _Value:
+    """What `compute` gives, which `known` has for this `call` from now on.
+
+    A call names its `arguments` by their ids, behind its first element: 2, 2.0 and True are equal, but not all of them
+    are right. What is remembered holds the arguments, so that their ids stay theirs.
+    """
+    if not all(_is_constant(argument) for argument in arguments):
+        return compute()
+    alike = (call[0], arguments, *call[1 + len(arguments) :])  # a call with other objects that are equal
+    value = known[alike][0] if alike in known else compute()
+    if len(known) >= _MOST_RECALLED:
+        known.clear()
+    known[call] = known[alike] = (value, arguments)
+    return value
+
+
+def _is_constant(argument: object) -> bool:
+    if type(argument) is tuple:
+        return all(type(item) is int for item in argument)
+    return type(argument) is int or type(argument) is str
 
 
 def _complex(

@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import index
 from typing import Any, NamedTuple
 
 import torch
@@ -37,11 +38,12 @@ class Settings(NamedTuple):
 
     def encode(self) -> str:
         """'stride=2,1 padding=1:1,0:0 dilation=1,1 groups=1 activation=none backend=auto'"""
+        # index(): a compiler has symbols for what depends on an input, and is to compile anew for another number.
         return (
-            f"stride={','.join([str(s) for s in self.stride])} "
-            f"padding={','.join([f'{low}:{high}' for low, high in self.padding])} "
-            f"dilation={','.join([str(d) for d in self.dilation])} "
-            f"groups={self.groups} activation={self.activation} backend={self.backend}"
+            f"stride={','.join([str(index(s)) for s in self.stride])} "
+            f"padding={','.join([f'{index(low)}:{index(high)}' for low, high in self.padding])} "
+            f"dilation={','.join([str(index(d)) for d in self.dilation])} "
+            f"groups={index(self.groups)} activation={self.activation} backend={self.backend}"
         )
 
     @staticmethod

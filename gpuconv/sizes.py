@@ -3,26 +3,36 @@
 Pure arithmetic and comparisons, so that it works on the symbolic sizes of torch.compile too.
 """
 
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 Pads = tuple[tuple[int, int], ...]  # (low, high) for each spatial axis
 
 
+def whole(name: str, value: Any) -> int:
+    """`value` as an int, if it is one, or a tensor or NumPy scalar of one. Raises TypeError for all else, even bool."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be int, but got {value!r}") from None
+
+
 def per_axis(name: str, value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     """`value` for each of `ndim` axes; an int or a sequence of one stands for all of them, as in PyTorch."""
-    if isinstance(value, int) or not hasattr(value, "__len__"):
-        values: tuple[int, ...] = (value,) * ndim  # type: ignore[assignment]  # a SymInt has no length either
-    else:
-        values = tuple(value) * ndim if len(value) == 1 else tuple(value)
+    given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    values = given * ndim if len(given) == 1 else given
     if len(values) != ndim:
         raise RuntimeError(
             f"expected {name} to be a single integer value or a list of {ndim} values to match the convolution "
             f"dimensions, but got {name}={list(values)}"
         )
-    for v in values:
-        if isinstance(v, (float, str, bool)) or v is None:
-            raise TypeError(f"{name} must be int or a sequence of int, but got {value!r}")
-    return values
+    try:
+        return tuple([whole(name, v) for v in values])
+    except TypeError:
+        raise TypeError(f"{name} must be int or a sequence of int, but got {value!r}") from None
 
 
 def normalize_padding(
@@ -166,7 +176,8 @@ def check_transposed(
     check_settings(stride, tuple((p, p) for p in padding), dilation, groups)
     if any(extra < 0 for extra in output_padding):
         raise RuntimeError(f"negative output_padding is not supported, but got output_padding={tuple(output_padding)}")
-    if any(extra >= s and extra >= d for extra, s, d in zip(output_padding, stride, dilation, strict=True)):
+    too_large = any(extra >= s and extra >= d for extra, s, d in zip(output_padding, stride, dilation, strict=True))
+    if too_large and input_shape[0] != 0:  # PyTorch does not ask this of an empty batch
         raise RuntimeError(
             f"output padding must be smaller than either stride or dilation, but got "
             f"output_padding={tuple(output_padding)}, stride={tuple(stride)}, dilation={tuple(dilation)}"

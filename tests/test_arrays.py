@@ -115,6 +115,15 @@ def test_errors_name_the_argument() -> None:
         arrays.conv2d(x, w.astype(np.float32), groups=2)
 
 
+@pytest.mark.parametrize("dtype", ["V0", "V3", "U0", "S3", "O", "M8[s]", "f4,i4", [], ">i2"], ids=str)
+@pytest.mark.parametrize("lying", ["densely", "read-only", "backwards"])
+def test_a_dtype_that_pytorch_does_not_have_is_named(dtype: object, lying: str) -> None:
+    x = np.zeros((1, 1, 2, 2), np.dtype(dtype))
+    x.flags.writeable = lying != "read-only"
+    with pytest.raises(TypeError, match="weight must have a dtype of PyTorch's in native byte order, but got "):
+        arrays.conv2d(np.zeros((1, 1, 2, 2), np.float32), x[..., ::-1] if lying == "backwards" else x)
+
+
 needs_cupy = pytest.mark.skipif(
     importlib.util.find_spec("cupy") is None or not torch.cuda.is_available(), reason="needs CuPy and a GPU"
 )

@@ -166,6 +166,67 @@ def test_sequences_in_a_row_do_not_see_each_other(dtype: torch.dtype) -> None:
         )
 
 
+def test_padding_gives_zeros_and_takes_no_part() -> None:
+    given = draw(4, channels_last=True)
+    del given["initial_states"]
+    for activation in (None, "silu"):
+        expected = causal_conv1d(**given, activation=activation)
+        padded = {name: t.clone() for name, t in given.items()}
+        padded["x"][1, :, 15:] = torch.nan  # whatever lies there
+        tensors = [t.requires_grad_() for t in padded.values()]
+        seq_idx = torch.zeros(B, L, dtype=torch.int64)
+        seq_idx[1, 15:] = -1
+        y = causal_conv1d(**padded, seq_idx=seq_idx, activation=activation)
+        assert not y[1, :, 15:].any()
+        torch.testing.assert_close(y[0], expected[0])
+        torch.testing.assert_close(y[1, :, :15], expected[1, :, :15])
+        _, gw, gb = torch.autograd.grad(y.sum(), tensors)
+        part = [t.detach()[1:, :, :15] if t.dim() == 3 else t.detach() for t in given.values()]
+        whole = [given["x"][:1], given["weight"], given["bias"]]
+        both = [[t.clone().requires_grad_() for t in some] for some in (part, whole)]
+        sums = [torch.autograd.grad(causal_conv1d(*some, activation=activation).sum(), some) for some in both]
+        torch.testing.assert_close(gw, sums[0][1] + sums[1][1])
+        torch.testing.assert_close(gb, sums[0][2] + sums[1][2])
+
+
+@each_lane
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("states", [False, True], ids=["no states", "states"])
+def test_filters_may_be_float32_where_the_sequence_is_not(lane: Lane, dtype: torch.dtype, states: bool) -> None:
+    """As in the tests of causal_conv1d: the filters are not rounded, and the result is rounded once."""
+    given = draw(4, channels_last=True, device=lane.device)
+    rounded = {name: given[name].to(dtype) for name in ("x", "initial_states")[: 1 + states]}
+    filters = {name: given[name].clone().requires_grad_() for name in ("weight", "bias")}
+    y, last = causal_conv1d(**rounded, **filters, activation="silu", return_final_states=True, backend=lane.backend)
+    wide = {name: t.float() for name, t in rounded.items()}
+    expected = causal_conv1d(**wide, **filters, activation="silu", backend=lane.backend)
+    assert y.dtype is last.dtype is dtype and torch.equal(y, expected.to(dtype))
+    gw, gb = torch.autograd.grad(y.float().sum(), filters.values())
+    assert gw.dtype is gb.dtype is torch.float32
+    assert lane.backend == "aten" or y.stride() == given["x"].stride()  # PyTorch goes its own way
+    if not states:
+        seq_idx = torch.zeros(B, L, dtype=torch.int32, device=lane.device)
+        packed = causal_conv1d(**rounded, **filters, seq_idx=seq_idx, activation="silu")
+        torch.testing.assert_close(packed, y)
+
+
+@pytest.mark.parametrize("transform", ["vmap", "grad of vmap"])
+def test_states_alone_may_be_a_batch_under_vmap(transform: str) -> None:
+    given = draw(4, torch.float64)
+    states = given.pop("initial_states")
+
+    def run(states: Tensor) -> Tensor:
+        return causal_conv1d(**given, initial_states=states, activation="silu", backend="numpy")
+
+    stacked = torch.stack((states, 2 * states))
+    if transform == "vmap":
+        torch.testing.assert_close(torch.vmap(run)(stacked), torch.stack([run(s) for s in stacked]))
+    else:
+        got = torch.func.grad(lambda s: torch.vmap(run)(s).pow(2).sum())(stacked)
+        expected = [torch.func.grad(lambda s: run(s).pow(2).sum())(s) for s in stacked]
+        torch.testing.assert_close(got, torch.stack(expected))
+
+
 def wrong(**changed: object) -> dict[str, object]:
     return {**draw(4), **changed}
 
@@ -188,6 +249,9 @@ def wrong(**changed: object) -> dict[str, object]:
         (wrong(initial_states=torch.ones(B, D, 4)), RuntimeError, "initial_states must have shape"),
         (wrong(final_states_out=torch.ones(B, D, 3)), ValueError, "return_final_states"),
         (wrong(weight=torch.ones(D, 4).double()), RuntimeError, "weight type"),
+        (wrong(weight=torch.ones(D, 4).bfloat16()), RuntimeError, r"Weight type .*bfloat16\) and bias type .*float32"),
+        (wrong(initial_states=torch.ones(B, D, 3).half(), weight=torch.ones(D, 4).half(), bias=None), RuntimeError,
+         r"X type .*float32\) and initial_states type .*float16"),
         (wrong(backend="fast"), ValueError, "backend must be one of"),
     ],
 )  # fmt: skip

@@ -1,8 +1,11 @@
 """The six convolutions behave as PyTorch's: arguments, layouts, autocast, and errors raised before any work."""
 
+import gc
 import inspect
 import warnings
+import weakref
 
+import numpy as np
 import pytest
 import torch
 from lanes import Lane, each_lane
@@ -177,6 +180,42 @@ def test_a_transposed_result_without_pixels_is_pytorchs() -> None:
 
 
 @each_lane
+def test_a_transposed_result_that_no_tap_reaches_is_zeros_and_bias(lane: Lane) -> None:
+    given = dict(stride=2, padding=1, output_padding=2, dilation=3)
+    x, w = (torch.ones(1, 1, 1, device=lane.device, requires_grad=True) for _ in range(2))
+    b = torch.full((1,), 7.0, device=lane.device, requires_grad=True)
+    y = conv_transpose1d(x, w, b, **given, backend=lane.backend)
+    assert y.tolist() == [[[7.0]]]
+    assert [g.item() for g in torch.autograd.grad(y.sum(), (x, w, b))] == [0, 0, 1]
+    assert conv_transpose1d(x[0], w, **given, backend=lane.backend).tolist() == [[0.0]]
+    assert conv_transpose1d(x[:0], w, b, **given, backend=lane.backend).shape == (0, 1, 1)
+
+
+def test_transposed_sizes_and_refusals_are_pytorchs() -> None:
+    """Empty batches, no output, output of appended zeros alone on one axis or both, too much output_padding."""
+    generator = torch.Generator().manual_seed(0)
+
+    def pair(low: int, high: int) -> tuple[int, ...]:
+        return tuple(torch.randint(low, high + 1, (2,), generator=generator).tolist())
+
+    refused = 0
+    for turn in range(300):
+        x = torch.randn(turn % 3, 2, *pair(1, 3), dtype=torch.float64)
+        w, b = torch.randn(2, 1, *pair(1, 3), dtype=torch.float64), torch.randn(2, dtype=torch.float64)
+        given = dict(stride=pair(1, 3), padding=pair(0, 3), output_padding=pair(0, 3), dilation=pair(1, 4), groups=2)
+        try:
+            expected = torch.conv_transpose2d(x, w, b, **given)
+        except RuntimeError:
+            refused += 1
+            with pytest.raises(RuntimeError, match="utput"):  # size too small, padding too large
+                conv_transpose2d(x, w, b, **given, backend="numpy")
+        else:
+            got = conv_transpose2d(x, w, b, **given, backend="numpy")
+            torch.testing.assert_close(got, expected, msg=lambda m: f"{x.shape} {w.shape} {given}: {m}")  # noqa: B023
+    assert 30 < refused < 270
+
+
+@each_lane
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_casts_as_pytorch_does(lane: Lane, dtype: torch.dtype) -> None:
     x = torch.randn(2, 4, 6, 6, device=lane.device)
@@ -288,6 +327,89 @@ def test_bad_input_of_transposed_is_refused_naming_what_is_wrong(name: str, back
     for _ in range(2):
         with pytest.raises(error, match=message):
             conv_transpose2d(**arguments, backend=backend)
+
+
+INTS = {
+    "int": 2,
+    "tuple": (2, 2),
+    "list": [2, 2],
+    "NumPy": np.int64(2),
+    "tensor": torch.tensor(2),
+    "size": torch.Size((2, 2)),
+}
+NO_INTS = [
+    2.0,
+    True,
+    (2.0, 2),
+    (2, 2.0),
+    (True, 2),
+    (2, None),
+    "2",
+    None,
+    np.float64(2),
+    np.bool_(True),
+    range(2, 4),
+    torch.ones(1),
+]
+
+
+@pytest.mark.parametrize("function", [conv2d, conv_transpose2d], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("argument", ["stride", "padding", "dilation", "groups"])
+def test_only_ints_are_ints_whatever_was_called_before(function, argument: str) -> None:
+    x, w = torch.randn(1, 4, 9, 9), torch.randn(4, 2, 3, 3)
+
+    def call(value: object, backend: str) -> torch.Tensor:
+        return function(x, w, **{"groups": 2} | {argument: value}, backend=backend)
+
+    for _ in range(2):
+        for name, value in INTS.items():
+            if argument == "groups" and name in ("tuple", "list", "size"):
+                continue
+            torch.testing.assert_close(call(value, "numpy"), call(value, "aten"), rtol=1e-4, atol=1e-4)
+        if function is conv2d or argument != "groups":  # 1, too, is equal to True
+            call(1, "numpy") if argument != "groups" else conv2d(x, torch.randn(4, 4, 3, 3), groups=1, backend="numpy")
+        for value in NO_INTS:
+            for backend in ("numpy", "aten"):
+                with pytest.raises((TypeError, RuntimeError), match=f"{argument}|Tensor, |Invalid padding string"):
+                    call(value, backend)
+
+
+class OutOfMemory(gpuconv.backends.Backend):
+    name = "out-of-memory"
+
+    def forward(self, *_: object, **__: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("layer", ["conv", "transposed"])
+@pytest.mark.parametrize("fault", ["channels", "memory", "backend"])
+def test_a_caught_error_keeps_no_activation_alive(fault: str, layer: str, monkeypatch) -> None:
+    gpuconv.backends.register(OutOfMemory())
+    monkeypatch.setattr(OutOfMemory, "grad_input", OutOfMemory.forward, raising=False)
+    function = conv2d if layer == "conv" else conv_transpose2d
+    w = torch.randn(3, 3, 3, 3, requires_grad=True)
+    alive = []
+
+    def three_layers() -> None:
+        a = function(torch.randn(1, 3, 9, 9), w, backend="numpy")
+        b = function(a, w, backend="numpy")
+        alive.extend(map(weakref.ref, (a, b)))
+        if fault == "channels":
+            function(b, w[:, :, :, :0] if layer == "transposed" else w[:, :2], backend="numpy")
+        function(b, w, backend={"memory": "out-of-memory", "backend": "triton"}[fault])
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            with pytest.raises(RuntimeError) as caught:
+                three_layers()
+            assert all(ref() is not None for ref in alive[-2:])  # which the error itself shows
+            del caught
+        assert not any(ref() is not None for ref in alive)
+    finally:
+        gc.enable()
+        gpuconv.backends._loaded.pop("out-of-memory")
 
 
 def test_bad_input_raises_before_the_backend_runs(monkeypatch) -> None:
