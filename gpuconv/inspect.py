@@ -46,6 +46,7 @@ class MachineCode:
     cubin: bytes = dataclasses.field(repr=False)
     function: str = ""  # which of the cubin's, where it has several
     ptx: str = dataclasses.field(default="", repr=False)  # of Triton's kernels
+    ttgir: str = dataclasses.field(default="", repr=False)  # the same before it: buffers, copies, products, waits
 
     @cached_property
     def sass(self) -> str:
@@ -120,7 +121,7 @@ def compile_for(launch: Launch, capability: int) -> Any:
 def machine_code(launch: Launch, capability: int) -> MachineCode:
     """Compile `launch` for a GPU of this capability and read the result."""
     compiled = compile_for(launch, capability)
-    return _read(compiled.asm["cubin"], compiled.metadata.shared, ptx=compiled.asm["ptx"])
+    return _read(compiled.asm["cubin"], compiled.metadata.shared, ptx=compiled.asm["ptx"], ttgir=compiled.asm["ttgir"])
 
 
 def cuda_architecture(gpu: Gpu) -> str:
@@ -139,12 +140,12 @@ def cuda_ptx(instance: Instance, architecture: str) -> str:
     return cuda_compile.ptx(instance, architecture)
 
 
-def _read(cubin: bytes, shared: int, function: str = "", ptx: str = "") -> MachineCode:
+def _read(cubin: bytes, shared: int, function: str = "", **text: str) -> MachineCode:
     usage = _cuobjdump(cubin, "--dump-resource-usage")
     found = re.search(rf"Function {function}.*:\s.*REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump says nothing about registers: {usage!r}")
-    return MachineCode(int(found[1]), int(found[2]), shared, cubin, function, ptx)
+    return MachineCode(int(found[1]), int(found[2]), shared, cubin, function, **text)
 
 
 def _cuobjdump(cubin: bytes, *flags: str) -> str:

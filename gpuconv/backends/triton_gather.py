@@ -29,6 +29,7 @@ from gpuconv.backends.triton_launch import (
     numbers_of,
     ordered_sum,
     overflows,
+    programs_of_bias,
     sizes,
 )
 from gpuconv.gpu import Gpu
@@ -174,7 +175,6 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     size = math.prod(problem.weight_shape)
     pixels = problem.batch * math.prod(problem.output_size)
     splits = splits_of(problem, tile)
-    per_split = math.ceil(math.ceil(pixels / tile.depth) / splits) * tile.depth
     tiles = math.ceil(k / tile.rows) * math.ceil(c / tile.columns)
     fresh_k, fresh_c, fresh_tap = fresh(problem.weight_shape, problem)
     # The workspace holds [taps, K, C/G] for each split, so that a tile of it lies together.
@@ -191,12 +191,12 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     }  # fmt: skip
     scalars = (
         pixels, k // vector, c // vector, problem.groups, *sizes(problem), *gy.divided(vector), *x.divided(vector),
-        gw_split // vector, gw_k // vector, gw_c, gw_tap // vector, problem.out_channels, per_split,
+        gw_split // vector, gw_k // vector, gw_c, gw_tap // vector, problem.out_channels, splits,
     )  # fmt: skip
     dtype, accumulate = problem.dtype, accumulator(problem.dtype)
     partial = accumulate if splits > 1 else dtype
     dtypes = (dtype, dtype, partial, partial if with_bias else None)
-    programs = splits * tiles * problem.taps * problem.groups
+    programs = splits * tiles * problem.taps * problem.groups + programs_of_bias(problem, splits, with_bias)
     gather = Launch(gather_grad_weight, programs, dtypes, scalars, constants, tile)
     if splits == 1:
         return (gather,)

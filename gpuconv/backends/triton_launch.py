@@ -27,6 +27,7 @@ try:
     import triton.language as tl
     from triton.runtime import _allocation
 
+    from gpuconv.kernels.triton.grad_bias import FILTERS
     from gpuconv.kernels.triton.sum_partials import sum_partials
 except ImportError as error:  # Windows, macOS
     _missing: str | None = f"Triton cannot be imported ({error})"
@@ -298,3 +299,8 @@ def ordered_sum(problem: ConvProblem, splits: int, with_bias: bool) -> Launch:
 def bias_offset(splits: int, size: int) -> int:
     """Where the bias's partial sums begin in the workspace: after the weight's, at a multiple of 16 bytes."""
     return math.ceil(splits * size / 4) * 4
+
+
+def programs_of_bias(problem: ConvProblem, splits: int, with_bias: bool) -> int:
+    """How many programs a grad_weight has beside those of its product: see `gpuconv.kernels.triton.grad_bias`."""
+    return splits * math.ceil(problem.out_channels / FILTERS.value) if with_bias else 0

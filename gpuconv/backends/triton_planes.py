@@ -22,6 +22,7 @@ from gpuconv.backends.triton_launch import (
     numbers_of,
     ordered_sum,
     overflows,
+    programs_of_bias,
 )
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
@@ -127,17 +128,17 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     gw = (size, c, 1) if splits > 1 else (0, fresh_k, fresh_c)  # the workspace holds [K, C/G] for each split
     constants = {
         "BM": tile.rows, "BN": tile.columns, "BC": tile.depth, "VECTOR": vector,
-        "WIDE": overflows(gy.extent, x.extent, size),
+        "WIDE": overflows(gy.extent, x.extent, size, problem.batch * pixels),
         **numbers_of(problem, operands),
     }  # fmt: skip
     strides = (stride // vector for stride in (*gy.strides[:2], *x.strides[:2]))
     scalars = (
-        pixels // vector, k, c, problem.groups, *strides, *gw, problem.out_channels, steps, math.ceil(steps / splits),
+        pixels // vector, k, c, problem.groups, *strides, *gw, problem.out_channels, steps, splits,
     )  # fmt: skip
     dtype = problem.dtype
     partial = accumulator(dtype) if splits > 1 else dtype
     dtypes = (dtype, dtype, partial, partial if with_bias else None)
-    programs = splits * problem.groups * _tiles_of_result(problem, tile)
+    programs = splits * problem.groups * _tiles_of_result(problem, tile) + programs_of_bias(problem, splits, with_bias)
     product = Launch(planes_grad_weight, programs, dtypes, scalars, constants, tile)
     return (product,) if splits == 1 else (product, ordered_sum(problem, splits, with_bias))
 

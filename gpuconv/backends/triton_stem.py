@@ -22,6 +22,7 @@ from gpuconv.backends.triton_launch import (
     numbers_of,
     ordered_sum,
     overflows,
+    programs_of_bias,
     sizes,
 )
 from gpuconv.gpu import Gpu
@@ -87,7 +88,6 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     size = math.prod(problem.weight_shape)
     pixels = problem.batch * math.prod(problem.output_size)
     splits = splits_of(problem, tile)
-    per_split = math.ceil(math.ceil(pixels / tile.depth) / splits) * tile.depth
     # The workspace holds [taps, K, C] for each split.
     gw = (size, c, 1, k * c) if splits > 1 else (0, *fresh(problem.weight_shape, problem))
     constants = {
@@ -96,11 +96,12 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
         "WIDE": overflows(gy.extent, x.extent, size, pixels),
         **numbers_of(problem, operands),
     }  # fmt: skip
-    scalars = (pixels, k, c, *sizes(problem), *gy.strides, *x.strides, *gw, k, per_split)
+    scalars = (pixels, k, c, *sizes(problem), *gy.strides, *x.strides, *gw, k, splits)
     dtype = problem.dtype
     partial = accumulator(dtype) if splits > 1 else dtype
     dtypes = (dtype, dtype, partial, partial if with_bias else None)
-    product = Launch(stem_grad_weight, splits * _tiles_of_result(problem, tile), dtypes, scalars, constants, tile)
+    programs = splits * _tiles_of_result(problem, tile) + programs_of_bias(problem, splits, with_bias)
+    product = Launch(stem_grad_weight, programs, dtypes, scalars, constants, tile)
     return (product,) if splits == 1 else (product, ordered_sum(problem, splits, with_bias))
 
 

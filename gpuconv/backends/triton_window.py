@@ -18,9 +18,11 @@ from gpuconv.backends.triton_launch import (
     Launch,
     epilogue_of,
     fresh,
+    layouts,
     numbers_of,
     ordered_sum,
     overflows,
+    programs_of_bias,
 )
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
@@ -292,7 +294,8 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     gw = (size, c, 1, problem.out_channels * c) if splits > 1 else (0, fresh_k, fresh_c, fresh_tap)
     constants = _constants(problem, operands, tile, window) | {"BK": tile.rows, "BC": tile.columns}
     del constants["BAND"]
-    constants = constants | {"WIDE": overflows(size)}
+    gy, _ = layouts(problem, "grad_weight", operands)
+    constants = constants | {"WIDE": overflows(size, gy.extent)}
     scalars = (
         problem.batch, problem.in_channels, problem.out_channels, c, k, problem.groups, *_settings(problem),
         *_strides(problem.output_shape, operands.strides[0], unit),
@@ -301,7 +304,7 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     )  # fmt: skip
     partial = accumulator(dtype) if splits > 1 else dtype
     tiles = math.ceil(k / tile.rows) * math.ceil(c / tile.columns)
-    programs = splits * tiles * problem.taps * problem.groups
+    programs = splits * tiles * problem.taps * problem.groups + programs_of_bias(problem, splits, with_bias)
     dtypes = (dtype, dtype, partial, partial if with_bias else None)
     product = Launch(window_grad_weight, programs, dtypes, scalars, constants, tile, descriptors=True)
     return (product,) if splits == 1 else (product, ordered_sum(problem, splits, with_bias))

@@ -15,7 +15,8 @@ clock, by adding BC's own digits and passing at most one carry from each to the 
 
 import triton.language as tl
 
-from .common import block_indices, carry, kernel, load_tile, multiply, rounded, split_pixel, store_tile, wide, widened
+from .common import block_indices, carry, kernel, load_tile, multiply, split_pixel, store_tile, wide
+from .grad_bias import sum_bias
 
 
 @kernel
@@ -32,7 +33,7 @@ def gather_grad_weight(
     gy_n, gy_k, gy_z, gy_p, gy_q,
     x_n, x_c, x_d, x_h, x_w,
     gw_split, gw_k, gw_c, gw_tap, gb_split,  # strides of the result; the taps of a filter are evenly spaced
-    per_split,  # pixels of one split, a multiple of BC
+    splits,
     BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr,
     MASKED: tl.constexpr,  # some tap of some pixel is outside the image
     GY_PIXELS_FAST: tl.constexpr, X_PIXELS_FAST: tl.constexpr,
@@ -50,6 +51,15 @@ def gather_grad_weight(
     column_blocks = tl.cdiv(channels, BN)
     tiles = tl.cdiv(filters, BM) * column_blocks
     program = tl.program_id(0)
+    OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gw.dtype.element_ty == tl.bfloat16
+    if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
+        if program >= tiles * T * R * S * groups * splits:
+            sum_bias(
+                p_gy, p_gb, program - tiles * T * R * S * groups * splits, splits, pixels, filters * groups, Z, P, Q,
+                gy_n, gy_k, gy_z, gy_p, gy_q, gb_split,
+                not GY_PIXELS_FAST, WIDE, ACCUMULATE, EMULATE_BF16, OUT_BF16,
+            )  # fmt: skip
+            return
     tile = program % tiles
     tap = program // tiles % (T * R * S)
     group = wide(program // tiles // (T * R * S) % groups, WIDE)
@@ -57,6 +67,7 @@ def gather_grad_weight(
     t, r, s = split_pixel(tap, R, S)
     o_filter, o_filter_safe = block_indices(tile // column_blocks, BM, filters, WIDE)  # [BM]
     o_channel, o_channel_safe = block_indices(tile % column_blocks, BN, channels, WIDE)  # [BN]
+    per_split = tl.cdiv(tl.cdiv(pixels, BC), splits) * BC
     first = split * per_split
     last = tl.minimum(first + per_split, pixels)
 
@@ -75,8 +86,6 @@ def gather_grad_weight(
 
     GY_ON_SIDE: tl.constexpr = not GY_PIXELS_FAST and VECTOR == 1
     b_acc = tl.zeros((BM, BN), ACCUMULATE)
-    b_bias = tl.zeros((BM,), ACCUMULATE)
-    sums_bias = (tap == 0) & (tile % column_blocks == 0)
     for m0 in range(0, per_split, BC):
         m_pixel = first + m0 + tl.arange(0, BC) < last  # [BC]
         b_d, b_h, b_w = b_z * stride_d + shift_d, b_p * stride_h + shift_h, b_q * stride_w + shift_w
@@ -89,19 +98,11 @@ def gather_grad_weight(
         b_gy = load_tile(p_gy_group, o_gy_filter, o_gy, m_pixel, m_pixel, False, True, GY_ON_SIDE)  # [BM, BC]
         b_x = load_tile(p_x_group, o_x, o_x_channel, m_inside, m_inside, True, False, X_PIXELS_FAST)  # [BC, BN]
         b_acc = multiply(b_gy, b_x, b_acc, PRECISION, EMULATE_BF16)
-        if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
-            if sums_bias:
-                b_bias += tl.sum(widened(b_gy, ACCUMULATE, EMULATE_BF16), 1)
         b_q, b_p = carry(b_q + add_q, b_p + add_p, Q)
         b_p, b_z = carry(b_p, b_z + add_z, P)
         b_z, b_n = carry(b_z, b_n + add_n, Z)
 
     # ---- store; the workspace has the type of the sum, a single split rounds to the result's
-    OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gw.dtype.element_ty == tl.bfloat16
     m_filter, m_channel = o_filter < filters, o_channel < channels
     p_tile = p_gw + split * gw_split + group * filters * gw_k + wide(tap, WIDE) * gw_tap
     store_tile(p_tile, o_filter * gw_k, o_channel * gw_c, m_filter, m_channel, b_acc, False, OUT_BF16)
-    if p_gb is not None:  # noqa: SIM102
-        if sums_bias:
-            p_bias = p_gb + split * gb_split + group * filters + o_filter  # [BM]
-            tl.store(p_bias, rounded(b_bias, p_gb.dtype.element_ty, OUT_BF16), mask=m_filter)

@@ -16,8 +16,9 @@ Vectors: as in `common`, but along pixels (VECTOR divides their number) and alon
 
 import triton.language as tl
 
-from .common import block_indices, kernel, load_tile, multiply, rounded, store_tile, wide, widened
+from .common import block_indices, kernel, load_tile, multiply, store_tile, wide
 from .epilogue import epilogue
+from .grad_bias import sum_bias
 
 
 @kernel
@@ -94,7 +95,7 @@ def planes_grad_weight(
     filters, channels, groups,  # filters and channels in one group
     gy_n, gy_k, x_n, x_c,
     gw_split, gw_k, gw_c, gb_split,
-    steps, per_split,  # of BC pixels: of all images, and of one split
+    steps, splits,  # steps: of BC pixels, in all images
     BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr,
     VECTOR: tl.constexpr,
     WIDE: tl.constexpr, ACCUMULATE: tl.constexpr, PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
@@ -104,20 +105,29 @@ def planes_grad_weight(
     # ---- which split, group, tile
     column_blocks = tl.cdiv(channels, BN)
     tiles = tl.cdiv(filters, BM) * column_blocks
-    tile = tl.program_id(0) % tiles
-    group = wide(tl.program_id(0) // tiles % groups, WIDE)
-    split = wide(tl.program_id(0) // tiles // groups, WIDE)
+    program = tl.program_id(0)
+    blocks = tl.cdiv(pixels, BC)
+    OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gw.dtype.element_ty == tl.bfloat16
+    if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
+        if program >= tiles * groups * splits:
+            sum_bias(
+                p_gy, p_gb, program - tiles * groups * splits, splits, wide(steps // blocks, WIDE) * pixels,
+                filters * groups, 1, 1, pixels, gy_n, gy_k, 0, 0, 1, gb_split,
+                False, WIDE, ACCUMULATE, EMULATE_BF16, OUT_BF16,
+            )  # fmt: skip
+            return
+    tile = program % tiles
+    group = wide(program // tiles % groups, WIDE)
+    split = wide(program // tiles // groups, WIDE)
     o_filter, o_filter_safe = block_indices(tile // column_blocks, BM, filters, WIDE)  # [BM]
     o_channel, o_channel_safe = block_indices(tile % column_blocks, BN, channels, WIDE)  # [BN]
     p_gy_group, p_x_group = p_gy + group * filters * gy_k, p_x + group * channels * x_c
 
     # ---- the sum
+    per_split = tl.cdiv(steps, splits)
     first = split * per_split
-    blocks = tl.cdiv(pixels, BC)
     n, block = first // blocks, (first % blocks).to(tl.int32)
     b_acc = tl.zeros((BM, BN), ACCUMULATE)
-    b_bias = tl.zeros((BM,), ACCUMULATE)
-    sums_bias = tile % column_blocks == 0
     for _ in range(0, tl.minimum(per_split, steps - first)):
         o_pixel = block * BC + tl.arange(0, BC)  # [BC]
         m_pixel = o_pixel < pixels
@@ -128,19 +138,11 @@ def planes_grad_weight(
             p_x_group + n * x_n, o_pixel, o_channel_safe * x_c, m_pixel, m_pixel, True, False, True
         )  # [BC, BN]
         b_acc = multiply(b_gy, b_x, b_acc, PRECISION, EMULATE_BF16)
-        if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
-            if sums_bias:
-                b_bias += tl.sum(widened(b_gy, ACCUMULATE, EMULATE_BF16), 1)
         next_image = block + 1 == blocks
         block = tl.where(next_image, 0, block + 1)
         n = tl.where(next_image, n + 1, n)
 
     # ---- store; the workspace has the type of the sum, a single split rounds to the result's
-    OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gw.dtype.element_ty == tl.bfloat16
     m_filter, m_channel = o_filter < filters, o_channel < channels
     p_tile = p_gw + split * gw_split + group * filters * gw_k
     store_tile(p_tile, o_filter * gw_k, o_channel * gw_c, m_filter, m_channel, b_acc, False, OUT_BF16)
-    if p_gb is not None:  # noqa: SIM102
-        if sums_bias:
-            p_bias = p_gb + split * gb_split + group * filters + o_filter  # [BM]
-            tl.store(p_bias, rounded(b_bias, p_gb.dtype.element_ty, OUT_BF16), mask=m_filter)

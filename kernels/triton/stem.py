@@ -24,14 +24,13 @@ from .common import (
     kernel,
     load_tile,
     multiply,
-    rounded,
     split_pixel,
     store_tile,
     tile_of_program,
     wide,
-    widened,
 )
 from .epilogue import epilogue
+from .grad_bias import sum_bias
 
 
 @triton.jit
@@ -146,7 +145,7 @@ def stem_grad_weight(
     gy_n, gy_k, gy_z, gy_p, gy_q,
     x_n, x_c, x_d, x_h, x_w,
     gw_split, gw_k, gw_c, gw_tap, gb_split,  # strides of the result; the taps of a filter are evenly spaced
-    per_split,  # pixels of one split, a multiple of BC
+    splits,
     BM: tl.constexpr, BJ: tl.constexpr, BC: tl.constexpr,
     VOLUME: tl.constexpr,
     GY_PIXELS_FAST: tl.constexpr, X_PIXELS_FAST: tl.constexpr,
@@ -157,8 +156,18 @@ def stem_grad_weight(
     terms = T * R * S * C
     column_blocks = tl.cdiv(terms, BJ)
     tiles = tl.cdiv(filters, BM) * column_blocks
-    tile = tl.program_id(0) % tiles
-    split = wide(tl.program_id(0) // tiles, WIDE)
+    program = tl.program_id(0)
+    OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gw.dtype.element_ty == tl.bfloat16
+    if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
+        if program >= tiles * splits:
+            sum_bias(
+                p_gy, p_gb, program - tiles * splits, splits, pixels, filters, Z, P, Q,
+                gy_n, gy_k, gy_z, gy_p, gy_q, gb_split,
+                not GY_PIXELS_FAST, WIDE, ACCUMULATE, EMULATE_BF16, OUT_BF16,
+            )  # fmt: skip
+            return
+    tile = program % tiles
+    split = wide(program // tiles, WIDE)
     o_filter, o_filter_safe = block_indices(tile // column_blocks, BM, filters, WIDE)  # [BM]
     o_j, o_j_safe = block_indices(tile % column_blocks, BJ, terms, WIDE)  # [BJ]
     b_t, b_r, b_s, b_c = split_term(o_j_safe, R, S, C)
@@ -167,6 +176,7 @@ def stem_grad_weight(
     b_dj, b_hj, b_wj = b_dj.to(tl.int32), b_hj.to(tl.int32), b_wj.to(tl.int32)
 
     # ---- the first pixels, and the digits of BC
+    per_split = tl.cdiv(tl.cdiv(pixels, BC), splits) * BC
     first = split * per_split
     last = tl.minimum(first + per_split, pixels)
     image = wide(Z, WIDE) * P * Q
@@ -178,8 +188,6 @@ def stem_grad_weight(
 
     # ---- the sum
     b_acc = tl.zeros((BM, BJ), ACCUMULATE)
-    b_bias = tl.zeros((BM,), ACCUMULATE)
-    sums_bias = tile % column_blocks == 0
     for m0 in range(0, per_split, BC):
         m_pixel = first + m0 + tl.arange(0, BC) < last  # [BC]
         b_d, b_h, b_w = b_z * stride_d, b_p * stride_h, b_q * stride_w
@@ -193,19 +201,11 @@ def stem_grad_weight(
             o_j_safe >= 0, D, H, W, VOLUME, X_PIXELS_FAST,
         )  # [BC, BJ]  # fmt: skip
         b_acc = multiply(b_gy, b_x, b_acc, PRECISION, EMULATE_BF16)
-        if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
-            if sums_bias:
-                b_bias += tl.sum(widened(b_gy, ACCUMULATE, EMULATE_BF16), 1)
         b_q, b_p = carry(b_q + add_q, b_p + add_p, Q)
         b_p, b_z = carry(b_p, b_z + add_z, P)
         b_z, b_n = carry(b_z, b_n + add_n, Z)
 
     # ---- store; the workspace has the type of the sum, a single split rounds to the result's
-    OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gw.dtype.element_ty == tl.bfloat16
     m_filter = o_filter < filters
     o_gw = (o_j // C) * gw_tap + o_j % C * gw_c
     store_tile(p_gw + split * gw_split, o_filter * gw_k, o_gw, m_filter, o_j < terms, b_acc, False, OUT_BF16)
-    if p_gb is not None:  # noqa: SIM102
-        if sums_bias:
-            p_bias = p_gb + split * gb_split + o_filter  # [BM]
-            tl.store(p_bias, rounded(b_bias, p_gb.dtype.element_ty, OUT_BF16), mask=m_filter)

@@ -15,7 +15,8 @@ sum of the window's tap becomes NaN even if no output pixel meets it.
 
 import triton.language as tl
 
-from .common import block_indices, kernel, multiply, rounded, store_tile, wide, widened
+from .common import block_indices, kernel, multiply, store_tile, wide
+from .grad_bias import sum_bias
 from .window_common import image_view
 
 
@@ -30,7 +31,7 @@ def window_grad_weight(
     windows, windows_h, windows_w, splits,
     TN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
     PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
-    WIDE: tl.constexpr,  # offsets into gw need 64 bits
+    WIDE: tl.constexpr,  # offsets into gw, and the bias's into gy, need 64 bits
 ):  # fmt: skip
     PIXELS: tl.constexpr = TN * TH * TW
     zero = tl.full((), 0, tl.int32)
@@ -39,6 +40,17 @@ def window_grad_weight(
     column_blocks = tl.cdiv(group_channels, BC)
     tiles = tl.cdiv(group_filters, BK) * column_blocks
     program = tl.program_id(0)
+    OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gw.dtype.element_ty == tl.bfloat16
+    if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
+        if program >= tiles * R * S * groups * splits:
+            # all of these are multiples of 16 bytes, which the compiler is to see
+            UNIT: tl.constexpr = 128 // p_gy.dtype.element_ty.primitive_bitwidth
+            sum_bias(
+                p_gy, p_gb, program - tiles * R * S * groups * splits, splits, wide(N, WIDE) * P * Q, K // UNIT * UNIT,
+                1, P, Q, gy_n // UNIT * UNIT, 1, 0, gy_p // UNIT * UNIT, gy_q // UNIT * UNIT, gb_split,
+                True, WIDE, tl.float32, EMULATE_BF16, OUT_BF16,
+            )  # fmt: skip
+            return
     tile = program % tiles
     tap = program // tiles % (R * S)
     group = program // tiles // (R * S) % groups
@@ -55,8 +67,6 @@ def window_grad_weight(
     up_h, up_w = (shift_h - a_h) // stride_h, (shift_w - a_w) // stride_w  # exact
 
     b_acc = tl.zeros((BK, BC), tl.float32)
-    b_bias = tl.zeros((BK,), tl.float32)
-    sums_bias = (tap == 0) & (tile % column_blocks == 0)
     begin = (wide(windows, True) * split // splits).to(tl.int32)
     end = (wide(windows, True) * (split + 1) // splits).to(tl.int32)
     inside = (a_h < H) & (a_w < W)  # else the tap meets no pixel: x is read beyond its last image, as zeros
@@ -72,9 +82,6 @@ def window_grad_weight(
         b_gy = gy_view.load([n, p, 0, q, k]).reshape(PIXELS, BK)
         b_x = x_view.load([n0 + n, up_h + p, 0, up_w + q, c]).reshape(PIXELS, BC)
         b_acc = multiply(b_gy.T, b_x, b_acc, PRECISION, EMULATE_BF16)  # [BK, PIXELS] · [PIXELS, BC]
-        if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
-            if sums_bias:
-                b_bias += tl.sum(widened(b_gy, tl.float32, EMULATE_BF16), 0)
         # ---- the next window
         next_row = window_w + 1 == windows_w
         next_image = next_row & (window_h + 1 == windows_h)
@@ -83,11 +90,6 @@ def window_grad_weight(
         window_n = tl.where(next_image, window_n + 1, window_n)
 
     # ---- store; the workspace has the type of the sum, a single split rounds to the result's
-    OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gw.dtype.element_ty == tl.bfloat16
     m_filter, m_channel = o_filter < group_filters, o_channel < group_channels
     p_tile = p_gw + split.to(tl.int64) * gw_split + wide(group, WIDE) * group_filters * gw_k + wide(tap, WIDE) * gw_tap
     store_tile(p_tile, o_filter * gw_k, o_channel * gw_c, m_filter, m_channel, b_acc, False, OUT_BF16)
-    if p_gb is not None:  # noqa: SIM102
-        if sums_bias:
-            p_bias = p_gb + split.to(tl.int64) * gb_split + group * group_filters + o_filter  # [BK]
-            tl.store(p_bias, rounded(b_bias, p_gb.dtype.element_ty, OUT_BF16), mask=m_filter)

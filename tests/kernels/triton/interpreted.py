@@ -34,6 +34,37 @@ def checked() -> object:
 
 
 @pytest.mark.parametrize(
+    ("kernel", "x", "w", "layout", "splits"),
+    [
+        ("gather", (3, 4, 9, 13), (70, 2, 1, 3), "channels_last", 2),
+        ("gather", (2, 16, 5, 5), (40, 16, 3, 3), "channels_last", 1),
+        ("planes", (3, 4, 9, 12), (70, 2, 1, 1), "contiguous", 3),
+        ("stem", (3, 2, 9, 13), (35, 2, 2, 2), "contiguous", 4),
+        ("window", (5, 64, 7, 8), (96, 32, 1, 3), "channels_last", 3),
+        ("window", (1, 8, 3, 3), (8, 8, 3, 3), "channels_last", 1),
+    ],
+    ids=str,
+)
+def test_grad_bias_is_the_exact_sum_whatever_the_filters_groups_pixels_and_splits(
+    kernel: str, x: tuple[int, ...], w: tuple[int, ...], layout: str, splits: int
+) -> None:
+    """More filters than a program sums, and fewer; several steps, and one; not finite where gy is not."""
+    groups = x[1] // w[1]
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    problem = ConvProblem.of(x, w, groups=groups, memory_format=memory_format)
+    draw = torch.Generator().manual_seed(5)
+    gy = torch.randint(-99, 99, problem.output_shape, generator=draw).float()
+    gy[-1, -1, -1, -1], gy[0, 1, 0, 0] = math.nan, math.inf
+    gy, x_ = (t.contiguous(memory_format=memory_format) for t in (gy, torch.zeros(x)))
+    tile = Tile(16, 16, 16, warps=4, stages=2, splits=splits, kernel=kernel)
+    operands = plan.contiguous_operands(problem, "grad_weight", memory_format)
+    run = backend.TritonBackend().bind(problem, "grad_weight", torch.device("cpu"), Activation("none"), operands, tile)
+    _, gb = run(gy, x_, True)
+    torch.testing.assert_close(gb, gy.sum((0, 2, 3)), rtol=0, atol=0, equal_nan=True)
+    assert gb[-1].isnan() and gb[1] == math.inf and gb.isfinite().sum() == gb.numel() - 2
+
+
+@pytest.mark.parametrize(
     ("name", "splits"),
     [
         ("1x1", 1),

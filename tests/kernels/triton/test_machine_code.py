@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
 
+from buffers import too_few
 
 from gpuconv import plan, predict
 from gpuconv.backends import triton as backend, triton_act, triton_launch
@@ -70,7 +71,7 @@ def complaints(code: MachineCode, launch: Launch, capability: int, numbers: str)
     multiplies = not name.startswith(("depthwise_", "sum_", "window_sum"))  # on tensor cores, where they can
     if multiplies and numbers in ("float16", "bfloat16", "tf32") and not code.tensor_core:
         wrong.append("no tensor-core instruction")
-    return wrong
+    return wrong + too_few(code.ttgir)
 
 
 # By default not everything is compiled for everything: float16 and bfloat16 differ in the suffix of an instruction, and

@@ -7,6 +7,8 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
 
+from buffers import too_few
+
 from gpuconv import plan
 from gpuconv.backends import triton_pointwise, triton_window
 from gpuconv.backends.base import Tile
@@ -62,6 +64,7 @@ def complaints(tile: Tile, launch: Launch, numbers: str, capability: int, direct
         return wrong
     if not code.tensor_core:
         wrong.append("no tensor-core instruction")
+    wrong += too_few(code.ttgir)
     loop = code.loop_instructions
     if capability == 90 and not (loop["UTMALDG"] and loop["HGMMA"]):
         wrong.append(f"the loop is {loop}")
@@ -87,3 +90,13 @@ def test_every_tile_compiles_well(
         for complaint in complaints(tile, launch, numbers, capability, direction)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_pointwise_grad_weight_with_its_bias_compiles_well() -> None:
+    """Its tiles are read where the copy engine put them: the bias's programs are to leave that as it is."""
+    tile, launch = next(
+        found for found in launched(PROBLEMS["1x1"], "grad_weight", "bfloat16", 90) if found[0].kernel == "pointwise"
+    )
+    assert not complaints(tile, launch, "bfloat16", 90, "grad_weight")
+    loop = machine_code(launch, 90).loop_instructions
+    assert not any(loop[name] for name in ("LDSM", "SHFL", "STS")), loop

@@ -1,0 +1,63 @@
+"""Whether a pipelined loop that Triton compiled for Hopper has as many buffers as it needs, read from its TTGIR.
+
+`warp_group_dot` reads its operands from shared memory while the program goes on; `pendings` of its wait says how many
+products may then still be under way. So may be the copies for later steps: as many of an operand as are issued before
+the loop begins. Each of these products and copies needs a buffer of its own, and one more is needed where a step's copy
+is issued before the wait. With fewer, a copy overwrites what a product is reading.
+
+An operand that is read to registers in the loop too is named as well: that is how Triton comes to count one too few.
+"""
+
+import re
+
+_NAME = r"%[\w#]+"
+_ALLOCATED = re.compile(rf"\s*({_NAME}) = ttg\.local_alloc (.*?): .*?!ttg\.memdesc<(\d+)x")
+_VIEWED = re.compile(rf"\s*({_NAME}) = ttg\.memdesc_\w+ ({_NAME})")
+_PRODUCT = re.compile(rf"ttng\.warp_group_dot ({_NAME}), ({_NAME}), .*isAsync = true")
+_PENDING = re.compile(r"ttng\.warp_group_dot_wait .*pendings = (\d+)")
+
+
+def _depth(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _loops(lines: list[str]) -> list[tuple[int, int]]:
+    """First and last line of each innermost loop."""
+    found = []
+    for start, line in enumerate(lines):
+        if "scf.for" in line:
+            end = next(i for i in range(start + 1, len(lines)) if _depth(lines[i]) == _depth(line))
+            if not any("scf.for" in inner for inner in lines[start + 1 : end]):
+                found.append((start, end))
+    return found
+
+
+def too_few(ttgir: str) -> list[str]:
+    """What is wrong with the loops of a kernel, a line for each operand; nothing where there is no `warp_group_dot`."""
+    lines = ttgir.splitlines()
+    buffers, root = {}, {}  # how many an allocation has; which allocation a view is of
+    for line in lines:
+        if found := _ALLOCATED.match(line):
+            name, content, count = found.groups()
+            buffers[name], root[name] = 1 if content else int(count), name
+        elif found := _VIEWED.match(line):
+            root[found[1]] = root[found[2]]
+
+    def touched(line: str) -> set[str]:
+        return {root[name] for name in re.findall(_NAME, line) if name in root}
+
+    wrong = []
+    for start, end in _loops(lines):
+        body = lines[start:end]
+        waits = [(at, int(found[1])) for at, line in enumerate(body) if (found := _PENDING.search(line))]
+        for product in filter(None, map(_PRODUCT.search, body)):
+            wait, pending = waits[0] if waits else (0, 1)
+            for operand in {root[name] for name in product.groups() if name in root}:
+                copies = [at for at, line in enumerate(body) if "global_to_local" in line and operand in touched(line)]
+                ahead = sum("global_to_local" in line and operand in touched(line) for line in lines[:start])
+                needed = ahead + pending + any(at < wait for at in copies) if copies else 1 + pending
+                if buffers[operand] < needed:
+                    wrong.append(f"{operand} has {buffers[operand]} buffers, and {needed} are in use")
+                if any("ttg.local_load" in line and operand in touched(line) for line in body):
+                    wrong.append(f"{operand} is read to registers too")
+    return wrong
