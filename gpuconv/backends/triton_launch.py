@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from gpuconv.backends.base import Operands, Tile
+from gpuconv.backends.capture import not_loaded
 from gpuconv.backends.derived import accumulator, axes
 from gpuconv.problem import ConvProblem, Direction, allocate
 from gpuconv.reference import Activation
@@ -158,10 +159,7 @@ class Launch:
         except RuntimeError as error:
             if "stream is capturing" not in str(error):
                 raise
-            raise RuntimeError(
-                f"kernel {self.kernel.__name__} is not loaded yet, and the driver loads nothing while a CUDA graph is "
-                "captured; make the same call once before the capture, or gpuconv.warmup(model, example_input)"
-            ) from error
+            raise not_loaded(self.kernel.__name__) from error
 
 
 def _lend_scratch() -> None:

@@ -389,6 +389,8 @@ CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, uns
 
 /* ---- where a runtime finds all of these ---- */
 
+/* NVRTC asks for tables that are no part of the interface, and does without. */
+CUresult cuGetExportTable(const void **table, const CUuuid *id) { *table = NULL; return CUDA_ERROR_NOT_SUPPORTED; }
 CUresult cuGetProcAddress(const char *name, void **f, int version, cuuint64_t flags, CUdriverProcAddressQueryResult *result) {
     char newer[128];
     snprintf(newer, sizeof newer, "%s_v2", name);
