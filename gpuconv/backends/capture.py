@@ -13,6 +13,6 @@ def refuse_capture(kernel: str) -> None:
 def not_loaded(kernel: str) -> RuntimeError:
     """What to raise where `kernel` would have to be loaded during a capture."""
     return RuntimeError(
-        f"kernel {kernel} is not loaded yet, and the driver loads nothing while a CUDA graph is captured; make the same "
-        "call once before the capture, or gpuconv.warmup(model, example_input)"
+        f"kernel {kernel} is not loaded yet, and the driver loads nothing while a CUDA graph is captured; make the "
+        "same call once before the capture, or gpuconv.warmup(model, example_input)"
     )
