@@ -173,6 +173,7 @@ COMPILED = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:`torch._prims_common.check` is deprecated:FutureWarning")  # Inductor's own
 @pytest.mark.parametrize(("transform", "name"), COMPILED)
 def test_a_compiled_transform_is_pytorchs_in_one_graph(transform: str, name: str, pytestconfig: pytest.Config) -> None:
     if INTERPRETING:
