@@ -47,6 +47,7 @@ class MachineCode:
     function: str = ""  # which of the cubin's, where it has several
     ptx: str = dataclasses.field(default="", repr=False)  # of Triton's kernels
     ttgir: str = dataclasses.field(default="", repr=False)  # the same before it: buffers, copies, products, waits
+    scratch: int = 0  # bytes of global memory for each block, in which Triton's kernels make descriptors
 
     @cached_property
     def sass(self) -> str:
@@ -121,7 +122,8 @@ def compile_for(launch: Launch, capability: int) -> Any:
 def machine_code(launch: Launch, capability: int) -> MachineCode:
     """Compile `launch` for a GPU of this capability and read the result."""
     compiled = compile_for(launch, capability)
-    return _read(compiled.asm["cubin"], compiled.metadata.shared, ptx=compiled.asm["ptx"], ttgir=compiled.asm["ttgir"])
+    code = _read(compiled.asm["cubin"], compiled.metadata.shared, ptx=compiled.asm["ptx"], ttgir=compiled.asm["ttgir"])
+    return dataclasses.replace(code, scratch=compiled.metadata.global_scratch_size)
 
 
 def cuda_architecture(gpu: Gpu) -> str:

@@ -33,6 +33,11 @@ def phase_steps(problem: ConvProblem) -> tuple[tuple[int, ...], tuple[int, ...]]
     return common, inverse
 
 
+def phases_of(problem: ConvProblem) -> int:
+    """How many phases of a strided grad_input have pixels."""
+    return math.prod(min(u, h) for u, h in zip(problem.stride, problem.input_size, strict=True))
+
+
 def packed(problem: ConvProblem) -> ConvProblem:
     """The problem with several groups taken together as one, whose weights then are blocks along a diagonal: as many
     as have 128 bytes of channels, and of filters, at most."""

@@ -14,6 +14,7 @@ from gpuconv.backends.derived import (
     accumulator,
     axes,
     phase_steps,
+    phases_of,
     programs_of_grad_weight,
     splits_of,
     splits_to_choose,
@@ -152,7 +153,7 @@ def _grad_input(problem: ConvProblem, operands: Operands, tile: Tile) -> Launch:
     common, inverse = phase_steps(problem)
     phase = [math.ceil(h / u) for h, u in zip(problem.input_size, problem.stride, strict=True)]  # the largest
     phase_blocks = math.ceil(problem.batch * math.prod(phase) / tile.rows)
-    programs = phase_blocks * math.ceil(c / tile.columns) * math.prod(problem.stride) * problem.groups
+    programs = phase_blocks * math.ceil(c / tile.columns) * phases_of(problem) * problem.groups
     constants = {
         "BM": tile.rows, "BN": tile.columns, "BC": tile.depth, "BAND": _BAND,
         "INSIDE": _inside(problem, quick and _scatters_inside(problem)),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.derived import WORKSPACE, accumulator, phase_steps, programs_of_grad_weight
+from gpuconv.backends.derived import WORKSPACE, accumulator, phase_steps, phases_of, programs_of_grad_weight
 from gpuconv.backends.triton_launch import (
     INTERPRETING,
     Launch,
@@ -38,6 +38,11 @@ _BAND = 8  # rows of tiles that are walked column by column
 _SUM_BLOCK = 1024
 _WITHOUT_EXPONENTIALS = ("none", "relu", "relu6", "leaky_relu", "hardswish")
 _FEWEST_STEPS = 4  # of a split
+_MOST_PIXELS = 2**31 - 2**20  # on an axis, by blocks that may reach beyond the last
+# Descriptors take global memory for as long as a launch runs, whether its program does or not: at most 512 bytes for
+# each program, which the tests hold every kernel to, and so 64 MiB in all.
+SCRATCH = 512
+MOST_PROGRAMS = (64 << 20) // SCRATCH
 # TH, TW of a window; as many images as fill it up. Squares share most of their rows from one tap to the next.
 _SHAPES = ((8, 8), (4, 4), (2, 2), (1, 8), (1, 1))
 
@@ -92,6 +97,8 @@ def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Oper
         return "its tensors are channels last"
     if problem.batch == 0:
         return "there is nothing to multiply"
+    if max(problem.batch, *problem.input_size, *problem.output_size) > _MOST_PIXELS:
+        return "it counts along an axis in 32 bits, and here is a longer one"
     unit = 16 // size
     k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
     counted = {"in": c} | ({} if direction == "grad_weight" else {"out": problem.out_channels})
@@ -112,6 +119,8 @@ def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Oper
             return reason
     if problem.groups > 1 and not _fill(problem, direction):
         return f"groups of {c} channels in and {k} out do not fill its tiles"
+    if direction == "grad_weight" and not _shapes(problem, direction):
+        return "the weight has more tiles than descriptors are made for"
     return None
 
 
@@ -193,11 +202,12 @@ def _weight(problem: ConvProblem, strides: tuple[int, ...], unit: int) -> tuple[
 
 
 def _walk(problem: ConvProblem, direction: Direction, tile: Tile, columns: int) -> tuple[int, tuple[int, ...], Window]:
-    """Programs of one split of one phase; how tiles are counted; and their window."""
+    """Programs of one split of one phase, which take its tiles in turn; how tiles are counted; and their window."""
     window = window_of(problem, direction, tile.rows)
     column_blocks = math.ceil(columns / tile.columns)
     tiles = window.number * column_blocks * problem.groups
-    step = min(tile.persistent or tiles, tiles)
+    alike = tile.splits * (phases_of(problem) if direction == "grad_input" else 1)
+    step = min(tile.persistent or tiles, tiles, max(1, MOST_PROGRAMS // alike))
     return step, (window.number, *window.blocks[1:], column_blocks, tiles, step, tile.splits), window
 
 
@@ -251,7 +261,7 @@ def _grad_input(problem: ConvProblem, operands: Operands, tile: Tile) -> tuple[L
         *_dense(problem.input_shape), math.prod(problem.input_shape), *walk,
     )  # fmt: skip
     split = tile.splits > 1
-    programs *= math.prod(problem.stride) * tile.splits
+    programs *= phases_of(problem) * tile.splits
     dtypes = (dtype, dtype, torch.float32 if split else dtype)
     constants = _constants(problem, operands, tile, window)
     product = Launch(window_grad_input, programs, dtypes, scalars, constants, tile, descriptors=True)
@@ -376,6 +386,7 @@ def _shapes(problem: ConvProblem, direction: Direction, residual: bool = False) 
             continue  # twice the shared memory for the result; or registers for a residual
         if direction == "grad_weight":
             fits = all(n <= 64 or n < 2 * of for n, of in ((rows, k), (columns, c)))
+            fits &= _programs_of_weight(problem, rows, columns) <= MOST_PROGRAMS
         else:
             of = k if direction == "forward" else c
             fits = columns <= 64 or columns < 2 * of
@@ -383,6 +394,11 @@ def _shapes(problem: ConvProblem, direction: Direction, residual: bool = False) 
         if fits:
             found.append(shape)
     return found
+
+
+def _programs_of_weight(problem: ConvProblem, rows: int, columns: int) -> int:
+    """The programs of a grad_weight that is not split, with its bias. (Splits make no more than the GPU is glad of.)"""
+    return programs_of_grad_weight(problem, Tile(rows, columns, 0, 0, 0)) + programs_of_bias(problem, 1, True)
 
 
 def _staged(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu, residual: bool) -> Tile | None:

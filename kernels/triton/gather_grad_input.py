@@ -70,12 +70,15 @@ def gather_grad_input(
     tiles = phase_blocks * column_blocks
     program = tl.program_id(0)
     row_block, column_block = tile_of_program(program % tiles, phase_blocks, column_blocks, BAND)
-    phase = program // tiles % (stride_d * stride_h * stride_w)
-    group = wide(program // tiles // (stride_d * stride_h * stride_w), WIDE)
-    a_d, a_h, a_w = split_pixel(phase, stride_h, stride_w)
-    size_d = tl.maximum(D - a_d + stride_d - 1, 0) // stride_d  # pixels of the phase on each axis
-    size_h = tl.maximum(H - a_h + stride_h - 1, 0) // stride_h
-    size_w = tl.maximum(W - a_w + stride_w - 1, 0) // stride_w
+    phases_h = tl.minimum(stride_h, H).to(tl.int32)  # those that have pixels
+    phases_w = tl.minimum(stride_w, W).to(tl.int32)
+    phases = tl.minimum(stride_d, D).to(tl.int32) * phases_h * phases_w
+    phase = program // tiles % phases
+    group = wide(program // tiles // phases, WIDE)
+    a_d, a_h, a_w = split_pixel(phase, phases_h, phases_w)
+    size_d = (D - a_d + stride_d - 1) // stride_d  # pixels of the phase on each axis
+    size_h = (H - a_h + stride_h - 1) // stride_h
+    size_w = (W - a_w + stride_w - 1) // stride_w
     image = wide(size_d, WIDE) * size_h * size_w
     pixels = N * image
     if wide(row_block, WIDE) * BM < pixels:

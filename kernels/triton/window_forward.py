@@ -10,7 +10,7 @@ taps and blocks of channels; see `window_common`, where padding, stride and dila
 
 Programs are as many as fit on the GPU at once where there are more tiles (`step` of them), so that descriptors are made
 once for many tiles; one for each tile, or several that split its sum, where there are fewer. A split writes its sum,
-float32, to a workspace; `sum_of_forward` adds them up. The bias is read through a pointer, all else by the copy engine,
+float32, to a workspace; `window_sum` adds them up. The bias is read through a pointer, all else by the copy engine,
 whose addresses are 64-bit: only coordinates have to fit into 32.
 """
 

@@ -13,7 +13,7 @@ import re
 _NAME = r"%[\w#]+"
 _ALLOCATED = re.compile(rf"\s*({_NAME}) = ttg\.local_alloc (.*?): .*?!ttg\.memdesc<(\d+)x")
 _VIEWED = re.compile(rf"\s*({_NAME}) = ttg\.memdesc_\w+ ({_NAME})")
-_PRODUCT = re.compile(rf"ttng\.warp_group_dot ({_NAME}), ({_NAME}), .*isAsync = true")
+_PRODUCT = re.compile(rf"ttng\.warp_group_dot ({_NAME}), ({_NAME}), .*isAsync = true.*? : (.*) ->")
 _PENDING = re.compile(r"ttng\.warp_group_dot_wait .*pendings = (\d+)")
 
 
@@ -40,7 +40,7 @@ def too_few(ttgir: str) -> list[str]:
         if found := _ALLOCATED.match(line):
             name, content, count = found.groups()
             buffers[name], root[name] = 1 if content else int(count), name
-        elif found := _VIEWED.match(line):
+        elif (found := _VIEWED.match(line)) and found[2] in root:
             root[found[1]] = root[found[2]]
 
     def touched(line: str) -> set[str]:
@@ -52,7 +52,9 @@ def too_few(ttgir: str) -> list[str]:
         waits = [(at, int(found[1])) for at, line in enumerate(body) if (found := _PENDING.search(line))]
         for product in filter(None, map(_PRODUCT.search, body)):
             wait, pending = waits[0] if waits else (0, 1)
-            for operand in {root[name] for name in product.groups() if name in root}:
+            if len(shared := [name for name in product.groups()[:2] if name in root]) != product[3].count("memdesc"):
+                wrong.append(f"it is not known where {product[0]} reads")
+            for operand in {root[name] for name in shared}:
                 copies = [at for at, line in enumerate(body) if "global_to_local" in line and operand in touched(line)]
                 ahead = sum("global_to_local" in line and operand in touched(line) for line in lines[:start])
                 needed = ahead + pending + any(at < wait for at in copies) if copies else 1 + pending

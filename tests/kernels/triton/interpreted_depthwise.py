@@ -1,4 +1,4 @@
-"""The depthwise kernels under Triton's interpreter: run by `test_depthwise_interpreted.py`, in a process of its own."""
+"""The depthwise kernels under Triton's interpreter: run by `test_interpreted.py`, in a process of its own."""
 
 import dataclasses
 import itertools

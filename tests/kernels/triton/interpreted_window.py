@@ -14,7 +14,7 @@ import torch
 from interpreter import check, guarded  # noqa: F401 (a fixture)
 
 from gpuconv import plan, reference
-from gpuconv.backends import triton as backend
+from gpuconv.backends import triton as backend, triton_window
 from gpuconv.backends.base import Tile
 from gpuconv.bench.problems import random_problem, tensors
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
@@ -64,6 +64,19 @@ def test_windows(name: str) -> None:
     at = list(CURATED).index(name)
     tile = dataclasses.replace(SMALL, splits=1 + at % 2, persistent=3 if at % 4 == 0 else 0)
     check(made(CURATED[name], at), name, "channels_last", tile, ACTIVATIONS[at % 7])
+
+
+@pytest.mark.parametrize("name", ["3x3", "3x3-stride2-odd", "1x2-stride3-untouched-pixels"])
+def test_few_programs_take_many_tiles_in_turn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few that descriptors need little memory: of each phase, and of each split, one."""
+    monkeypatch.setattr(triton_window, "MOST_PROGRAMS", 2)
+    problem = dataclasses.replace(made(CURATED[name], 1), memory_format=torch.channels_last)
+    tile = dataclasses.replace(SMALL, splits=2)
+    for direction, phases in (("forward", 1), ("grad_input", math.prod(problem.stride))):
+        operands = plan.contiguous_operands(problem, direction, torch.channels_last)
+        launch, _ = backend.launches(problem, direction, operands, tile)
+        assert launch.programs == 2 * phases
+    check(problem, name, "channels_last", tile, directions=("forward", "grad_input"))
 
 
 @pytest.mark.parametrize("name", ONE_BY_ONE)

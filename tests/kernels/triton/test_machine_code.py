@@ -18,7 +18,7 @@ from gpuconv.backends.triton import launches
 from gpuconv.backends.triton_launch import Launch
 from gpuconv.bench import suites
 from gpuconv.gpu import KNOWN
-from gpuconv.inspect import MachineCode, machine_code
+from gpuconv.inspect import MachineCode, compile_for, machine_code
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 from gpuconv.reference import Activation
 
@@ -194,3 +194,14 @@ def test_act_backward_moves_16_bytes_a_thread_and_spills_nothing(kind: str, capa
     assert code.of_16_bytes["LDG"] >= 2 and code.of_16_bytes["STG"] and not code.spills
     assert len(add) == (kind != "flat")
     assert not any(machine_code(launch, capability).stack for launch in add)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_an_axis_of_more_than_2_to_the_31_compiles(direction: Direction) -> None:
+    """Its sizes and strides are 64-bit arguments, and what a loop carries may not change its type for them."""
+    problem = ConvProblem.of((2, 1, 2**31 + 64), (1, 1, 3), padding=1, dtype=torch.float16)
+    operands = plan.contiguous_operands(problem, direction)
+    for name, family in backend.FAMILIES.items():
+        for tile in family.tiles(problem, direction, KNOWN["H100"], operands)[-1:]:
+            for launch in family.launches(problem, direction, operands, tile, with_bias=True):
+                assert compile_for(launch, 90).asm["cubin"], name

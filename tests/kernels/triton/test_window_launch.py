@@ -134,3 +134,28 @@ def test_an_allocator_that_is_set_already_stays() -> None:
     context.run(triton.set_allocator, other)
     context.run(triton_launch._lend_scratch)
     assert context[_allocation._allocator] is other
+
+
+HUGE = {
+    "strided": ConvProblem.of((10**6, 64, 33, 33), (64, 64, 3, 3), padding=1, stride=2),
+    "patches": ConvProblem.of((10**5, 64, 224, 224), (64, 64, 16, 16), stride=16),
+    "1x1": ConvProblem.of((10**5, 64, 112, 112), (512, 64, 1, 1)),
+    "stride-beyond-the-image": ConvProblem.of((10**6, 64, 5, 5), (64, 64, 1, 1), stride=10**5),
+    "taps-and-groups": ConvProblem.of((8, 4096, 56, 56), (4096, 128, 7, 7), padding=3, groups=32),
+    "weight-of-2^33": ConvProblem.of((1, 2**15, 15, 15), (2**15, 2**15, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_descriptors_take_64_mib_at_most_whatever_the_size(direction: Direction, name: str) -> None:
+    problem = dataclasses.replace(HUGE[name], dtype=torch.float16, memory_format=torch.channels_last)
+    found = 0
+    for gpu in NEWER:
+        for family in (triton_window, triton_pointwise):
+            for tile in family.tiles(problem, direction, gpu, strides(problem, direction)):
+                launch, *_ = family.launches(problem, direction, strides(problem, direction), tile, with_bias=True)
+                assert launch.descriptors and launch.programs * triton_window.SCRATCH <= 64 << 20, tile
+                found += 1
+    refusal = triton_window.refuses(problem, direction, H100, strides(problem, direction))
+    assert found or "more tiles than descriptors" in (refusal or "")

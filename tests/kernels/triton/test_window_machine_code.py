@@ -65,6 +65,8 @@ def complaints(tile: Tile, launch: Launch, numbers: str, capability: int, direct
     if not code.tensor_core:
         wrong.append("no tensor-core instruction")
     wrong += too_few(code.ttgir)
+    if code.scratch > triton_window.SCRATCH:
+        wrong.append(f"{code.scratch} bytes of scratch for each program")
     loop = code.loop_instructions
     if capability == 90 and not (loop["UTMALDG"] and loop["HGMMA"]):
         wrong.append(f"the loop is {loop}")
