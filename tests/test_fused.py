@@ -196,7 +196,7 @@ def test_errors_name_the_argument(case: str, backend: str) -> None:
         (torch.nn.GELU("tanh"), "gelu_tanh"), (torch.nn.Hardtanh(0, 6), "relu6"), (torch.nn.Identity(), "none"),
         (None, "none"), (torch.nn.functional.silu, "silu"), (torch.tanh, "tanh"), ("leaky_relu(0.01)", "leaky_relu"),
     ],
-    ids=str,
+    ids=lambda given: getattr(given, "__name__", str(given)),  # without addresses: workers are to agree
 )  # fmt: skip
 def test_an_activation_may_be_pytorchs_module_or_function(given, name: str) -> None:
     layer = gpuconv.nn.ConvAct2d(4, 6, 3, activation=given)
