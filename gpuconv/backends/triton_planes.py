@@ -156,6 +156,7 @@ _TENSOR_CORES = {2: ((128, 128, 64, 8, 3), (64, 64, 64, 4, 3)), 4: ((128, 64, 32
 _FMA = ((64, 64, 16, 8, 2),)
 _DOUBLE = ((64, 32, 16, 4, 2),)
 _INTERPRETED = ((64, 64, 64, 4, 2),)
+_MOST_PROGRAMS = 2**31 - 1  # of a launch: many small images in many groups have more, and are left to other families
 
 
 def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> list[Tile]:
@@ -185,5 +186,6 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
             ]
         else:
             blocks = problem.batch * math.ceil(math.prod(problem.input_size) / rows)
-            chosen.append(dataclasses.replace(tile, windows=blocks))
+            if blocks * problem.groups * math.ceil(columns / width) <= _MOST_PROGRAMS:
+                chosen.append(dataclasses.replace(tile, windows=blocks))
     return chosen

@@ -1,9 +1,9 @@
 """Whether a pipelined loop that Triton compiled for Hopper has as many buffers as it needs, read from its TTGIR.
 
-`warp_group_dot` reads its operands from shared memory while the program goes on; `pendings` of its wait says how many
+`warp_group_dot` reads its operands from shared memory while the program goes on; `pendings` of a wait says how many
 products may then still be under way. So may be the copies for later steps: as many of an operand as are issued before
-the loop begins. Each of these products and copies needs a buffer of its own, and one more is needed where a step's copy
-is issued before the wait. With fewer, a copy overwrites what a product is reading.
+the loop begins. From the oldest step that is still being multiplied to the newest that is being copied, each needs a
+buffer of its own. With fewer, a copy overwrites what a product is reading.
 
 An operand that is read to registers in the loop too is named as well: that is how Triton comes to count one too few.
 """
@@ -49,17 +49,25 @@ def too_few(ttgir: str) -> list[str]:
     wrong = []
     for start, end in _loops(lines):
         body = lines[start:end]
-        waits = [(at, int(found[1])) for at, line in enumerate(body) if (found := _PENDING.search(line))]
-        for product in filter(None, map(_PRODUCT.search, body)):
-            wait, pending = waits[0] if waits else (0, 1)
-            if len(shared := [name for name in product.groups()[:2] if name in root]) != product[3].count("memdesc"):
+        products = {at: found for at, line in enumerate(body) if (found := _PRODUCT.search(line))}
+        for product in products.values():
+            if sum(name in root for name in product.groups()[:2]) != product[3].count("memdesc"):
                 wrong.append(f"it is not known where {product[0]} reads")
-            for operand in {root[name] for name in shared}:
-                copies = [at for at, line in enumerate(body) if "global_to_local" in line and operand in touched(line)]
-                ahead = sum("global_to_local" in line and operand in touched(line) for line in lines[:start])
-                needed = ahead + pending + any(at < wait for at in copies) if copies else 1 + pending
-                if buffers[operand] < needed:
-                    wrong.append(f"{operand} has {buffers[operand]} buffers, and {needed} are in use")
-                if any("ttg.local_load" in line and operand in touched(line) for line in body):
-                    wrong.append(f"{operand} is read to registers too")
+        for operand in {root[name] for found in products.values() for name in found.groups()[:2] if name in root}:
+            ahead = sum("global_to_local" in line and operand in touched(line) for line in lines[:start])
+            reading: list[tuple[int, bool]] = []  # products under way: of which step, and whether they read the operand
+            needed = 0
+            for step in range(4):
+                for at, line in enumerate(body):
+                    writes = operand in touched(line) and ("global_to_local" in line or "ttg.local_alloc" in line)
+                    if at in products:
+                        reading.append((step, operand in touched(line)))
+                    elif found := _PENDING.search(line):
+                        reading = reading[max(0, len(reading) - int(found[1])) :]
+                    elif writes:
+                        needed = max(needed, *(ahead + step - s + 1 for s, reads in reading if reads), ahead)
+            if buffers[operand] < needed:
+                wrong.append(f"{operand} has {buffers[operand]} buffers, and {needed} are in use")
+            if any("ttg.local_load" in line and operand in touched(line) for line in body):
+                wrong.append(f"{operand} is read to registers too")
     return wrong

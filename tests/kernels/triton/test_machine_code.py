@@ -205,3 +205,19 @@ def test_an_axis_of_more_than_2_to_the_31_compiles(direction: Direction) -> None
         for tile in family.tiles(problem, direction, KNOWN["H100"], operands)[-1:]:
             for launch in family.launches(problem, direction, operands, tile, with_bias=True):
                 assert compile_for(launch, 90).asm["cubin"], name
+
+
+def test_no_launch_has_more_programs_than_cuda_allows() -> None:
+    """2³¹ − 1 on the first axis. Two pixels an image and one channel a group: the most programs for the memory."""
+    problem = ConvProblem.of((10**6, 4096, 1, 2), (4096, 1, 1, 1), groups=4096, dtype=torch.float16)
+    for direction in DIRECTIONS:
+        operands = plan.contiguous_operands(problem, direction)
+        tiles = backend.TritonBackend().tiles(problem, direction, KNOWN["H100"], operands)
+        best = predict.best_tile(tiles, problem, direction, KNOWN["H100"], False)
+        assert best is not None
+        assert all(launch.programs < 2**31 for launch in launches(problem, direction, operands, best, with_bias=True))
+        assert all(
+            launches(problem, direction, operands, tile)[0].programs < 2**31
+            for tile in tiles
+            if tile.kernel == "planes"
+        )

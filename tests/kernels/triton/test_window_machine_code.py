@@ -1,6 +1,7 @@
 """What the window and pointwise kernels compile to, with every tile that the planner can choose."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ pytest.importorskip("triton", reason="Triton is not installed (it is on Linux al
 from buffers import too_few
 
 from gpuconv import plan
-from gpuconv.backends import triton_pointwise, triton_window
+from gpuconv.activations import LIPSCHITZ
+from gpuconv.backends import triton_act, triton_pointwise, triton_window
 from gpuconv.backends.base import Tile
+from gpuconv.backends.elementwise import Elementwise
 from gpuconv.backends.triton_launch import Launch
 from gpuconv.gpu import KNOWN
 from gpuconv.inspect import machine_code
@@ -102,3 +105,26 @@ def test_pointwise_grad_weight_with_its_bias_compiles_well() -> None:
     assert not complaints(tile, launch, "bfloat16", 90, "grad_weight")
     loop = machine_code(launch, 90).loop_instructions
     assert not any(loop[name] for name in ("LDSM", "SHFL", "STS")), loop
+
+
+@pytest.mark.parametrize("numbers", NUMBERS)
+@pytest.mark.parametrize("activation", LIPSCHITZ)
+def test_no_subnormal_number_is_flushed_to_zero(activation: str, numbers: str) -> None:
+    """All of an epilogue is in the short kernel that adds up a split forward. Of libdevice's erf alone is flushing not
+    to be had out; it does no harm: erf is only ever added to 1, beside which a subnormal number is nothing."""
+    dtype, tf32 = NUMBERS[numbers]
+    problem = dataclasses.replace(PROBLEMS["small"], dtype=dtype, memory_format=torch.channels_last)
+    operands = plan.contiguous_operands(problem, "forward", torch.channels_last)
+    like_y = torch.empty(problem.output_shape, device="meta", memory_format=torch.channels_last)
+    operands = operands._replace(tf32=tf32, bias=True, residual=like_y.stride())
+    tile = Tile(64, 64, 32, warps=4, stages=2, splits=2, kernel="window")
+    chosen = Activation.parse(activation if activation != "leaky_relu" else "leaky_relu(0.2)")
+    _, add = triton_window.launches(problem, "forward", operands, tile, chosen)
+    codes = [machine_code(add, 90).ptx]
+    if activation != "none":
+        e = Elementwise(problem.output_shape, dtype, torch.channels_last, like_y.stride(), False, chosen)
+        codes += [machine_code(launch, 90).ptx for launch in triton_act.launches(e, KNOWN["H100"])]
+    erf = {"abs.ftz.f32", "fma.rn.ftz.f32", "ex2.approx.ftz.f32"} if activation == "gelu" else set()
+    for ptx in codes:
+        assert {*re.findall(r"[a-z][\w.]*\.ftz[\w.]*", ptx)} <= erf
+        assert len(re.findall("fma.rn.ftz", ptx)) == 7 * len(re.findall("ex2.approx.ftz", ptx))  # its polynomial
