@@ -43,7 +43,7 @@ def test_the_quickest_of_the_right_ones_is_recorded(monkeypatch: pytest.MonkeyPa
         monkeypatch.setitem(backends._loaded, ours.name, ours)
     found = tune.tune(asked(), ("wrong", "broken", "numpy", "aten"), budget=0.01)
     assert set(found.winners) == {"numpy", "aten"} and found.best in ("numpy", "aten")
-    assert "wrong None: error" in found.wrong[0] and found.wrong[1] == "broken None: out of memory"
+    assert "wrong None: error" in found.wrong[0] and found.wrong[1] == "broken None: RuntimeError: out of memory"
     table = tuned.look_up(asked().problem, "forward", "cpu", asked().operands)
     assert table == found.winners
 
