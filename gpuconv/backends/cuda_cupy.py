@@ -56,7 +56,7 @@ class CupyRuntime:
 
         if isinstance(error, CUDADriverError):
             return error.status in _CANNOT_BUILD
-        return isinstance(error, (CompileException, NVRTCError))
+        return isinstance(error, (CompileException, NVRTCError)) or isinstance(error.__cause__, NVRTCError)
 
     def _launch(self, launch: Launch, index: int, tensors: tuple[torch.Tensor | None, ...]) -> None:
         instance = launch.instance
