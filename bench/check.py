@@ -252,7 +252,7 @@ def _call(backend: str, case: Case, t: dict[str, torch.Tensor]) -> tuple[torch.T
     if case.direction == "grad_input":
         return (plan.grad_input(t["grad_output"], t["weight"], p.input_shape, key)(t["grad_output"], t["weight"]),)
     pair = (t["grad_output"], t["input"])
-    return tuple(plan.grad_weight(*pair, p.weight_shape, key)(*pair, True))
+    return tuple(plan.grad_weight(*pair, p.weight_shape, True, key)(*pair, True))
 
 
 def _exact(case: Case, n: dict[str, Any]) -> dict[str, Exact]:

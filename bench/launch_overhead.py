@@ -86,7 +86,7 @@ def measure(direction: Direction, rounds: int = 50, calls: int = 200) -> dict[st
     look_up: dict[Direction, Callable[[], Callable[..., Any]]] = {
         "forward": lambda: plan.forward(a, b, None, None, key),
         "grad_input": lambda: plan.grad_input(a, b, PROBLEM.input_shape, key),
-        "grad_weight": lambda: plan.grad_weight(a, b, PROBLEM.weight_shape, key),
+        "grad_weight": lambda: plan.grad_weight(a, b, PROBLEM.weight_shape, False, key),
     }
 
     null = SimpleNamespace(run=_null_launcher(), function=0, packed_metadata=())
@@ -102,7 +102,7 @@ def measure(direction: Direction, rounds: int = 50, calls: int = 200) -> dict[st
             PROBLEM, direction, torch.device("cuda", 0), Activation("none"), operands, tile
         )
         with mock.patch.object(plan, "choose", lambda *_: SimpleNamespace(run=bound)):
-            look_up[direction]()
+            look_up[direction]()(a, b, *extra)  # which leaves it to be found
         launch.use(null)
         result = {
             "pointers": _fastest(

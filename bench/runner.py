@@ -194,11 +194,11 @@ def _lost(device: torch.device) -> bool:
 
 def first_call(case: Case, spec: str, layout: str, device: torch.device) -> Row:
     """Milliseconds of the first call in a fresh process whose caches of compiled code are empty, and how much of that a
-    second such process, which finds them filled, does not need: compilation."""
+    second such process, which finds them filled, does not need: compilation. What was tuned is no such cache: the tile
+    is the one that is timed."""
     with tempfile.TemporaryDirectory() as folder:
         caches = {
-            name: str(Path(folder) / name)
-            for name in ("TRITON_CACHE_DIR", "CUPY_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "GPUCONV_CACHE_DIR")
+            name: str(Path(folder) / name) for name in ("TRITON_CACHE_DIR", "CUPY_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
         }
         command = [sys.executable, "-m", "gpuconv.bench.first_call", *map(str, case), spec, layout, str(device)]
         found = []

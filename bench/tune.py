@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gpuconv import backends, plan, tuned
-from gpuconv.backends.base import Operands, Tile
+from gpuconv import backends, distrust, plan, tuned
+from gpuconv.backends.base import Operands, Tile, numbers
 from gpuconv.bench import timing
 from gpuconv.bench.judge import Judge
 from gpuconv.gpu import Gpu
@@ -37,16 +37,19 @@ class Tuned(NamedTuple):
 
 
 def candidates(asked: Asked, names: Sequence[str], most_tiles: int = MOST_TILES) -> Iterator[tuple[str, Tile | None]]:
-    """The backends of `names` that can do a problem, with the tiles worth trying; None where there are no tiles."""
+    """The backends of `names` that can do a problem, with the tiles worth trying; None where there are no tiles. What
+    failed the self-test is not among them."""
     problem, direction, device, operands = asked
-    gpu = Gpu.of(device)
+    gpu, failed = Gpu.of(device), distrust.failed(plan.device_name(device))
     for name in names:
         backend = backends.get(name)
         if (backend.unavailable() or backend.refuses(problem, direction, device)) is not None:
             continue
-        tiles = ranked(backend.tiles(problem, direction, gpu, operands), problem, direction, gpu, operands.tf32)
-        yield from ((name, tile) for tile, _ in tiles[:most_tiles])
-        if not tiles:
+        menu = backend.tiles(problem, direction, gpu, operands)
+        tiles, reasons = distrust.sift(menu, name, direction, numbers(problem.dtype, operands.tf32), failed, {})
+        in_order = ranked(tiles, problem, direction, gpu, operands.tf32)
+        yield from ((name, tile) for tile, _ in in_order[:most_tiles])
+        if not menu and not reasons:
             yield name, None
 
 
@@ -59,15 +62,17 @@ def tune(asked: Asked, names: Sequence[str], budget: float | None = None) -> Tun
     right = Judge(problem, direction, a, b, operands.tf32)
     with timing.float32_as("tf32" if operands.tf32 else "float32"):
         for name, tile in candidates(asked, names):
-            run = bound(asked, name, tile, a, b)
             try:
+                run = bound(asked, name, tile, a, b)
                 error = right.error(run())
                 if error > 1 and name != "aten":  # PyTorch's own is what a user would have otherwise
                     wrong.append(f"{name} {tile}: error {error:.3g} × the bound")
                     continue
                 seconds = timing.summary(timing.times(run, device, budget))["ms"] / 1e3
-            except RuntimeError as failure:  # out of memory, or a kernel that does not launch: the others may
-                wrong.append(f"{name} {tile}: {str(failure).splitlines()[0]}")
+            except Exception as failure:  # out of memory, or a kernel that is not built or launched: the others may
+                if not (isinstance(failure, RuntimeError) or backends.get(name).cannot_build(failure)):
+                    raise
+                wrong.append(f"{name} {tile}: {distrust.in_a_line(failure)}")
                 continue
             if name not in winners or seconds < winners[name].seconds:
                 winners[name] = tuned.Measured(seconds, tile)

@@ -15,6 +15,7 @@ from gpuconv import backends, dropin, plan as planner, tuned
 from gpuconv.bench import suites
 from gpuconv.bench.cases import LAYOUTS, NUMBERS
 from gpuconv.cli_bench import Device, Directions, Json, Progress, chosen, device_of
+from gpuconv.distrust import in_a_line
 from gpuconv.files import writable_or_raise
 from gpuconv.gpu import KNOWN, REPRESENTATIVE, Gpu, named
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
@@ -211,8 +212,15 @@ def tune(
         writable_or_raise(tuned.path())
     if model is not None:
         net, x = _model(model, input, _of(NUMBERS, "dtype", dtype), _of(LAYOUTS, "layout", layout), where)
-        with dropin.patch(), planner.listening() as heard, backends.use_backend("fastest"):
-            warmup(net, x)
+        try:
+            with dropin.patch(), planner.listening() as heard, backends.use_backend("fastest"):
+                warmup(net, x)
+        except (backends.BackendUnavailable, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # somebody else's model: whatever it raises
+            raise UserError(
+                f"model {model!r} cannot take a training step on an input of {input}: {in_a_line(error)}"
+            ) from error
         todo = tuning.distinct(heard)
         if compile_only:
             print(_json.dumps(len(todo)) if json else f"{len(todo)} problems are planned and their kernels compiled")
@@ -271,13 +279,15 @@ def _model(
     try:
         made = getattr(importlib.import_module(module), name)()
         shape = tuple(int(n) for n in size.split("x"))
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise UserError(f"cannot make model {model!r} with an input of {size!r}: {error}") from error
+        x = torch.randn(shape, device=device, dtype=dtype)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # somebody else's function; a size that no tensor has
+        raise UserError(f"cannot make model {model!r} with an input of {size!r}: {in_a_line(error)}") from error
     if not isinstance(made, torch.nn.Module):
         raise UserError(f"model {model!r} makes a {type(made).__name__}, not a torch.nn.Module")
     made = made.to(device, dtype)
     dropin.convert(made)
-    x = torch.randn(shape, device=device, dtype=dtype)
     return (made.to(memory_format=layout), x.to(memory_format=layout)) if len(shape) == 4 else (made, x)
 
 

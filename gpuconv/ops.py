@@ -48,7 +48,7 @@ def _grad_input_impl(grad_output: Tensor, weight: Tensor, input_size: Sequence[i
 def _grad_weight_impl(
     grad_output: Tensor, input: Tensor, weight_size: Sequence[int], with_bias: bool, key: str
 ) -> tuple[Tensor, Tensor]:
-    gw, gb = plan.grad_weight(grad_output, input, weight_size, key)(grad_output, input, with_bias)
+    gw, gb = plan.grad_weight(grad_output, input, weight_size, with_bias, key)(grad_output, input, with_bias)
     return gw, grad_output.new_empty(0) if gb is None else gb
 
 

@@ -2,22 +2,22 @@
 
 The first call of a problem validates it, asks the backends and picks a tile by a closed formula (`gpuconv.predict`);
 every later call is one dictionary look-up. Nothing is tried out; what was measured on this machine before
-(`gpuconv.tuned`) goes before the formula.
+(`gpuconv.tuned`) goes before the formula, and what failed here (`gpuconv.distrust`) is passed over.
 """
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from operator import index
 from typing import Any, NamedTuple
 
 import torch
 
-from gpuconv import backends, sizes, tuned
+from gpuconv import backends, distrust, sizes, tuned
 from gpuconv.activations import Activation
 from gpuconv.backends import Backend, BackendUnavailable
-from gpuconv.backends.base import Operands, Tile, contiguous_operands
+from gpuconv.backends.base import Operands, Tile, contiguous_operands, numbers
 from gpuconv.backends.elementwise import Elementwise, by_pytorch
 from gpuconv.gpu import Gpu
 from gpuconv.predict import ranked
@@ -65,7 +65,8 @@ class Settings(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A problem, who computes it, and who was passed over for what reason. `run` takes tensors and gives the result."""
+    """A problem, who computes it, and who was passed over for what reason ('triton', or 'triton window' for a family).
+    `run` takes tensors and gives the result."""
 
     problem: ConvProblem
     direction: Direction
@@ -78,6 +79,7 @@ class Plan(NamedTuple):
 _MOST_PLANS = 16_384  # a program with ever-changing shapes starts afresh beyond this
 _plans: dict[tuple[object, ...], Callable[..., Any]] = {}
 backends.on_register(_plans.clear)
+backends.on_register(distrust.try_again)
 
 
 def choose(
@@ -96,12 +98,15 @@ def choose(
     """
     activation = Activation.parse(settings.activation)
     operands = operands or contiguous_operands(problem, direction)
-    if _asked is not None:
-        _asked[Asked(problem, direction, device, operands)] = None
     automatic = settings.backend in backends.CHOICES
     passed_over: list[tuple[str, str]] = []
     gpu = Gpu.of(device)
-    measured = tuned.look_up(problem, direction, device_name(device), operands)
+    asked = Asked(problem, direction, device, operands)
+    if _asked is not None:
+        _asked[asked] = None
+    here = device_name(device)
+    measured = tuned.look_up(problem, direction, here, operands)
+    failed, dropped = distrust.failed(here), distrust.dropped(asked)
     willing: list[tuple[float, Backend, Tile | None]] = []
     for name in _order(settings.backend, device.type, measured) if automatic else (settings.backend,):
         backend = backends.get(name)
@@ -109,10 +114,14 @@ def choose(
         if reason is not None:
             passed_over.append((name, reason))
             continue
-        tiles = backend.tiles(problem, direction, gpu, operands)
-        if willing and not tiles:
+        menu = backend.tiles(problem, direction, gpu, operands)
+        if willing and not menu:
             break  # nothing to predict: it is there for what none of ours can do
-        tile, seconds = measured[name].tile if name in measured else None, -math.inf
+        tiles, reasons = distrust.sift(menu, name, direction, numbers(problem.dtype, operands.tf32), failed, dropped)
+        passed_over += [(f"{name} {family}".rstrip(), reason) for family, reason in reasons.items()]
+        if reasons and not tiles:
+            continue
+        tile, seconds = tuned.on_the_menu(measured.get(name), menu, name), -math.inf
         if tile not in tiles:  # nothing was measured, or with kernels that are no more
             tile, seconds = _quickest(tiles, problem, direction, gpu, operands)
         willing.append((seconds, backend, tile))
@@ -124,8 +133,14 @@ def choose(
             (other.name, f"predicted to take {more * 1e6:,.1f} µs, and {backend.name} {seconds * 1e6:,.1f} µs")
             for more, other, _ in slower
         ]
-        run = backend.bind(problem, direction, device, activation, *(() if tile is None else (operands, tile)))
-        return Plan(problem, direction, backend, tuple(passed_over), tile, run)
+        try:
+            run = backend.bind(problem, direction, device, activation, *(() if tile is None else (operands, tile)))
+        except Exception as error:
+            if not distrust.drop(asked, f"{direction} of {problem}", backend, tile, error):
+                raise
+        else:
+            return Plan(problem, direction, backend, tuple(passed_over), tile, run)
+        return choose(problem, direction, device, settings, operands)
     because = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
     raise BackendUnavailable(
         f"no backend can do {direction} of {problem} on {device} ({because}); "
@@ -159,9 +174,10 @@ def device_name(device: torch.device) -> str:
 
 
 def forget() -> None:
-    """Plan anew, with what is recorded now, when a problem comes next."""
+    """Plan anew, with what is recorded now, when a problem comes next; try again what was dropped."""
     _plans.clear()
     tuned.forget()
+    distrust.forget()
 
 
 class Asked(NamedTuple):
@@ -203,19 +219,21 @@ class Candidate(NamedTuple):
 def candidates(
     problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands
 ) -> tuple[list[Candidate], dict[str, str]]:
-    """What the backends with kernels of ours could do on `gpu`, quickest first, and why others could not. `auto` takes
-    the first (those that were registered by others aside). Needs no GPU."""
+    """What the backends with kernels of ours could do on `gpu`, quickest first, and why others could not, or failed the
+    self-test. `auto` takes the first (those that were registered by others aside). Needs no GPU."""
     found, refused = [], {}
+    of, failed = numbers(problem.dtype, operands.tf32), distrust.failed(gpu.name)
     for name in backends.names():
         backend = backends.get(name)
         reason = backend.refuses_gpu(gpu)
         if reason is not None:
             refused[name] = reason
             continue
-        tiles = backend.tiles(problem, direction, gpu, operands)
+        menu = backend.tiles(problem, direction, gpu, operands)
+        tiles, failures = distrust.sift(menu, name, direction, of, failed, {})
         found += [Candidate(name, *pair) for pair in ranked(tiles, problem, direction, gpu, operands.tf32)]
-        families = backend.refused_families(problem, direction, gpu, operands)
-        refused |= {f"{name} {family}": reason for family, reason in families.items()}
+        families = backend.refused_families(problem, direction, gpu, operands) | failures
+        refused |= {f"{name} {family}".rstrip(): reason for family, reason in families.items()}
     return sorted(found, key=lambda candidate: candidate.prediction.seconds), refused
 
 
@@ -254,11 +272,23 @@ def _problem(settings: Settings, x: Any, w: Any, a: torch.Tensor, b: torch.Tenso
     )  # fmt: skip
 
 
-def _remember(signature: tuple[object, ...], plan: Plan) -> Callable[..., Any]:
-    if len(_plans) >= _MOST_PLANS:
-        _plans.clear()
-    _plans[signature] = plan.run
-    return plan.run
+def _first(signature: tuple[object, ...], again: Callable[[], Any], asked: Hashable, what: str) -> Callable[..., Any]:
+    """What computes the first call of this signature; what did it is what later calls get."""
+
+    def keep(run: Callable[..., Any]) -> None:
+        if len(_plans) >= _MOST_PLANS:
+            _plans.clear()
+        _plans[signature] = run
+
+    return distrust.first_call(again, keep, asked, what)
+
+
+def _convolution(
+    signature: tuple[object, ...], problem: ConvProblem, direction: Direction, device: torch.device,
+    settings: Settings, operands: Operands,
+) -> Callable[..., Any]:  # fmt: skip
+    again = functools.partial(choose, problem, direction, device, settings, operands)
+    return _first(signature, again, Asked(problem, direction, device, operands), f"{direction} of {problem}")
 
 
 def forward(
@@ -284,7 +314,7 @@ def forward(
             sizes.check_same("residual", residual.shape, problem.output_shape)
         strides = (input.stride(), weight.stride())
         operands = Operands(strides, None if residual is None else residual.stride(), bias is not None, signature[-1])
-        run = _remember(signature, choose(problem, "forward", input.device, settings, operands))
+        run = _convolution(signature, problem, "forward", input.device, settings, operands)
     return run
 
 
@@ -303,14 +333,16 @@ def grad_input(grad_output: torch.Tensor, weight: torch.Tensor, input_shape: Any
         problem = _problem(settings, input_shape, weight.shape, grad_output, weight)
         sizes.check_same("grad_output", grad_output.shape, problem.output_shape)
         operands = Operands((grad_output.stride(), weight.stride()), tf32=signature[-1])
-        run = _remember(signature, choose(problem, "grad_input", grad_output.device, settings, operands))
+        run = _convolution(signature, problem, "grad_input", grad_output.device, settings, operands)
     return run
 
 
-def grad_weight(grad_output: torch.Tensor, input: torch.Tensor, weight_shape: Any, key: str) -> Callable[..., Any]:
+def grad_weight(
+    grad_output: torch.Tensor, input: torch.Tensor, weight_shape: Any, with_bias: bool, key: str
+) -> Callable[..., Any]:
     """What computes this call of conv_grad_weight."""
     signature = (
-        "grad_weight", key, tuple(weight_shape),
+        "grad_weight", key, with_bias, tuple(weight_shape),
         grad_output.shape, grad_output.stride(), grad_output.dtype, grad_output.device,
         input.shape, input.stride(), input.dtype, input.device,
         uses_tf32(grad_output),
@@ -322,7 +354,7 @@ def grad_weight(grad_output: torch.Tensor, input: torch.Tensor, weight_shape: An
         problem = _problem(settings, input.shape, weight_shape, grad_output, input)
         sizes.check_same("grad_output", grad_output.shape, problem.output_shape)
         operands = Operands((grad_output.stride(), input.stride()), tf32=signature[-1])
-        run = _remember(signature, choose(problem, "grad_weight", grad_output.device, settings, operands))
+        run = _convolution(signature, problem, "grad_weight", grad_output.device, settings, operands)
     return run
 
 
@@ -340,21 +372,30 @@ def act_backward(grad_output: torch.Tensor, saved: torch.Tensor, with_bias: bool
         activation = Activation.parse(settings.activation)
         shape, memory_format, strides = tuple(saved.shape), memory_format_of(saved), grad_output.stride()
         elementwise = Elementwise(shape, saved.dtype, memory_format, strides, with_bias, activation)
-        if len(_plans) >= _MOST_PLANS:
-            _plans.clear()
-        run = _plans[signature] = _elementwise(elementwise, saved.device, settings.backend)
+        asked = (elementwise, saved.device)
+        again = functools.partial(_elementwise, *asked, settings.backend)
+        run = _first(signature, again, asked, f"act_backward of {activation.name} on {shape}")
     return run
 
 
-def _elementwise(elementwise: Elementwise, device: torch.device, choice: str) -> Callable[..., Any]:
+class _ActBackward(NamedTuple):
+    backend: Backend
+    run: Callable[..., Any]
+    tile: None = None
+
+
+def _elementwise(elementwise: Elementwise, device: torch.device, choice: str) -> _ActBackward:
     """By the first backend in the order of `choice` that would take a 1 × 1 depthwise convolution of these tensors; if
     there is none, or no element, by PyTorch's own functions."""
-    shape = elementwise.shape
+    shape, of = elementwise.shape, numbers(elementwise.dtype, False)
+    failed, dropped = distrust.failed(device_name(device)), distrust.dropped((elementwise, device))
     if math.prod(shape) and shape[1]:
         taps = (shape[1], 1, *(1 for _ in shape[2:]))
         problem = ConvProblem.of(shape, taps, groups=shape[1], dtype=elementwise.dtype)
         for name in backends.auto_order(device.type) if choice in backends.CHOICES else (choice,):
             backend = backends.get(name)
+            if (name, None) in dropped or distrust.Kernels(name, "act_backward", "act_backward", of) in failed:
+                continue
             if not (backend.unavailable() or backend.refuses(problem, "forward", device)):
-                return backend.bind_act_backward(elementwise, device)
-    return by_pytorch(elementwise)
+                return _ActBackward(backend, backend.bind_act_backward(elementwise, device))
+    return _ActBackward(backends.get("aten"), by_pytorch(elementwise))

@@ -1,25 +1,18 @@
 """What was measured on this machine: for a problem on a GPU, how long each backend took, and with which tile.
 
-`gpuconv tune` records, the planner looks up. One JSON file in the user's cache directory (`path`), replaced whole and
-merged with what others wrote meanwhile, so that processes may tune at once and an interrupted one loses nothing that it
-recorded. A file that cannot be read, or that another version wrote, is ignored with one warning and kept aside when
-something new is recorded.
+`gpuconv tune` records, the planner looks up. It is a `gpuconv.table.Table` in the user's cache directory (`path`).
 """
 
 import dataclasses
-import json
-import os
-import threading
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpuconv.backends.base import Operands, Tile, contiguous_operands, numbers
-from gpuconv.files import alone, cache_folder, write_atomically
 from gpuconv.problem import ConvProblem, Direction
-
-VERSION = 1  # of the file; another one is not read
+from gpuconv.table import Table
 
 
 class Measured(NamedTuple):
@@ -30,13 +23,12 @@ class Measured(NamedTuple):
 
 
 Winners = dict[str, Measured]  # by backend
-_tables: dict[Path, dict[str, Winners]] = {}
-_reading = threading.Lock()
+_warned: set[Path] = set()  # of tiles that are no more; once for a file
 
 
 def path() -> Path:
     """Where the table is."""
-    return cache_folder() / "tuned.json"
+    return _table.path()
 
 
 def key_of(problem: ConvProblem, direction: Direction, device: str, operands: Operands) -> str | None:
@@ -61,9 +53,28 @@ def key_of(problem: ConvProblem, direction: Direction, device: str, operands: Op
 
 def look_up(problem: ConvProblem, direction: Direction, device: str, operands: Operands) -> Winners:
     """What was recorded for this problem on a device of this name; empty where nothing was."""
-    table = _table(path())
-    key = key_of(problem, direction, device, operands) if table else None
-    return table.get(key, {}) if key is not None else {}
+    entries = _table.entries()
+    key = key_of(problem, direction, device, operands) if entries else None
+    return entries.get(key, {}) if key is not None else {}
+
+
+def on_the_menu(measured: Measured | None, tiles: tuple[Tile, ...], backend: str) -> Tile | None:
+    """That of `tiles` which was measured, None where none was.
+
+    One that is not among them, of another version or of a damaged file, is ignored, with one warning for the file. The
+    menu's own tile is given, since 64.0 and True equal integers, and kernels are compiled for what they are.
+    """
+    if measured is None or measured.tile is None:
+        return None
+    found = next((tile for tile in tiles if tile == measured.tile), None)
+    if found is None and path() not in _warned:
+        _warned.add(path())
+        warnings.warn(
+            f"{path()} has tiles that backend {backend!r} does not offer today (the first: {measured.tile}); they are "
+            "ignored, and gpuconv tune measures again",
+            stacklevel=2,
+        )
+    return found
 
 
 def record(found: Mapping[str, Winners]) -> None:
@@ -71,68 +82,29 @@ def record(found: Mapping[str, Winners]) -> None:
 
     Raises OSError where the file cannot be written; then it is as it was.
     """
-    file = path()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with alone(file.with_suffix(".lock")):
-        try:
-            table = _read(file)
-        except (OSError, ValueError) as error:
-            aside = file.with_suffix(".damaged.json")
-            os.replace(file, aside)
-            warnings.warn(f"{file} could not be used ({error}); it is kept as {aside}", stacklevel=2)
-            table = {}
-        for key, winners in found.items():
-            table[key] = {**table.get(key, {}), **winners}
-        text = json.dumps({"version": VERSION, "problems": _plain(table)}, indent=0, sort_keys=True)
-        write_atomically(file, text.encode())
-    with _reading:
-        _tables[file] = table
+    _table.record(found)
 
 
 def forget() -> None:
     """Read the table again when it is next needed."""
-    with _reading:
-        _tables.clear()
+    _table.forget()
 
 
-def _table(file: Path) -> dict[str, Winners]:
-    table = _tables.get(file)
-    if table is None:
-        with _reading:
-            try:
-                table = _read(file)
-            except (OSError, ValueError) as error:
-                warnings.warn(f"{file} is ignored: {error}", stacklevel=2)
-                table = {}
-            _tables[file] = table
-    return table
+def _parse(winners: dict[str, Any]) -> Winners:
+    return {backend: _measured(m) for backend, m in winners.items()}
 
 
-def _read(file: Path) -> dict[str, Winners]:
-    """The table in `file`, empty if there is no file. Raises ValueError for what is not such a table."""
-    try:
-        content = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return {}
-    if not isinstance(content, dict) or content.get("version") != VERSION:
-        raise ValueError(f"it is not a tuning table of version {VERSION}")
-    try:
-        return {
-            key: {
-                backend: Measured(float(m["seconds"]), None if m["tile"] is None else Tile(**m["tile"]))
-                for backend, m in winners.items()
-            }
-            for key, winners in content["problems"].items()
-        }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"an entry is not as it should be ({type(error).__name__}: {error})") from error
+def _measured(m: dict[str, Any]) -> Measured:
+    seconds = float(m["seconds"])
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{seconds} seconds")
+    return Measured(seconds, None if m["tile"] is None else Tile(**m["tile"]))
 
 
-def _plain(table: dict[str, Winners]) -> dict[str, Any]:
+def _plain(winners: Winners) -> dict[str, Any]:
     return {
-        key: {
-            backend: {"seconds": m.seconds, "tile": m.tile and dataclasses.asdict(m.tile)}
-            for backend, m in winners.items()
-        }
-        for key, winners in table.items()
+        backend: {"seconds": m.seconds, "tile": m.tile and dataclasses.asdict(m.tile)} for backend, m in winners.items()
     }
+
+
+_table: Table[Winners] = Table("tuned.json", "problems", _parse, _plain, lambda old, new: {**old, **new})

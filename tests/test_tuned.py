@@ -97,13 +97,73 @@ def test_a_recorded_tile_goes_before_the_formula_and_one_that_is_no_more_does_no
     tuned.record({key(): {"tiled": Measured(1.0, other)}})
     assert chosen("tiled").tile == other
     tuned.record({key(): {"tiled": Measured(1.0, Tile(1, 2, 3, 4, 5))}})
-    assert chosen("tiled").tile == formula
+    with pytest.warns(UserWarning, match=r"has tiles that backend 'tiled' does not offer today .*rows=1, columns=2"):
+        assert chosen("tiled").tile == formula
+    with warnings.catch_warnings():  # once for a file
+        warnings.simplefilter("error")
+        assert chosen("tiled").tile == formula
+
+
+HOSTILE = {
+    "negative": {"rows": -128},
+    "huge": {"rows": 10**30, "splits": 2**63},
+    "misspelt": {"kernel": "gahter"},
+    "of another type": {"rows": "128", "stages": [4], "halo": {"a": None}},
+    "not a number": {"rows": float("nan")},
+}
+
+
+@pytest.mark.parametrize("changed", HOSTILE.values(), ids=HOSTILE)
+def test_a_tile_that_is_not_on_the_menu_is_never_launched(
+    changed: dict[str, object], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(backends._loaded, "tiled", Tiled())
+    tile = vars(Tiled.offers[0]) | changed
+    content = {"version": 1, "problems": {key(): {"tiled": {"seconds": 1e-3, "tile": tile}}}}
+    cache.mkdir()
+    tuned.path().write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match="does not offer today") as said:
+        assert chosen("tiled").tile in Tiled.offers
+    assert len(said) == 1
+
+
+def test_the_tile_that_is_launched_is_the_menu_s_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile of floats equals one of integers, and no kernel can be compiled for it."""
+    monkeypatch.setitem(backends._loaded, "tiled", Tiled())
+    tile = {name: float(n) if isinstance(n, int) else n for name, n in vars(Tiled.offers[0]).items()}
+    cache.mkdir()
+    content = {"version": 1, "problems": {key(): {"tiled": {"seconds": 1e-3, "tile": tile}}}}
+    tuned.path().write_text(json.dumps(content))
+    assert chosen("tiled").tile is Tiled.offers[0]
 
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", '{"version": 99}', '{"version": 1, "problems": {"k": {"aten": {"seconds": "x"}}}}', "\udcff"],
-    ids=["cut off", "a list", "of another version", "with a strange entry", "not text"],
+    [
+        "{",
+        "[]",
+        '{"version": 99}',
+        '{"version": 1, "problems": {"k": {"aten": {"seconds": "x"}}}}',
+        "\udcff",
+        "[" * 100_000,
+        *(
+            f'{{"version": 1, "problems": {{"k": {{"aten": {{"seconds": {seconds}, "tile": null}}}}}}}}'
+            for seconds in ("NaN", "-1", "1" + "0" * 400)
+        ),
+        '{"version": 1, "problems": {"k": {"aten": {"seconds": 1, "tile": {"rwos": 1}}}}}',
+    ],
+    ids=[
+        "cut off",
+        "a list",
+        "of another version",
+        "with a strange entry",
+        "not text",
+        "nested",
+        "with no time",
+        "with a negative time",
+        "with an endless time",
+        "with a misspelt field",
+    ],
 )
 def test_a_damaged_table_is_ignored_with_one_warning_and_kept_aside(cache: Path, text: str) -> None:
     cache.mkdir()

@@ -1,9 +1,12 @@
 """`gpuconv.warmup` plans everything, leaves the model as it was, and lets processes take turns."""
 
+import random
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -75,3 +78,89 @@ def test_processes_take_turns(cache: Path, tmp_path: Path, clean_environment: di
     processes = [subprocess.Popen(command, env=environment) for _ in range(3)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
     assert (tmp_path / "log").read_text().split() == ["in", "out"] * 3
+
+
+class Careless(torch.nn.Module):
+    """Changes in a forward pass all that a module may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = gpuconv.nn.Conv2d(3, 4, 3)
+        self.norm = torch.nn.BatchNorm2d(4)
+        self.register_buffer("replaced", torch.zeros(2))
+        self.register_buffer("absent", None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x.mul_(2)
+        self.replaced = self.replaced + 1
+        self.absent = torch.ones(1)
+        self.register_buffer("new", torch.ones(1))
+        x = x + random.random() + np.random.rand() + torch.rand(1)
+        y = self.norm(self.first(x))
+        self.norm.eval()
+        return y
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["", "after an error"])
+def test_a_careless_model_leaves_no_trace(fails: bool) -> None:
+    net, x = Careless(), torch.randn(2, 3, 9, 9)
+    centre = torch.nn.Parameter(torch.zeros(4, 7, 7))
+    names, values = list(dict(net.named_buffers())), {k: v.clone() for k, v in net.state_dict().items()}
+    states, before, seen = (random.getstate(), torch.get_rng_state()), x.clone(), np.random.get_state()[1].copy()
+
+    def loss(y: torch.Tensor) -> torch.Tensor:
+        if fails:
+            raise ZeroDivisionError
+        return (y - centre).square().mean()
+
+    with gpuconv.use_backend("numpy"), pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        gpuconv.warmup(net, x, loss=loss)
+    assert torch.equal(x, before) and centre.grad is None
+    assert list(dict(net.named_buffers())) == names and net.absent is None
+    assert all(torch.equal(t, values[name]) for name, t in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters()) and all(m.training for m in net.modules())
+    assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[1])
+    assert (np.random.get_state()[1] == seen).all()
+
+
+def test_gradients_of_the_input_are_left_alone() -> None:
+    x = torch.randn(2, 3, 9, 9, requires_grad=True)
+    gpuconv.warmup(network(), x)
+    assert x.grad is None
+    x.grad = gradient = torch.ones_like(x)
+    gpuconv.warmup(network(), x)
+    assert x.grad is gradient and torch.equal(gradient, torch.ones_like(x))
+
+
+def test_a_loss_plans_what_the_default_does_not() -> None:
+    """The gradient of a channels-last output lies as the loss makes it."""
+    net = gpuconv.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 9, 9).contiguous(memory_format=torch.channels_last)
+
+    def loss(y: torch.Tensor) -> torch.Tensor:
+        return y.flatten(1).square().sum()
+
+    def left_to_plan(**how: object) -> int:
+        plan.forget()
+        with gpuconv.use_backend("numpy"):
+            gpuconv.warmup(net, x, **how)
+            planned = set(plan._plans)
+            loss(net(x)).backward()
+        return len(set(plan._plans) - planned)
+
+    assert left_to_plan() == 1  # as the docstring says
+    assert left_to_plan(loss=loss) == 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "message"),
+    [
+        ("cross entropy", TypeError, "loss must be a function of the model's output, but got str"),
+        (lambda y: y, ValueError, r"a tensor of one number that has a gradient, but gave one of shape \(2, 5, 3, 3\)"),
+        (lambda y: y.detach().sum(), ValueError, r"one number that has a gradient, but gave one of shape \(\)"),
+        (lambda y: 1.0, ValueError, "but gave float"),
+    ],
+)
+def test_a_loss_that_is_none_is_said_to_be(loss: object, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        gpuconv.warmup(network(), torch.randn(2, 3, 9, 9), loss=loss)

@@ -148,6 +148,11 @@ class Backend:
             return partial(self.forward, problem, activation=activation)
         return partial(getattr(self, direction), problem)
 
+    def cannot_build(self, error: Exception) -> bool:
+        """Whether `error`, which binding or the first call of what is bound has raised, says no more than that this
+        kernel cannot be compiled or launched here: with another tile, or by another backend, the call may do."""
+        return False
+
     def bind_act_backward(self, elementwise: Elementwise, device: torch.device) -> Run:
         """What computes an activation's backward pass: grad_output, saved → gz, gb (None without bias).
 

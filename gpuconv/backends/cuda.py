@@ -108,6 +108,9 @@ class CudaBackend(Backend):
             return _bind_grad_input(problem, operands, tile, call)
         return _bind_grad_weight(problem, operands, tile, call)
 
+    def cannot_build(self, error: Exception) -> bool:
+        return any(runtime.cannot_build(error) for runtime in self.runtimes.values())
+
     def bind_act_backward(self, elementwise: Elementwise, device: torch.device) -> Run:
         call = _Call(self.runtimes[device.type], device)
         return cuda_act.bind(elementwise, Gpu.of(device), call, all_aligned)

@@ -15,6 +15,9 @@ from gpuconv.backends.capture import refuse_capture
 from gpuconv.backends.cuda_launch import Instance, Launch
 
 _SHARED_WITHOUT_ASKING = 48 << 10  # bytes of shared memory that a kernel may use without an attribute that says so
+# CUDA_ERROR_INVALID_VALUE (too much shared memory asked for), …_INVALID_IMAGE, …_NO_BINARY_FOR_GPU, …_INVALID_PTX,
+# …_UNSUPPORTED_PTX_VERSION, …_NOT_FOUND, …_LAUNCH_OUT_OF_RESOURCES
+_CANNOT_BUILD = (1, 200, 209, 218, 222, 500, 701)
 
 
 class _Module(NamedTuple):
@@ -56,6 +59,17 @@ class CupyRuntime:
                 self._launch(launch, index, tensors)
         else:
             self._launch(launch, index, tensors)
+
+    def cannot_build(self, error: Exception) -> bool:
+        if importlib.util.find_spec("cupy") is None:
+            return False
+        from cupy.cuda.compiler import CompileException
+        from cupy_backends.cuda.api.driver import CUDADriverError
+        from cupy_backends.cuda.libs.nvrtc import NVRTCError
+
+        if isinstance(error, CUDADriverError):
+            return error.status in _CANNOT_BUILD
+        return isinstance(error, (CompileException, NVRTCError)) or isinstance(error.__cause__, NVRTCError)
 
     def _launch(self, launch: Launch, index: int, tensors: tuple[torch.Tensor | None, ...]) -> None:
         if self._thread.device != index:

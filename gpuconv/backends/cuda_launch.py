@@ -76,6 +76,9 @@ class Runtime(Protocol):
     def launch(self, launch: Launch, device: torch.device, tensors: tuple[torch.Tensor | None, ...]) -> None:
         """Start the kernel with these tensors, on PyTorch's current stream of `device`."""
 
+    def cannot_build(self, error: Exception) -> bool:
+        """Whether `error`, which `launch` has raised, says that the kernel cannot be compiled or launched here."""
+
 
 @functools.cache
 def source(file: str) -> str:

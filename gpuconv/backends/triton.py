@@ -39,6 +39,17 @@ FAMILIES = {
 # Those whose tensors must begin at multiples of 16 bytes; `gather` does the call where one does not.
 _DESCRIBING = ("pointwise", "window")
 
+# Of RuntimeErrors: the passes of the compiler, and the driver where it loads a module or asks for its resources.
+_CANNOT_BUILD = (
+    "PassManager::run failed",
+    "failed to translate module",
+    "Triton Error [CUDA]: too many resources requested for launch",
+    "Triton Error [CUDA]: device kernel image is invalid",
+    "Triton Error [CUDA]: no kernel image is available",
+    "Triton Error [CUDA]: a PTX JIT compilation failed",
+    "Triton Error [CUDA]: invalid argument",
+)
+
 
 class TritonBackend(Backend):
     """Hand-written Triton kernels on GPUs from sm_80; on CPU tensors under Triton's interpreter."""
@@ -98,6 +109,14 @@ class TritonBackend(Backend):
             return bind(tile)
         unaligned = triton_gather.tiles(problem, direction, Gpu.of(device), operands)[0]
         return _by_alignment(direction, bind(tile), bind(unaligned))
+
+    def cannot_build(self, error: Exception) -> bool:
+        from triton.compiler.errors import CompilationError
+        from triton.runtime.errors import InterpreterError, OutOfResources, PTXASError
+
+        if isinstance(error, (CompilationError, InterpreterError, OutOfResources, PTXASError)):
+            return True
+        return isinstance(error, RuntimeError) and any(words in str(error) for words in _CANNOT_BUILD)
 
     def bind_act_backward(self, elementwise: Elementwise, device: torch.device) -> Run:
         from gpuconv.backends import triton_act  # imports Triton

@@ -43,7 +43,7 @@ def test_the_quickest_of_the_right_ones_is_recorded(monkeypatch: pytest.MonkeyPa
         monkeypatch.setitem(backends._loaded, ours.name, ours)
     found = tune.tune(asked(), ("wrong", "broken", "numpy", "aten"), budget=0.01)
     assert set(found.winners) == {"numpy", "aten"} and found.best in ("numpy", "aten")
-    assert "wrong None: error" in found.wrong[0] and found.wrong[1] == "broken None: out of memory"
+    assert "wrong None: error" in found.wrong[0] and found.wrong[1] == "broken None: RuntimeError: out of memory"
     table = tuned.look_up(asked().problem, "forward", "cpu", asked().operands)
     assert table == found.winners
 
@@ -90,6 +90,17 @@ def a_network() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 4, 3))
 
 
+def with_small_maps() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 9), torch.nn.BatchNorm2d(4))
+
+
+def a_failure() -> torch.nn.Module:
+    raise ZeroDivisionError("its weights\nare gone")
+
+
+OF_A_MODEL = ("--model", "test_tune:with_small_maps", "--input")
+
+
 def test_a_model_is_tuned_or_only_compiled(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -110,11 +121,20 @@ def test_a_model_is_tuned_or_only_compiled(
         (["--model", "torch.nn:NoSuch"], "cannot make model 'torch.nn:NoSuch'"),
         (["--model", "builtins:dict"], "makes a dict, not a torch.nn.Module"),
         (["--layer", "resnet18.conv1", "--backend", "abacus"], "'abacus'"),
+        (
+            [*OF_A_MODEL, "1x3x9x9"],
+            "of 1x3x9x9: ValueError: Expected more than 1 value per channel when training",
+        ),
+        ([*OF_A_MODEL, "3x9x9"], "cannot take a training step on an input of 3x9x9: "),
+        ([*OF_A_MODEL, "2x5x9x9"], "to have 3 channels, but got 5 channels"),
+        ([*OF_A_MODEL, "2x3x-9x9"], "with an input of '2x3x-9x9': RuntimeError: "),
+        (["--model", "test_tune:a_failure"], "cannot make model 'test_tune:a_failure' with an input of"),
     ],
 )
 def test_what_cannot_be_tuned_is_said_in_a_line(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
     assert cli.run(["tune", "--device", "cpu", *arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error

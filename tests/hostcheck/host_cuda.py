@@ -103,7 +103,7 @@ def compiled(text: str, flags: tuple[str, ...], rest: tuple[str, ...], language:
             command = [COMPILER, *flags, "-o", f"{made}.new", "-x", language, f"{made}.cpp", "-x", "none", *rest]
             run = subprocess.run(command, capture_output=True, text=True)
             if run.returncode != 0 or "warning:" in run.stderr:
-                raise RuntimeError(f"{' '.join(command)}:\n{run.stderr}")
+                raise CompileError(f"{' '.join(command)}:\n{run.stderr}")
             os.replace(f"{made}.new", made)
     return made
 
@@ -116,6 +116,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------
+
+
+class CompileError(RuntimeError):
+    """The compiler refuses a kernel."""
 
 
 class HostRuntime:
@@ -135,6 +139,9 @@ class HostRuntime:
             function = self._functions.get(launch.instance) or self._load(launch.instance)
             instance = launch.instance
             function(launch.blocks, instance.threads, instance.shared, parameters, next(self._orders))
+
+    def cannot_build(self, error: Exception) -> bool:
+        return isinstance(error, CompileError)
 
     def _load(self, instance: Instance) -> ctypes._CFuncPtr:
         library = ctypes.CDLL(str(build(source(instance.file), instance.options, "fast")))
