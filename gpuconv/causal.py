@@ -97,10 +97,8 @@ def compute(
     """
     if weight.dtype != x.dtype:
         wide = torch.promote_types(x.dtype, weight.dtype)
-        x_wide, weight, bias, initial_states = (
-            t if t is None else t.to(wide) for t in (x, weight, bias, initial_states)
-        )
-        return compute(x_wide, weight, bias, initial_states, activation, backend).to(x.dtype)
+        bias, initial_states = (t if t is None else t.to(wide) for t in (bias, initial_states))
+        return compute(x.to(wide), weight.to(wide), bias, initial_states, activation, backend).to(x.dtype)
     before = weight.shape[1] - 1
     y = _convolve(x, weight, bias, before, activation, backend)
     if initial_states is None:

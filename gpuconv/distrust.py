@@ -155,10 +155,8 @@ def path() -> Any:
 
 def software() -> dict[str, str | None]:
     """The versions that what failed may depend on."""
-    from gpuconv import __version__  # the package at the top of all, which is there when this is called
-
-    packages = {package: versions.installed(package) for package in ("torch", "triton", "cupy")}
-    return {"gpuconv": __version__, "driver": versions.driver(), **packages}
+    packages = {package: versions.installed(package) for package in ("gpuconv", "torch", "triton", "cupy")}
+    return {"driver": versions.driver(), **packages}
 
 
 def sift(

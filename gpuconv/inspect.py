@@ -142,12 +142,12 @@ def cuda_ptx(instance: Instance, architecture: str) -> str:
     return cuda_compile.ptx(instance, architecture)
 
 
-def _read(cubin: bytes, shared: int, function: str = "", **text: str) -> MachineCode:
+def _read(cubin: bytes, shared: int, function: str = "", ptx: str = "", ttgir: str = "") -> MachineCode:
     usage = _cuobjdump(cubin, "--dump-resource-usage")
     found = re.search(rf"Function {function}.*:\s.*REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump says nothing about registers: {usage!r}")
-    return MachineCode(int(found[1]), int(found[2]), shared, cubin, function, **text)
+    return MachineCode(int(found[1]), int(found[2]), shared, cubin, function, ptx, ttgir)
 
 
 def _cuobjdump(cubin: bytes, *flags: str) -> str:

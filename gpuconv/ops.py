@@ -140,7 +140,7 @@ class _Forward(torch.autograd.Function):
         gx = gw = gb = None
         if activation.name != "none":
             # z is computed again rather than kept: a tensor as large as the output, and an output rounded twice.
-            saved = rest[0] if activation.from_output else forward(input, weight, *rest, key)
+            saved = rest[0] if activation.from_output else forward(input, weight, rest[0], rest[1], key)
             alone = need[2] and not need[1]  # else grad_weight gives the bias's gradient from what it reads anyway
             grad, gb = act_backward(grad, saved, alone, ctx.key)
         if need[0]:

@@ -9,6 +9,7 @@ import torch
 
 # The names that a package may be installed by.
 PACKAGES = {
+    "gpuconv": ("gpuconv",),
     "numpy": ("numpy",),
     "torch": ("torch",),
     "triton": ("triton", "triton-windows"),
@@ -39,5 +40,5 @@ def driver() -> str | None:
         pass
     if not torch.cuda.is_available():
         return None
-    version = torch._C._cuda_getDriverVersion()
+    version = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # of builds with CUDA
     return f"CUDA {version // 1000}.{version % 1000 // 10}"

@@ -32,9 +32,9 @@ def warmup(
     (None stays None), buffers, modes, inputs, and the random states of PyTorch, of its GPUs, of NumPy and of Python are
     what they were, also after an error; what a forward pass changes elsewhere, parameters' values included, is not
     undone, and lazy modules take their shapes. Processes of one machine take turns (where they can write to the cache
-    folder, and the model waits for no other process): the first compiles, and the others find its kernels in the cache of
-    Triton and in ours, so that each is compiled once. Raises TypeError for a model that is none, ValueError for a loss
-    that gives no gradient, and whatever the model and the loss raise.
+    folder, and the model waits for no other process): the first compiles, and the others find its kernels in the cache
+    of Triton and in ours, so that each is compiled once. Raises TypeError for a model that is none, ValueError for a
+    loss that gives no gradient, and whatever the model and the loss raise.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
@@ -145,7 +145,8 @@ def _gradients(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
 def _leaves(value: torch.Tensor) -> list[torch.Tensor]:
     """The leaves that a gradient of `value` goes to."""
     found: dict[int, torch.Tensor] = {}
-    todo, seen = [value.grad_fn], {None}
+    todo: list[Any] = [value.grad_fn]
+    seen: set[Any] = {None}
     while todo:
         node = todo.pop()
         if node in seen or node is None:

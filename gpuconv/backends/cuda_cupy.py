@@ -5,6 +5,7 @@ CuPy is imported when first needed. Of the driver alone is anything asked: CuPy'
 """
 
 import ctypes
+import importlib.util
 import threading
 from typing import Any, NamedTuple
 
