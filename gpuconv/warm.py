@@ -145,10 +145,11 @@ def _gradients(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
 def _leaves(value: torch.Tensor) -> list[torch.Tensor]:
     """The leaves that a gradient of `value` goes to."""
     found: dict[int, torch.Tensor] = {}
-    todo, seen = [value.grad_fn], {None}
+    todo: list[Any] = [value.grad_fn]
+    seen: set[Any] = {None}
     while todo:
         node = todo.pop()
-        if node in seen or node is None:
+        if node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
