@@ -7,14 +7,13 @@ import inspect
 import platform
 import shutil
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import gpuconv
-from gpuconv import backends
+from gpuconv import backends, versions
 
 _SMI = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit")
 
@@ -30,8 +29,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version() if on_gpu else None,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "triton": _version("triton"),
-        "cupy": _version("cupy-cuda12x") or _version("cupy-cuda13x"),
+        "triton": versions.installed("triton"),
+        "cupy": versions.installed("cupy"),
         "gpuconv": gpuconv.__version__,
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -60,13 +59,6 @@ def _driver(device: torch.device) -> dict[str, str | None]:
         if run.returncode == 0 and len(values) == len(_SMI):
             found = list(values)
     return {name.replace(".", "_").replace("_version", ""): value for name, value in zip(_SMI, found, strict=True)}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def commit() -> str | None:

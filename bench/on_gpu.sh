@@ -35,6 +35,9 @@ bench() { # bench NAME SECONDS OPTIONS…: stops by itself before it is stopped
 
 if [ -n "$resume" ] && [ "$resume" != "$results" ]; then cp "$resume" "$results"; fi
 step doctor 40 "$python" -m gpuconv doctor
+if [ -z "$resume" ]; then # what is wrong here is not planned by what follows
+    step self-test 150 "$python" -m gpuconv doctor --self-test
+fi
 if [ -n "${CIFAR10:-}" ]; then
     data=(--data "cifar10:$CIFAR10")
     for model in tutorial resnet18; do

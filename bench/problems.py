@@ -52,13 +52,31 @@ CURATED = {name: ConvProblem.of(x, w, **settings) for name, (x, w, settings) in 
 # Sums long enough that adding in another order gives other bits.
 LONG_SUMS = {"long-sums": ConvProblem.of((3, 24, 21, 23), (19, 24, 3, 3), padding=1)}
 
+# For kernels that ask for channels in vectors, long filters, or sums over pixels long enough to be split.
+_OF_FAMILIES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "vectors-1x1": ((3, 32, 20, 24), (48, 32, 1, 1), {}),
+    "vectors-1x1-stride2": ((3, 40, 21, 23), (24, 40, 1, 1), {"stride": 2}),
+    "vectors-1x1-long": ((7, 32, 44, 40), (40, 32, 1, 1), {}),
+    "vectors-1x1-deep": ((2, 1032, 7, 5), (40, 1032, 1, 1), {}),
+    "vectors-1x1-wide": ((2, 40, 7, 5), (1032, 40, 1, 1), {}),
+    "vectors-3x3": ((3, 32, 21, 23), (48, 32, 3, 3), {"padding": 1}),
+    "vectors-3x3-stride2": ((3, 40, 21, 22), (24, 40, 3, 3), {"padding": 1, "stride": 2}),
+    "vectors-3x3-dilation2": ((2, 72, 13, 11), (40, 72, 3, 3), {"padding": ((2, 1), (0, 2)), "dilation": 2}),
+    "vectors-3x3-long": ((7, 24, 44, 41), (40, 24, 3, 3), {"padding": 1}),
+    "groups-of-4-long": ((7, 32, 44, 41), (32, 4, 3, 3), {"padding": 1, "groups": 8}),
+    "stem-long": ((5, 3, 61, 59), (24, 3, 5, 5), {"stride": 2, "padding": 2}),
+    "11x11-depthwise": ((2, 16, 23, 25), (16, 1, 11, 11), {"groups": 16, "padding": 5}),
+    "13x9-depthwise-long": ((9, 8, 45, 43), (8, 1, 13, 9), {"groups": 8, "padding": (6, 4)}),
+}  # fmt: skip
+OF_FAMILIES = {name: ConvProblem.of(x, w, **settings) for name, (x, w, settings) in _OF_FAMILIES.items()}
+
 
 def problem_called(name: str) -> ConvProblem:
     """The curated problem of this name, or the random one that `random 7` means. Raises ValueError for another."""
     head, _, seed = name.partition(" ")
     if head == "random" and seed.isdigit():
         return random_problem(int(seed))
-    known = CURATED | LONG_SUMS
+    known = CURATED | LONG_SUMS | OF_FAMILIES
     if name not in known:
         raise ValueError(f"problem must be 'random SEED' or one of {', '.join(known)}, but got {name!r}")
     return known[name]

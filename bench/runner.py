@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TextIO
 import torch
 
 from gpuconv import backends, plan
-from gpuconv.bench import cases as todo, interpreted, timing
+from gpuconv.bench import cases as todo, interpreted, selftest, timing
 from gpuconv.bench.cases import BASELINES, LAYOUTS, Case
 from gpuconv.bench.environment import environment, source
 from gpuconv.bench.judge import Judge
@@ -110,7 +110,7 @@ def _measure_case(case: Case, what: list[tuple[str, str]], options: Options) -> 
                 raise
             except Exception as error:  # one case that fails must not cost the others
                 text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-                yield {**row, "failed": text, **({"fatal": True} if _lost(device) else {})}
+                yield {**row, "failed": text, **({"fatal": True} if selftest.lost(device) else {})}
             finally:
                 if device.type == "cuda" and case.problem(layout).flops > 1e12:
                     torch.cuda.empty_cache()
@@ -174,19 +174,6 @@ def _poisoned() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-def _lost(device: torch.device) -> bool:
-    """Whether the device no longer answers, as after an illegal access."""
-    if device.type != "cuda":
-        return False
-    try:
-        torch.cuda.synchronize(device)
-        torch.empty(1, device=device).zero_()
-        torch.cuda.synchronize(device)
-    except Exception:
-        return True
-    return False
 
 
 # ---- the first call of a process -------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ PyTorch's own convolution is never passed over: something has to be left.
 """
 
 import re
+import sys
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ class Kernels(NamedTuple):
     numbers: str  # "float16", …, "tf32"
 
     def __str__(self) -> str:
-        return " ".join(part for part in self if part)
+        return " ".join(dict.fromkeys(part for part in self if part))
 
 
 class Failed(NamedTuple):
@@ -48,7 +49,8 @@ class Failed(NamedTuple):
 
     @property
     def reason(self) -> str:
-        return f"failed the self-test on this GPU on {self.date}: {self.message} ({self.problem})"
+        where = "CPU" if self.device == "cpu" else "GPU"
+        return f"failed the self-test on this {where} on {self.date}: {self.message} ({self.problem})"
 
 
 # ---- in this process -------------------------------------------------------------------------------------------------
@@ -59,13 +61,12 @@ def drop(asked: Hashable, what: object, backend: Backend, tile: Tile | None, err
     than that it cannot be built or launched. what: the problem, in words."""
     if not backend.cannot_build(error):
         return False
-    why = in_a_line(error)
+    why, kernel = in_a_line(error), "its kernel" if tile is None else f"its tile {tile}"
     if len(_dropped) >= _MOST_PROBLEMS:
         _dropped.clear()
     _dropped.setdefault(asked, {})[backend.name, tile] = why
     warnings.warn(
-        f"backend {backend.name!r} cannot build or launch {tile or 'its kernel'} for {what}, and the next is taken; "
-        f"{why}",
+        f"backend {backend.name!r} cannot build or launch {kernel} for {what}, and the next is taken; {why}",
         stacklevel=2,
     )
     return True
@@ -155,8 +156,8 @@ def path() -> Any:
 
 def software() -> dict[str, str | None]:
     """The versions that what failed may depend on."""
-    packages = {package: versions.installed(package) for package in ("gpuconv", "torch", "triton", "cupy")}
-    return {"driver": versions.driver(), **packages}
+    packages = {package: versions.installed(package) for package in ("torch", "triton", "cupy")}
+    return {"gpuconv": sys.modules["gpuconv"].__version__, "driver": versions.driver(), **packages}
 
 
 def sift(

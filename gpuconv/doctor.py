@@ -1,6 +1,5 @@
 """What `gpuconv doctor` reports: versions, GPUs, which backends can run here, and what `auto` will pick."""
 
-import importlib.metadata
 import os
 import platform
 from typing import Any
@@ -8,14 +7,7 @@ from typing import Any
 import torch
 
 import gpuconv
-from gpuconv import backends, extras
-
-_PACKAGES = {
-    "numpy": ("numpy",),
-    "torch": ("torch",),
-    "triton": ("triton", "triton-windows"),
-    "cupy": ("cupy-cuda13x", "cupy-cuda12x", "cupy"),
-}
+from gpuconv import backends, distrust, extras, versions
 
 
 def report() -> dict[str, Any]:
@@ -27,12 +19,18 @@ def report() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "gpuconv": gpuconv.__version__,
-        **{package: _version(names) for package, names in _PACKAGES.items()},
+        **{package: versions.installed(package) for package in versions.PACKAGES},
         "missing": extras.missing(extras.TRAIN),
         "torch_cuda": torch.version.cuda,
         "gpus": gpus,
         "gpu_trouble": trouble,
+        "driver": versions.driver(),
         "backends": {name: {"usable": reason is None, "reason": reason} for name, reason in usable.items()},
+        "failed": [
+            {"device": name, **found.kernels._asdict(), "reason": found.reason}
+            for name in dict.fromkeys([gpu["name"] for gpu in gpus] + ["cpu"])
+            for found in distrust.failed(name).values()
+        ],
         "auto": {
             device: {
                 "order": list(backends.auto_order(device)),
@@ -69,6 +67,11 @@ def text(found: dict[str, Any]) -> str:
     lines += ["", "backends"]
     for name, state in found["backends"].items():
         lines.append(f"  {name:8}" + ("usable" if state["usable"] else f"not here: {state['reason']}"))
+    if found["failed"]:
+        lines += ["", "passed over (gpuconv doctor --self-test judges again)"]
+    for one in found["failed"]:
+        kernels = distrust.Kernels(**{name: one[name] for name in distrust.Kernels._fields})
+        lines.append(f"  {kernels} on {one['device']}: {one['reason']}")
     lines += ["", "auto picks the first of these that can do the problem"]
     for device, choice in found["auto"].items():
         here = "" if device == "cpu" or found["gpus"] else "; no GPU here"
@@ -78,16 +81,6 @@ def text(found: dict[str, Any]) -> str:
     if found["selected_trouble"]:
         lines.append(f"  which is wrong: {found['selected_trouble']}")
     return "\n".join(lines)
-
-
-def _version(names: tuple[str, ...]) -> str | None:
-    """The version of the first of these packages that is installed; none of them is imported."""
-    for name in names:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
 
 
 def _unavailable(name: str) -> str | None:

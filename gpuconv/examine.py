@@ -109,8 +109,7 @@ class Kernel:
 
 def describe(tile: Tile) -> str:
     """A tile in a few words."""
-    splits = f", {tile.splits} splits" if tile.splits > 1 else ""
-    return f"{tile.rows}×{tile.columns}×{tile.depth}, {tile.warps} warps, {tile.stages} stages{splits}"
+    return tile.sizes
 
 
 def examine(

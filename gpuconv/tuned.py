@@ -70,8 +70,8 @@ def on_the_menu(measured: Measured | None, tiles: tuple[Tile, ...], backend: str
     if found is None and path() not in _warned:
         _warned.add(path())
         warnings.warn(
-            f"{path()} has tiles that backend {backend!r} does not offer today (the first: {measured.tile}); they are "
-            "ignored, and gpuconv tune measures again",
+            f"{path()} has tiles that backend {backend!r} does not offer today (the first: {measured.tile!r}); they "
+            "are ignored, and gpuconv tune measures again",
             stacklevel=2,
         )
     return found

@@ -1,15 +1,13 @@
-"""Which packages are installed, and which NVIDIA driver, without importing any of them or asking a GPU."""
+"""Which packages are installed, and which NVIDIA driver, without importing any of them or waking a GPU."""
 
+import ctypes
 import functools
 import importlib.metadata
 import re
 from pathlib import Path
 
-import torch
-
 # The names that a package may be installed by.
 PACKAGES = {
-    "gpuconv": ("gpuconv",),
     "numpy": ("numpy",),
     "torch": ("torch",),
     "triton": ("triton", "triton-windows"),
@@ -30,15 +28,18 @@ def installed(package: str) -> str | None:
 
 @functools.cache
 def driver() -> str | None:
-    """The version of the NVIDIA driver; where the system does not tell, of the CUDA that it supports; None without."""
+    """The version of the NVIDIA driver, from the system or from the driver's own library; None without."""
     try:
         first = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
         found = re.search(r"\b\d+\.\d+(\.\d+)?\b", first)
-        if found is not None:
-            return found[0]
+        return found and found[0]
     except (OSError, IndexError):
         pass
-    if not torch.cuda.is_available():
+    try:  # WSL has no such file
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
         return None
-    version = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # of builds with CUDA
-    return f"CUDA {version // 1000}.{version % 1000 // 10}"
+    text = ctypes.create_string_buffer(80)
+    if nvml.nvmlInit_v2() or nvml.nvmlSystemGetDriverVersion(text, len(text)):
+        return None
+    return text.value.decode(errors="replace")

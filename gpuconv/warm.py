@@ -149,7 +149,7 @@ def _leaves(value: torch.Tensor) -> list[torch.Tensor]:
     seen: set[Any] = {None}
     while todo:
         node = todo.pop()
-        if node in seen or node is None:
+        if node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):

@@ -134,7 +134,7 @@ def test_a_training_step_takes_the_next_tile_and_says_so_once_for_each(backend: 
     assert len(texts) == len(set(texts)) == 2 * len(DIRECTIONS)
     for direction in DIRECTIONS:
         assert sum(f"{direction} of {PROBLEM}" in text for text in texts) == 2
-    assert all("backend 'compiled' cannot build or launch Tile(" in text for text in texts)
+    assert all("backend 'compiled' cannot build or launch its tile gather " in text for text in texts)
     assert sum("out of resource: shared memory, Required: " in text for text in texts) == 3
     assert sum("CompilationError" in text for text in texts) == 3
     with warnings.catch_warnings():
@@ -254,7 +254,7 @@ def test_a_cuda_kernel_that_the_compiler_refuses(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))
     backends.register(Refused())
     x, w = tensors()
-    with pytest.warns(UserWarning, match="cannot build or launch Tile.rows=96") as said:
+    with pytest.warns(UserWarning, match="cannot build or launch its tile simt 96×32×16, 6 warps") as said:
         y = gpuconv.conv2d(x, w, padding=1, backend="refused")
     assert len(said) == 1
     torch.testing.assert_close(y, torch.conv2d(x, w, padding=1), rtol=1e-2, atol=1e-2)

@@ -77,6 +77,15 @@ class Tile:
     persistent: int = 0  # programs that take tiles in turn, of each phase and split; 0: one program for each tile
     addressed: int = 0  # elements of a step that are fetched one by one, each with an address of its own
 
+    @property
+    def sizes(self) -> str:
+        """What it computes, in a few words."""
+        splits = f", {self.splits} splits" if self.splits > 1 else ""
+        return f"{self.rows}×{self.columns}×{self.depth}, {self.warps} warps, {self.stages} stages{splits}"
+
+    def __str__(self) -> str:
+        return f"{self.kernel} {self.sizes}"
+
 
 class Backend:
     """Base class of all backends."""

@@ -1,11 +1,16 @@
 """Backends with one mistake each, such as kernels have, for `gpuconv check` and the gate of `gpuconv bench` to find."""
 
 import dataclasses
+import os
+import time
 
 import torch
 
+from gpuconv import reference
+from gpuconv.backends.base import Tile
 from gpuconv.backends.numpy import NumpyBackend
 from gpuconv.problem import ConvProblem, Direction
+from gpuconv.reference import as_numpy
 
 
 class Planted(NumpyBackend):
@@ -123,3 +128,40 @@ class RacySum(Planted):
             pair = (grad_output[i : i + 1].to(total.dtype), input[i : i + 1].to(total.dtype))
             total += NumpyBackend().grad_weight(dataclasses.replace(one, dtype=total.dtype), *pair, False)[0]
         return gw.copy_(total), gb
+
+
+class Families(NumpyBackend):
+    """Two families of kernels, right and wrong, as a backend with tiles has them. The wrong one is predicted to be
+    quicker, and drops the last tap of a float32 forward; act_backward forgets a factor."""
+
+    name = "families"
+    factor = 0.5
+
+    def tiles(self, problem, direction, gpu, operands):
+        return (Tile(16, 16, 16, 4, 2, kernel="right"), Tile(64, 64, 64, 4, 2, kernel="wrong"))
+
+    def bind(self, problem, direction, device, activation, operands=None, tile=None):
+        wrong = tile.kernel == "wrong" and direction == "forward" and problem.dtype is torch.float32
+        return (DroppedTap if wrong else NumpyBackend)().bind(problem, direction, device, activation)
+
+    def bind_act_backward(self, elementwise, device):
+        def run(grad_output, saved):
+            exact = reference.act_backward(elementwise.activation, as_numpy(grad_output), as_numpy(saved))
+            gz, gb = (torch.from_numpy(one.value).to(saved.dtype) for one in exact)
+            return torch.empty_like(saved).copy_(self.factor * gz), gb
+
+        return run
+
+
+class Deadly(NumpyBackend):
+    """Ends the process that calls its forward, and never comes back from its float64 grad_input."""
+
+    name = "deadly"
+
+    def forward(self, problem, input, weight, bias, residual, activation):
+        os.abort()
+
+    def grad_input(self, problem, grad_output, weight):
+        while problem.dtype is torch.float64:
+            time.sleep(1)
+        return super().grad_input(problem, grad_output, weight)

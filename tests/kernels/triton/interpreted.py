@@ -18,8 +18,9 @@ from gpuconv import ops, plan, reference
 from gpuconv.activations import LIPSCHITZ
 from gpuconv.backends import triton as backend, triton_launch, triton_planes
 from gpuconv.backends.base import Tile
+from gpuconv.bench import selftest
 from gpuconv.bench.problems import CURATED, laid_out, random_problem, tensors
-from gpuconv.gpu import KNOWN
+from gpuconv.gpu import INTERPRETER, KNOWN
 from gpuconv.plan import Settings
 from gpuconv.problem import ConvProblem
 from gpuconv.reference import Activation, as_numpy, assert_close_to_oracle, worst_violation
@@ -314,3 +315,12 @@ def test_transposed_weights() -> None:
     key = Settings(problem.stride, problem.padding, problem.dilation, 1, "none", "triton").encode()
     y = ops.forward(x, w, None, None, key)
     assert_close_to_oracle(y, reference.forward(problem, as_numpy(x), as_numpy(w)))
+
+
+def test_the_self_test_passes_families_that_are_right() -> None:
+    """One trial for each family and direction; `gpuconv doctor --self-test --backend triton` has them all."""
+    todo = selftest.trials("triton", INTERPRETER, torch.device("cpu"))
+    few = {trial.kernels[1:3]: trial for trial in todo if trial.kernels.numbers == "float32"}
+    assert {"gather", "planes", "stem", "taps", "act_backward"} <= {family for family, _ in few}
+    for trial in few.values():
+        assert selftest.attempt(trial, torch.device("cpu")).status == "ok", trial
