@@ -177,6 +177,8 @@ def attempt(trial: Trial, device: torch.device) -> Outcome:
             found = judge(trial, device)
     except torch.OutOfMemoryError as error:
         return Outcome("not judged", message=distrust.in_a_line(error))
+    except backends.BackendUnavailable:  # it cannot run here at all, whatever it claimed
+        raise
     except NotImplementedError as error:  # how a backend refuses an epilogue
         return Outcome("refused", message=distrust.in_a_line(error))
     except Exception as error:  # whatever a kernel, its compiler or the driver raises is a finding

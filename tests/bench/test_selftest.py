@@ -1,8 +1,10 @@
 """`gpuconv doctor --self-test`: it tries every family, finds planted mistakes, and has the planner pass them over."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -306,10 +308,8 @@ def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(clean_environment: dict[str
     code = "import planted, sys; from gpuconv import cli; sys.exit(cli.run(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "doctor", "--self-test", "--device", "cpu", "--backend", "planted:Families"]
     ours, theirs = pty.openpty()
-    environment = clean_environment | {"GPUCONV_CACHE": str(cache), "PYTHONPATH": str(SUPPORT), "TERM": "xterm"}
-    import os
-    import threading
-
+    environment = clean_environment | {"GPUCONV_CACHE": str(cache), "TERM": "xterm"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SUPPORT), environment.get("PYTHONPATH"))))
     seen = []
 
     def read() -> None:
@@ -325,5 +325,5 @@ def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(clean_environment: dict[str
     os.close(theirs)
     reader.join()
     os.close(ours)
-    assert run.returncode == 1 and "families wrong" in run.stdout.replace("  ", " ").replace("  ", " ")
+    assert run.returncode == 1 and "families wrong" in " ".join(run.stdout.split())
     assert "\x1b" not in run.stdout and b"self-test families" in b"".join(seen)
