@@ -25,7 +25,7 @@ from gpuconv.activations import Activation, activate_tensor
 from gpuconv.backends import Backend
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.elementwise import Elementwise
-from gpuconv.bench import check, timing
+from gpuconv.bench import check, interpreted, timing
 from gpuconv.bench.problems import CURATED, LAYOUTS, LONG_SUMS, OF_FAMILIES, as_code, laid_out, tensors
 from gpuconv.distrust import Kernels
 from gpuconv.gpu import Gpu
@@ -202,7 +202,8 @@ def _judge(trial: Trial, device: torch.device) -> check.Verdict:
             return (run(a, b, t["bias"], t["residual"] if case.activation else None),)
         return tuple(run(a, b, True)) if case.direction == "grad_weight" else (run(a, b),)
 
-    return check.verdict(t, exact, call, problem.memory_format, case.repeats, operands.tf32)
+    with interpreted.guarded(kernels.backend):
+        return check.verdict(t, exact, call, problem.memory_format, case.repeats, operands.tf32)
 
 
 def _judge_act_backward(trial: Trial, device: torch.device) -> check.Verdict:

@@ -9,6 +9,12 @@ import torch
 import gpuconv
 from gpuconv import backends, distrust, extras, versions
 
+# Copies by cp.async are read by wgmma without fence.proxy.async, which PTX asks for.
+_OLD_TRITON = (
+    "advice: Triton before 3.8 leaves out a fence between copies and products on compute capability 9.0; results may\n"
+    "depend on luck. PyTorch 2.14 brings Triton 3.8. gpuconv doctor --self-test tries every family of kernels."
+)
+
 
 def report() -> dict[str, Any]:
     """Everything there is to know, as plain values for JSON. Whatever is missing or broken here is a part of it."""
@@ -67,6 +73,9 @@ def text(found: dict[str, Any]) -> str:
     lines += ["", "backends"]
     for name, state in found["backends"].items():
         lines.append(f"  {name:8}" + ("usable" if state["usable"] else f"not here: {state['reason']}"))
+    old = found["triton"] and tuple(map(int, found["triton"].split(".")[:2])) < (3, 8)
+    if old and any(gpu["capability"].startswith("9.") for gpu in found["gpus"]):
+        lines += ["", _OLD_TRITON]
     if found["failed"]:
         lines += ["", "passed over (gpuconv doctor --self-test judges again)"]
     for one in found["failed"]:

@@ -97,6 +97,10 @@ def _release(module: Any) -> tuple[int, ...]:
     return tuple(int(part) for part in module.__version__.split(".")[:2])
 
 
+# The release of Triton, which some kernels depend on: () without one.
+RELEASE = _release(triton) if _missing is None else ()
+
+
 class Launch:
     """One kernel with everything fixed but its tensors: call it with them.
 

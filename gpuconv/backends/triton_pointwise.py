@@ -22,7 +22,7 @@ def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Oper
     """Why this family cannot do it."""
     if problem.taps != 1 or any(u != 1 for u in problem.stride) or any(low or high for low, high in problem.padding):
         return "the filter is not 1×1 at stride 1 without padding"
-    reason = triton_window.refuses(problem, direction, gpu, operands)
+    reason = triton_window.undescribed(problem, direction, gpu, operands)
     if reason is not None:
         return reason
     if problem.batch * math.prod(problem.output_size) > _MOST_PIXELS:

@@ -15,6 +15,7 @@ from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import WORKSPACE, accumulator, phase_steps, phases_of, programs_of_grad_weight
 from gpuconv.backends.triton_launch import (
     INTERPRETING,
+    RELEASE,
     Launch,
     epilogue_of,
     fresh,
@@ -86,6 +87,14 @@ def window_of(problem: ConvProblem, direction: Direction, pixels: int) -> Window
 
 def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
     """Why this family cannot do it."""
+    through_registers = direction == "grad_weight" and problem.dtype.itemsize == 2  # gyᵀ, on its way to the product
+    if through_registers and gpu.capability[0] == 9 and RELEASE < (3, 8):
+        return "Triton before 3.8 overwrites the registers that its products on sm_90 still read (PyTorch 2.14 has 3.8)"
+    return undescribed(problem, direction, gpu, operands)
+
+
+def undescribed(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
+    """Why the copy engine cannot fetch, or should not, what the kernels of `window` and `pointwise` read."""
     if gpu.capability < (9, 0):
         return "only sm_90 and newer have the copy engine that fetches windows"
     size = problem.dtype.itemsize

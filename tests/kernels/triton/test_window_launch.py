@@ -2,6 +2,7 @@
 
 import contextvars
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -159,3 +160,19 @@ def test_descriptors_take_64_mib_at_most_whatever_the_size(direction: Direction,
                 found += 1
     refusal = triton_window.refuses(problem, direction, H100, strides(problem, direction))
     assert found or "more tiles than descriptors" in (refusal or "")
+
+
+def test_old_triton_computes_no_16_bit_weight_gradient_through_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.6, sm_90: gyᵀ of the next step is loaded into registers that a product under way still reads."""
+    problem = dataclasses.replace(HUGE["1x1"], batch=8, dtype=torch.float16, memory_format=torch.channels_last)
+
+    def told(family: Any, problem: ConvProblem, direction: Direction = "grad_weight") -> str | None:
+        operands = strides(problem, direction)._replace(tf32=problem.dtype is torch.float32)
+        return family.refuses(problem, direction, H100, operands)
+
+    monkeypatch.setattr(triton_window, "RELEASE", (3, 8))
+    assert told(triton_window, problem) is None
+    monkeypatch.setattr(triton_window, "RELEASE", (3, 7))
+    assert "before 3.8" in (told(triton_window, problem) or "")
+    assert told(triton_window, problem, "forward") is None and told(triton_pointwise, problem) is None
+    assert told(triton_window, dataclasses.replace(problem, dtype=torch.float32)) is None
