@@ -31,8 +31,9 @@ def run(environment: Environment, *words: object, cwd: Path = Path("/")) -> subp
 def test_what_needs_no_pytorch_does_not_import_it(clean_environment: Environment, words: str, tmp_path: Path) -> None:
     script = tmp_path / "gpuconv"  # as pip makes it
     script.write_text("from gpuconv.__main__ import main\nmain()\n")
+    named = clean_environment | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # not the one that we run in
     for start in (("-m", "gpuconv"), (script,)):
-        found = run(clean_environment, "-X", "importtime", *start, *words.split())
+        found = run(named, "-X", "importtime", *start, *words.split())
         imported = {line.rpartition("|")[2].strip() for line in found.stderr.splitlines() if line.startswith("import")}
         assert found.returncode == (2 if words == "trian" else 0), found.stdout
         assert "gpuconv.cli" in imported and not {"torch", "numpy", "gpuconv.api"} & imported
