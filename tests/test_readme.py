@@ -15,7 +15,8 @@ import torch
 from gpuconv import cli
 from gpuconv.backends import triton_launch
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
@@ -25,14 +26,13 @@ def test_readme_has_its_snippets() -> None:
 
 def test_the_environment_variables_that_are_used_are_those_that_the_readme_names() -> None:
     """A name that is set, read or told of somewhere and not elsewhere does nothing."""
-    root = README.parent
-    files = [*root.glob("*.md"), *(p for d in ("gpuconv", "bench", "kernels", "tests") for p in (root / d).rglob("*"))]
+    files = [*ROOT.glob("*.md"), *(p for d in ("gpuconv", "bench", "kernels", "tests") for p in (ROOT / d).rglob("*"))]
     found: dict[str, set[str]] = {}
     for file in files:
-        if file.suffix in (".py", ".sh", ".md", ".cu", ".cuh") and file != README:
+        if file.suffix in (".py", ".sh", ".md", ".cu", ".cuh") and file != ROOT / "README.md":
             for name in re.findall(r"\bGPUCONV_[A-Z_]*[A-Z]\b", file.read_text()):
-                found.setdefault(name, set()).add(str(file.relative_to(root)))
-    documented = set(re.findall(r"\bGPUCONV_[A-Z_]*[A-Z]\b", README.read_text()))
+                found.setdefault(name, set()).add(str(file.relative_to(ROOT)))
+    documented = set(re.findall(r"\bGPUCONV_[A-Z_]*[A-Z]\b", README))
     read = {name for name, where in found.items() if any(f.startswith(("gpuconv/", "bench/")) for f in where)}
     assert found.keys() == read == documented, found
 
