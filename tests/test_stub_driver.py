@@ -3,6 +3,9 @@
 import pytest
 import stubdriver
 
+from gpuconv.backends.triton_launch import RELEASE
+from gpuconv.problem import DIRECTIONS
+
 reason = stubdriver.why_not(runtime=False)
 pytestmark = pytest.mark.skipif(reason is not None, reason=f"no stub of the driver: {reason}")
 FAMILIES = {"gather", "planes", "pointwise", "stem", "taps", "window"}
@@ -16,7 +19,9 @@ def test_every_family_gives_the_driver_what_its_kernels_want_either_way(clean_en
     assert {one["gpu"] for one in found} == {"H100", "A100"}
     for family in FAMILIES:
         directions = {one["what"].split()[0] for one in found if one["family"] == family}
-        assert directions == {"forward", "grad_weight"} | ({"grad_input"} if family != "stem" else set())
+        # Of 16 bits, by windows: see `triton_window.refuses`.
+        refused = {"stem": {"grad_input"}, "window": {"grad_weight"} if RELEASE < (3, 8) else set()}.get(family, set())
+        assert directions == {*DIRECTIONS} - refused
     for split in ("grad_weight split", "grad_input split", "forward split"):
         assert any(one["what"] == split for one in found)
     assert "the short way gives the kernel" in mistaken["wrong"][0]  # two scalars that were swapped
