@@ -56,7 +56,7 @@ def why_no_interpreter() -> str | None:
     """Why Triton's interpreter does not work here; None if it does."""
     if _missing is not None:
         return _missing
-    if _release(triton) < (3, 8) and _release(np) >= (2, 4):
+    if RELEASE < (3, 8) and _release(np) >= (2, 4):
         return (
             f"the interpreter of Triton {triton.__version__} does not work with NumPy {np.__version__}, only with "
             "versions before 2.4"
