@@ -1,5 +1,7 @@
 """What `import gpuconv` gives."""
 
+import os
+
 from gpuconv import arrays, backends, flops, functional, nn, ops
 from gpuconv.backends import BackendUnavailable, use_backend
 from gpuconv.dropin import Report, convert, patch, revert
@@ -7,6 +9,11 @@ from gpuconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_tr
 from gpuconv.fusion import FusionReport, fuse
 from gpuconv.problem import ConvProblem
 from gpuconv.warm import warmup
+
+if os.environ.get("GPUCONV_EMULATE"):
+    from gpuconv.emulator import device
+
+    device.as_asked()
 
 __all__ = [
     "BackendUnavailable",
