@@ -39,7 +39,7 @@ def cubin(instance: Instance, architecture: str) -> bytes:
 
 
 def ptx(instance: Instance, architecture: str, lines: bool = False) -> str:
-    """The PTX that NVRTC makes of a kernel for an architecture; `lines`: with the lines of the source that it is from."""
+    """The PTX that NVRTC makes of a kernel for an architecture; `lines`: with lines of the source that it is from."""
     more = ("-lineinfo",) if lines else ()
     return _compiled(instance, architecture.replace("sm_", "compute_"), "getPTX", more).decode()
 
