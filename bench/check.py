@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from gpuconv import backends, distrust, gpu as gpus, plan, reference
+from gpuconv import backends, distrust, plan, reference
 from gpuconv.backends import Backend
 from gpuconv.bench import interpreted
 from gpuconv.bench.problems import CURATED, LAYOUTS, LONG_SUMS, as_code, problem_called, tensors
@@ -172,7 +172,7 @@ def check(
 
 def called(device: torch.device) -> str:
     """The device in words: 'cuda:0', 'H100 (emulated)'."""
-    return str(device) if gpus.emulation is None else plan.device_name(device)
+    return plan.device_name(device) if plan.emulated(device) else str(device)
 
 
 def _outcome(backend: Backend, device: torch.device, case: Case) -> Failure | str | None:

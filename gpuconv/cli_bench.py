@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from gpuconv import backends, extras, versions
+from gpuconv import backends, extras, plan, versions
 from gpuconv.bench import cases, check as checks, plots as pictures, report as reports, results, runner
 from gpuconv.bench.cases import CPU_BATCH, LAYOUTS, NUMBERS
 from gpuconv.bench.suites import SUITES
@@ -61,6 +61,13 @@ def device_of(name: str | None) -> torch.device:
         torch.empty(1, device=device)
     except Exception as error:  # whatever PyTorch says of a device that it cannot have
         raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def timed(device: torch.device) -> torch.device:
+    """`device`. Raises UserError where it is no device of its own, and times would say nothing."""
+    if plan.emulated(device):
+        raise UserError("nothing can be timed on a GPU that is emulated: unset GPUCONV_EMULATE")
     return device
 
 
@@ -217,7 +224,7 @@ def bench(
         if report:
             rows = results.read(report)
         else:
-            where = device_of(device)
+            where = timed(device_of(device))
             numbers = chosen("dtype", dtype or ["float32" if where.type == "cpu" else "bfloat16"], NUMBERS.keys())
             if where.type == "cpu" and "tf32" in numbers:
                 raise UserError("tf32 is how GPUs multiply float32; on a CPU ask for float32")

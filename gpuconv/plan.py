@@ -142,8 +142,8 @@ def choose(
         return choose(problem, direction, device, settings, operands)
     because = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
     raise BackendUnavailable(
-        f"no backend can do {direction} of {problem} on {device} ({because}); "
-        + ("" if automatic else "use backend='auto' or 'aten' instead")
+        f"no backend can do {direction} of {problem} on {device_name(device) if emulated(device) else device} "
+        f"({because}); " + ("" if automatic else "use backend='auto' or 'aten' instead")
     )
 
 
@@ -167,9 +167,14 @@ def _order(choice: str, device_type: str, measured: tuned.Winners) -> list[str]:
     return sorted(order if choice == "auto" else known, key=rank)
 
 
+def emulated(device: torch.device) -> bool:
+    """Whether tensors on `device` stand for those of a GPU that is emulated."""
+    return device.type == "cpu" and gpus.emulation is not None
+
+
 def device_name(device: torch.device) -> str:
     """What times that are measured on `device` are recorded under: the name of the GPU, 'H100 (emulated)', or 'cpu'."""
-    if device.type == "cpu" and gpus.emulation is not None:
+    if emulated(device):
         return Gpu.of(device).name + gpus.EMULATED
     return Gpu.of(device).name if device.type == "cuda" else device.type
 

@@ -143,9 +143,16 @@ def as_asked() -> None:
         plan.emulate(_AskedFor(name))
 
 
+def why_not() -> str | None:
+    """Why no GPU can be emulated on this machine; None if one can."""
+    from gpuconv.emulator import machine
+
+    return machine.why_not()
+
+
 def _available(name: str, called: str) -> Gpu:
     """The GPU of this name, which can be emulated here."""
-    from gpuconv.emulator.machine import EmulatorUnavailable, why_not
+    from gpuconv.emulator.machine import EmulatorUnavailable
 
     if not isinstance(name, str):
         raise TypeError(f"{called} must be a str, but got {type(name).__name__}")
