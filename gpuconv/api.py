@@ -2,7 +2,7 @@
 
 import os
 
-from gpuconv import arrays, backends, flops, functional, nn, ops
+from gpuconv import arrays, backends, emulator, flops, functional, nn, ops
 from gpuconv.backends import BackendUnavailable, use_backend
 from gpuconv.dropin import Report, convert, patch, revert
 from gpuconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
@@ -29,6 +29,7 @@ __all__ = [
     "conv_transpose2d",
     "conv_transpose3d",
     "convert",
+    "emulator",
     "flops",
     "functional",
     "fuse",

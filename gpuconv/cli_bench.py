@@ -80,7 +80,6 @@ def emulated(name: str | None, device: str | None, triton: bool = False) -> Iter
         return
     from gpuconv import emulator
     from gpuconv.emulator.device import unrecorded
-    from gpuconv.emulator.machine import EmulationError
 
     if device not in (None, "cpu"):
         raise UserError(f"--on emulates a GPU on the CPU, and --device is {device!r}: leave one of them out")
@@ -93,7 +92,7 @@ def emulated(name: str | None, device: str | None, triton: bool = False) -> Iter
             raise UserError(str(error)) from error
         try:
             yield
-        except EmulationError as error:
+        except emulator.EmulationError as error:
             raise UserError(str(error)) from error
 
 

@@ -8,7 +8,8 @@ import torch
 
 import gpuconv
 from gpuconv import backends, distrust, extras, plan, versions
-from gpuconv.emulator import device as emulator
+from gpuconv.emulator.build import why_not
+from gpuconv.emulator.device import VARIABLE
 
 # Copies by cp.async are read by wgmma without fence.proxy.async, which PTX asks for.
 _OLD_TRITON = (
@@ -45,7 +46,7 @@ def report() -> dict[str, Any]:
             }
             for device in ("cpu", "cuda")
         },
-        "emulator": {"usable": emulator.why_not() is None, "reason": emulator.why_not(), **_emulated()},
+        "emulator": {"usable": why_not() is None, "reason": why_not(), **_emulated()},
         "selected": selected,
         "selected_by": "GPUCONV_BACKEND" if os.environ.get("GPUCONV_BACKEND") else "default",
         "selected_trouble": None if selected in (*backends.CHOICES, *usable) else _unknown(selected),
@@ -79,7 +80,7 @@ def text(found: dict[str, Any]) -> str:
     lines += ["", "emulator of GPUs, on the CPU"]
     lines.append("  usable" if emulated["usable"] else f"  not here: {emulated['reason']}")
     if emulated["on"]:
-        lines.append(f"  CPU tensors stand for those of: {emulated['on']} ({emulator.VARIABLE})")
+        lines.append(f"  CPU tensors stand for those of: {emulated['on']} ({VARIABLE})")
     if emulated["trouble"] and emulated["usable"]:
         lines.append(f"  {emulated['trouble']}")
     old = found["triton"] and tuple(map(int, found["triton"].split(".")[:2])) < (3, 8)

@@ -20,6 +20,8 @@ import torch
 
 from gpuconv import gpu as gpus, plan
 from gpuconv.backends import cuda_launch
+from gpuconv.emulator.build import why_not
+from gpuconv.emulator.errors import EmulatorUnavailable
 from gpuconv.gpu import Gpu, named
 
 if TYPE_CHECKING:
@@ -143,17 +145,8 @@ def as_asked() -> None:
         plan.emulate(_AskedFor(name))
 
 
-def why_not() -> str | None:
-    """Why no GPU can be emulated on this machine; None if one can."""
-    from gpuconv.emulator import machine
-
-    return machine.why_not()
-
-
 def _available(name: str, called: str) -> Gpu:
     """The GPU of this name, which can be emulated here."""
-    from gpuconv.emulator.machine import EmulatorUnavailable
-
     if not isinstance(name, str):
         raise TypeError(f"{called} must be a str, but got {type(name).__name__}")
     found = named(name, called)
