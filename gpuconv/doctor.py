@@ -117,7 +117,7 @@ def _emulated() -> dict[str, str | None]:
         return {"on": None, "trouble": None}
     try:
         return {"on": plan.device_name(cpu), "trouble": None}
-    except (ValueError, RuntimeError) as error:
+    except RuntimeError as error:
         return {"on": None, "trouble": str(error)}
 
 

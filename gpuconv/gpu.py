@@ -111,7 +111,7 @@ class Emulation(Protocol):
 
     @property
     def gpu(self) -> Gpu:
-        """Which. Raises ValueError or RuntimeError where it cannot be emulated on this machine."""
+        """Which. Raises RuntimeError where it cannot be emulated on this machine."""
 
     @property
     def triton(self) -> Any:

@@ -68,7 +68,7 @@ class VirtualGpu:
 
     @property
     def gpu(self) -> Gpu:
-        """Which GPU it is. Raises ValueError for a name that is none, EmulatorUnavailable where it cannot run here."""
+        """Which GPU it is. Raises EmulatorUnavailable for one that is asked for and cannot be emulated here."""
         return self._gpu
 
     @property
@@ -99,7 +99,10 @@ class _AskedFor(VirtualGpu):
     @property
     def gpu(self) -> Gpu:
         if self._name is not None:
-            self._gpu, self._name = _available(self._name, VARIABLE), None
+            try:
+                self._gpu, self._name = _available(self._name, VARIABLE), None
+            except ValueError as error:
+                raise EmulatorUnavailable(str(error)) from None
         return self._gpu
 
 

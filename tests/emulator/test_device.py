@@ -3,6 +3,7 @@ trace."""
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -346,11 +347,32 @@ def test_a_whole_process_can_be_on_it(clean_environment: dict[str, str]) -> None
     assert child(_CHILD, clean_environment, GPUCONV_EMULATE="h100") == ("H100 (emulated) True\n", "")
 
 
-def test_a_wrong_name_in_the_environment_is_said_when_something_is_planned(clean_environment: dict[str, str]) -> None:
-    output, errors = child(_CHILD, clean_environment, GPUCONV_EMULATE="h101")
-    assert (
-        not output and errors.endswith(", but got 'h101'\n") and "ValueError: GPUCONV_EMULATE must be one of" in errors
-    )
+def test_a_wrong_name_in_the_environment_is_one_line_when_something_is_planned(
+    clean_environment: dict[str, str],
+) -> None:
+    code = "from gpuconv import cli; cli.run(['doctor']); raise SystemExit(cli.run(['check', '--backend', 'cuda']))"
+    output, errors = child(code, clean_environment, GPUCONV_EMULATE="h101")
+    message = "GPUCONV_EMULATE must be one of T4, A100, .*, but got 'h101'"
+    assert re.fullmatch(f"error: {message}\n", errors), errors
+    assert re.search(f"^  {message}$", output, re.MULTILINE)
+
+
+def test_without_a_compiler_that_is_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    message = r"A100 cannot be emulated here: .* no C\+\+ compiler"
+    with pytest.raises(emulator.EmulatorUnavailable, match=message), emulator.on("a100"):
+        pass
+    for command in (["train", "--steps", "1"], ["check", "--backend", "cuda"]):
+        assert cli.run([*command, "--on", "a100"]) == 1
+        assert re.fullmatch("error: A100 cannot be emulated here: .*\n", capsys.readouterr().err)
+
+
+def test_nothing_is_timed_on_it(h100: emulator.VirtualGpu, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("bench", "tune"):
+        assert cli.run([command, "--device", "cpu", "--layer", "resnet18.conv5_3x3"]) == 1
+        assert "nothing can be timed on a GPU that is emulated" in capsys.readouterr().err
 
 
 def test_the_command_line_takes_a_gpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
