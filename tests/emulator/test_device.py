@@ -23,6 +23,7 @@ from gpuconv.bench.timing import float32_as
 from gpuconv.distrust import Failed, Kernels
 from gpuconv.emulator import device as emulator
 from gpuconv.emulator.machine import EmulationError
+from gpuconv.functional import conv2d_act
 from gpuconv.gpu import INTERPRETER, KNOWN, Gpu
 from gpuconv.plan import Settings
 from gpuconv.predict import ranked
@@ -96,6 +97,17 @@ def test_act_backward_runs_on_it_too(lane: Lane) -> None:
     exact_z, exact_b = reference.act_backward(Activation.parse("silu"), as_numpy(gy), as_numpy(z))
     assert_close_to_oracle(gz, exact_z, "gz")
     assert_close_to_oracle(gb, exact_b, "gb")
+
+
+def test_depthwise_decides_nothing_by_what_was_never_written() -> None:
+    """Beside the runs of packed planes, in whose vectors no result belongs to it."""
+    problem = ConvProblem.of((2, 3, 7, 5), (3, 1, 3, 3), padding=1, groups=3, dtype=torch.bfloat16)
+    t = tensors(problem, "runs", torch.bfloat16)
+    x, w, b, residual = (t[name] for name in ("input", "weight", "bias", "residual"))
+    with Lane("cuda", "cpu", "a100").entered():
+        y = conv2d_act(x, w, b, padding=1, groups=3, activation="gelu", residual=residual, backend="cuda")
+    exact = reference.forward(problem, *map(as_numpy, (x, w, b, residual)), Activation.parse("gelu"))
+    assert_close_to_oracle(y, exact, "gelu")
 
 
 @each_backend
