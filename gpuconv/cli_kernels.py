@@ -14,7 +14,7 @@ import typer
 from gpuconv import backends, dropin, plan as planner, tuned
 from gpuconv.bench import suites
 from gpuconv.bench.cases import LAYOUTS, NUMBERS
-from gpuconv.cli_bench import Device, Directions, Json, Progress, chosen, device_of
+from gpuconv.cli_bench import Device, Directions, Json, Progress, chosen, device_of, timed
 from gpuconv.distrust import in_a_line
 from gpuconv.files import writable_or_raise
 from gpuconv.gpu import KNOWN, REPRESENTATIVE, Gpu, named
@@ -202,7 +202,7 @@ def tune(
     """
     from gpuconv.bench import tune as tuning
 
-    where = device_of(device)
+    where = timed(device_of(device))
     names = tuple(_known(backends.load, name) for name in backend) if backend else backends.names()
     if (layer is None) == (model is None):
         raise UserError("say what to tune: either --layer or --model")

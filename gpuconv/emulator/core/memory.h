@@ -93,7 +93,7 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
     u64* registers[16];
     for (int k = 0; k < values; k++) registers[k] = i[k] < 0 ? nullptr : w.reg(i[k]);
     const bool checks = m.checks;
-    u32 bad = 0, undefined[16] = {};  // of what is loaded, by value: lanes
+    u32 bad = 0, result_bad[16] = {};  // by register: a vector may be read whole and used in part
     if (checks && Store)
         for (int k = 0; k < values; k++) bad |= w.undefined[i[k]] & mask;
     if (space == GLOBAL) {
@@ -131,7 +131,7 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
                         known.join(w.clock);
                     }
                 } else if (!Machine::all_written(written, bytes)) {
-                    for (int k = 0; k < values; k++) undefined[k] |= (u32)!Machine::all_written(written + k * each, each) << l;
+                    for (int k = 0; k < values; k++) result_bad[k] |= (u32)!Machine::all_written(written + k * each, each) << l;
                 }
             }
             if (Store) std::memcpy(memory, value, bytes);
@@ -157,7 +157,7 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
                 }
             }
             for (int k = 0; !Store && k < values; k++)
-                undefined[k] |= (u32)!Machine::all_written(&w.block->local_written[at + k * each], each) << l;
+                result_bad[k] |= (u32)!Machine::all_written(&w.block->local_written[at + k * each], each) << l;
         });
     } else {
         if (Store) m.fail(UNSUPPORTED, w, i, -1, "a store to a parameter");
@@ -170,7 +170,7 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
     }
     if (checks && !Store)
         for (int k = 0; k < values; k++)
-            if (i[k] >= 0) w.undefined[i[k]] = (w.undefined[i[k]] & ~mask) | undefined[k];
+            if (i[k] >= 0) w.undefined[i[k]] = (w.undefined[i[k]] & ~mask) | result_bad[k];
 }
 
 // ---- atomics ---------------------------------------------------------------------------------------------------------
