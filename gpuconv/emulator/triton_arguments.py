@@ -106,10 +106,10 @@ def _tensor(name: str, value: Any) -> torch.Tensor:
     return value
 
 
-def _scalar(name: str, kind: str, value: Any) -> int | float:
-    """A number as its parameter's type; integers that hold the bits of 16-bit floats."""
+def _scalar(name: str, kind: str, value: Any) -> int | float | bytes:
+    """A number as its parameter's type; 16-bit floats are structs of two bytes there."""
     if kind in _FLOAT_16:
-        return int(torch.tensor(float(value), dtype=_FLOAT_16[kind]).view(torch.int16)) & 0xFFFF
+        return bytes(torch.tensor([float(value)], dtype=_FLOAT_16[kind]).view(torch.uint8).tolist())
     if kind in ("fp32", "f32", "fp64"):
         return float(value)
     if kind[0] not in "iu" or not kind[1:].isdigit():

@@ -10,6 +10,7 @@ compiles and fits.
 """
 
 import copy
+import functools
 import math
 import threading
 from collections.abc import Callable
@@ -104,7 +105,7 @@ class _Driver(DriverBase):  # type: ignore[misc]
     def __init__(self, gpu: TritonGpu) -> None:
         self.emulated = gpu
         self.utils = self
-        self.launcher_cls = _Launcher
+        self.launcher_cls = _launcher
 
     @classmethod
     def is_active(cls) -> bool:
@@ -149,16 +150,22 @@ class _Driver(DriverBase):  # type: ignore[misc]
         }  # fmt: skip
 
     def load_binary(self, name: str, cubin: bytes, shared: int, device: object) -> tuple[None, str, int, int, int]:
-        """Nothing is loaded (no module: none is to be unloaded once another driver is active); the launcher has it."""
-        code = inspect.read_cubin(cubin, shared, name)
-        return None, name, code.registers, code.stack // 4, _THREADS
+        """There is no module: another driver would unload it. So Triton asks before each launch again."""
+        return None, name, *_resources(cubin, name), _THREADS
+
+
+@functools.lru_cache(maxsize=1024)
+def _resources(cubin: bytes, function: str) -> tuple[int, int]:
+    """Registers, and those spilled, as Triton counts them."""
+    code = inspect.read_cubin(cubin, 0, function)
+    return code.registers, code.stack // 4
 
 
 class _Launcher:
     """What Triton calls to launch one compiled kernel. It outlives the context: it runs on what is active then."""
 
     def __init__(self, source: Any, metadata: Any) -> None:
-        self.metadata = metadata
+        self.source, self.metadata = source, metadata
         self.function = getattr(source, "fn", None)
         self.signature = triton_arguments.Signature(source.signature, getattr(metadata, "tensordesc_meta", None))
         group = get_cache_manager(metadata.hash).get_group(f"{source.name[:150]}.json") or {}
@@ -188,6 +195,17 @@ class _Launcher:
             )  # fmt: skip
         if leave is not None:
             leave(launch_metadata)
+
+
+_launchers: dict[str, _Launcher] = {}  # by Triton's hash of what was compiled, and how
+
+
+def _launcher(source: Any, metadata: Any) -> _Launcher:
+    """The launcher of a compiled kernel, made once."""
+    kept = _launchers.get(metadata.hash)
+    if kept is None or kept.source is not source:
+        kept = _launchers[metadata.hash] = _Launcher(source, metadata)
+    return kept
 
 
 def _function(kernel: Any) -> Any:
