@@ -99,7 +99,7 @@ def triton_gpu(gpu: str, *, schedule: str = "early", seed: int = 0, checks: bool
     return TritonGpu(named(gpu), schedule, seed, checks)
 
 
-class _Driver(DriverBase):  # type: ignore[misc]
+class _Driver(DriverBase):
     """What Triton asks of a driver."""
 
     def __init__(self, gpu: TritonGpu) -> None:
