@@ -74,7 +74,7 @@ class Program:
         self.shared = code.shared
         self._names = tuple(entry.parameters)
         self._dynamic = code.dynamic
-        self._globals = [np.frombuffer(bytearray(data or b"\0"), np.uint8) for data in code.globals]
+        self._globals = [_aligned(data or b"\0") for data in code.globals]
         self._statements = code.statements
         self._bytes = max([0, *(p.offset + p.size for p in self.parameters)])
         numbers = [library.emulator_operation(operation.encode()) for operation in code.operations]
@@ -312,6 +312,14 @@ def _dim(name: str, value: Dim) -> tuple[int, int, int]:
         raise ValueError(f"{name} must be 1 to 3 integers of at least 0, but got {value!r}")
     x, y, z = (*given, 1, 1)[:3]
     return x, y, z
+
+
+def _aligned(data: bytes) -> np.ndarray:
+    """Memory that holds the data, where a range's virtual address has no lowest bits: decoded code has it as constant."""
+    memory = np.zeros(len(data) + 256, np.uint8)
+    first = -memory.ctypes.data % 256
+    memory[first : first + len(data)] = np.frombuffer(data, np.uint8)
+    return memory[first : first + len(data)]
 
 
 # ---- the core --------------------------------------------------------------------------------------------------------
