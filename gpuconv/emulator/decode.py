@@ -23,7 +23,7 @@ TYPES = {
     for number, name in enumerate(
         (
             "b8", "u8", "s8", "b16", "u16", "s16", "b32", "u32", "s32", "b64", "u64", "s64", "f16", "bf16", "f32",
-            "f64", "f16x2", "bf16x2", "f32x2", "tf32", "e4m3x2", "e5m2x2", "pred", "none",
+            "f64", "f16x2", "bf16x2", "f32x2", "u16x2", "s16x2", "tf32", "e4m3x2", "e5m2x2", "pred", "none",
         )
     )
 }  # fmt: skip

@@ -15,7 +15,7 @@ import torch
 import tutorials
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from gpuconv.emulator.machine import EmulationError
+from gpuconv.emulator.errors import EmulationError
 from gpuconv.emulator.triton_jit import triton_gpu
 
 SCHEDULES = (("early", 0), ("late", 0), ("random", 1), ("random", 2))
