@@ -33,7 +33,6 @@ from gpuconv.gpu import Gpu, named
 if TYPE_CHECKING:
     from gpuconv.emulator.counters import Counters
 
-SCHEDULES = ("early", "late", "random")
 _entered = threading.RLock()  # Triton has one active driver in a process
 _REGISTERS, _THREADS = 65536, 1024  # of one block, on every GPU that Triton compiles for
 
@@ -94,8 +93,8 @@ def triton_gpu(gpu: str, *, schedule: str = "early", seed: int = 0, checks: bool
     what the emulator finds (`gpuconv.emulator.EmulationError`), and ValueError or TypeError for arguments that a launch
     cannot have.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, but got {schedule!r}")
+    if schedule not in machine.SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(machine.SCHEDULES)}, but got {schedule!r}")
     return TritonGpu(named(gpu), schedule, seed, checks)
 
 
@@ -183,15 +182,15 @@ class _Launcher:
         if not isinstance(driver, _Driver):
             raise RuntimeError(f"{self.metadata.name} was compiled for a virtual GPU whose context was left")
         grid = triton_arguments.grid(self.metadata.name, x, y, z)
-        args, buffers = self.signature.flatten(self.metadata.name, given)
+        arguments = self.signature.flatten(self.metadata.name, given)
         ctas = getattr(self.metadata, "num_ctas", 1)
         if enter is not None:
             enter(launch_metadata)
         if programs := math.prod(grid):
-            args += triton_arguments.scratch(self.metadata, programs * ctas)
+            triton_arguments.add_scratch(arguments, self.metadata, programs * ctas)
             driver.emulated.run(
                 self.function, self.program, (grid[0] * ctas, *grid[1:]), block=(32 * self.metadata.num_warps, 1, 1),
-                shared=self.metadata.shared, args=args, buffers=buffers, cluster=(ctas, 1, 1),
+                shared=self.metadata.shared, cluster=(ctas, 1, 1), **vars(arguments),
             )  # fmt: skip
         if leave is not None:
             leave(launch_metadata)

@@ -11,7 +11,8 @@ import triton.language as tl
 import tutorials
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from gpuconv.emulator.triton_jit import TritonGpu, triton_gpu
+from gpuconv.emulator import triton_gpu
+from gpuconv.emulator.triton_jit import TritonGpu
 
 
 @pytest.fixture(params=["h100", "a100"])

@@ -8,8 +8,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from gpuconv.emulator.errors import EmulationError, UnknownInstruction
-from gpuconv.emulator.triton_jit import triton_gpu
+from gpuconv.emulator import EmulationError, UnknownInstruction, triton_gpu
 
 N = 256
 EVERY = pytest.mark.parametrize("gpu", ["h100", "a100"])

@@ -15,8 +15,7 @@ import torch
 import tutorials
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from gpuconv.emulator.errors import EmulationError
-from gpuconv.emulator.triton_jit import triton_gpu
+from gpuconv.emulator import EmulationError, triton_gpu
 
 SCHEDULES = (("early", 0), ("late", 0), ("random", 1), ("random", 2))
 EVERY = pytest.mark.parametrize("gpu", ["h100", "a100"])
@@ -185,6 +184,15 @@ def test_warp_specialised_gluon_matmul(dtype: torch.dtype, programs: int, stages
     close(got, a.double() @ b.double().T, K)
 
 
+def test_descriptors_of_views_of_one_tensor_reach_what_is_theirs() -> None:
+    whole = half(64, 192)
+    a, b, c = whole[:, :64], whole[:, 64:128], torch.full((64, 64), float("nan"), dtype=torch.float16)
+    given = [TensorDescriptor.from_tensor(t, [64, 64]) for t in (a, b, c)]
+    with triton_gpu("h100"):
+        tutorials.matmul_host_descriptors_kernel[(1, 1)](*given, 64, BM=64, BN=64, BK=64)
+    close(c, a.double() @ b.double().T, 64)
+
+
 # ---- planted mistakes ----
 
 
@@ -202,14 +210,14 @@ def planted(module: ModuleType, old: str, new: str, folder: Path) -> tuple[Modul
     return changed, text[: text.index(old)].count("\n") + 1
 
 
-FORGOTTEN = {
-    "load": ("tl.load(x + o, m) + tl.load(y + o, m)", "tl.load(x + o) + tl.load(y + o, m)"),
-    "store": ("+ tl.load(y + o, m), m)", "+ tl.load(y + o, m))"),
-    "softmax": ("e / tl.sum(e, 0), o < columns)", "e / tl.sum(e, 0))"),
-    "matmul": ("o_k[None, :] < K - k * BK, other=0.0)", "o_k[None, :] < BK, other=0.0)"),
-    "persistent": ("(o_m[:, None] < M) & (o_k < K), other", "(o_k < K), other"),
-    "scan": ("tl.store(sums + o, tl.cumsum(b_b, 0), m)", "tl.store(sums + o, tl.cumsum(b_b, 0))"),
-    "atomic": ("tl.atomic_add(sums + v, v.to", "tl.atomic_add(sums + v + 1, v.to"),
+FORGOTTEN = {  # what stands in the source, what stands there instead, the argument that is missed
+    "load": ("tl.load(x + o, m) + tl.load(y + o, m)", "tl.load(x + o) + tl.load(y + o, m)", "x"),
+    "store": ("+ tl.load(y + o, m), m)", "+ tl.load(y + o, m))", "out"),
+    "softmax": ("e / tl.sum(e, 0), o < columns)", "e / tl.sum(e, 0))", "out"),
+    "matmul": ("o_k[None, :] < K - k * BK, other=0.0)", "o_k[None, :] < BK, other=0.0)", "a"),
+    "persistent": ("(o_m[:, None] < M) & (o_k < K), other", "(o_k < K), other", "a"),
+    "scan": ("tl.store(sums + o, tl.cumsum(b_b, 0), m)", "tl.store(sums + o, tl.cumsum(b_b, 0))", "sums"),
+    "atomic": ("tl.atomic_add(sums + v, v.to", "tl.atomic_add(sums + v + 1, v.to", "sums"),
 }
 LAUNCHED: dict[str, Callable[[Any], object]] = {
     "load": lambda of: of.add(torch.randn(1000), torch.randn(1000)),
@@ -225,13 +233,28 @@ LAUNCHED: dict[str, Callable[[Any], object]] = {
 @EVERY
 @pytest.mark.parametrize("mask", FORGOTTEN)
 def test_a_forgotten_mask_is_an_error_that_names_the_line(gpu: str, mask: str, tmp_path: Path) -> None:
-    module, line = planted(tutorials, *FORGOTTEN[mask], tmp_path)
+    module, line = planted(tutorials, *FORGOTTEN[mask][:2], tmp_path)
     with triton_gpu(gpu) as entered, pytest.raises(EmulationError) as caught:
         LAUNCHED[mask](module)
     error = caught.value
     assert error.kind == "bounds" and error.source == f"{Path(str(module.__file__)).name}:{line}", error
     assert error.kernel in str(error) and error.source in str(error) and error.thread is not None
+    assert f"of {error.kernel}: {FORGOTTEN[mask][2]}, which has" in str(error)
     assert entered.counters() == []
+
+
+@EVERY
+def test_a_flag_that_one_warp_sets_before_all_have_read_it_gives_wrong_results(gpu: str, tmp_path: Path) -> None:
+    """A race in global memory, which Triton's own tutorial has. No check looks for those; schedules show them."""
+    module, _ = planted(tutorials, "    tl.debug_barrier()  # every warp has read it\n", "", tmp_path)
+    x, gy = torch.randn(2, 7, 201)
+    w, mean, rstd = torch.randn(201), x.mean(1), x.var(1, correction=0).rsqrt()
+
+    def launch() -> torch.Tensor:
+        return module.layer_norm_backward(gy, x, w, mean, rstd)[2]
+
+    wrong = [got for (got,) in everywhere(gpu, launch, same=False) if not torch.allclose(got, gy.sum(0), atol=1e-4)]
+    assert wrong
 
 
 def test_a_descriptor_larger_than_its_tensor_is_found() -> None:
