@@ -80,7 +80,7 @@ def grid(kernel: str, *programs: Any) -> tuple[int, int, int]:
             raise TypeError(f"{kernel}: the grid's {axis} must be an integer, but got {count!r}")
         if not 0 <= count <= most:
             raise ValueError(f"{kernel}: the grid's {axis} must be 0 to {most}, but got {count}")
-    return programs  # type: ignore[return-value]
+    return programs
 
 
 def add_scratch(arguments: Arguments, metadata: Any, blocks: int) -> None:

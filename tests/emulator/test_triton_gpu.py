@@ -161,7 +161,7 @@ def test_too_much_shared_memory_is_tritons_own_error() -> None:
     a = torch.randn(256, 256, dtype=torch.float16)
     with triton_gpu("rtx4090"), pytest.raises(triton.runtime.errors.OutOfResources, match="shared memory"):
         tutorials.matmul_kernel[(1,)](
-            a, a, a, 256, 256, 256, 256, 1, 256, 1, 256, 1, BM=128, BN=128, BK=64, GROUP=1, num_stages=5
+            a, a, a, 256, 256, 256, 256, 1, 256, 1, 256, 1, BM=64, BN=64, BK=64, GROUP=1, num_stages=8
         )
 
 
@@ -261,7 +261,7 @@ def fill_kernel(x, out, BM: tl.constexpr, BN: tl.constexpr):
     out.store([0, 0], x.load([2, 8]))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_host_made_descriptors_read_and_write_their_tensors_only(gpu: TritonGpu, dtype: torch.dtype) -> None:
     whole = torch.arange(6 * 64).view(6, 64).to(dtype)
     x, out = whole[:5, 16:48], torch.full((3, 64), 99, dtype=dtype)

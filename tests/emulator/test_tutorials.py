@@ -19,6 +19,7 @@ from gpuconv.emulator import EmulationError, triton_gpu
 
 SCHEDULES = (("early", 0), ("late", 0), ("random", 1), ("random", 2))
 EVERY = pytest.mark.parametrize("gpu", ["h100", "a100"])
+MOSTLY_H100 = pytest.mark.parametrize("gpu", ["h100", pytest.param("a100", marks=pytest.mark.full)])
 COUNT = itertools.count()
 
 
@@ -73,7 +74,7 @@ def test_matmul_by_pointers(gpu: str, shape: tuple[int, int, int]) -> None:
 
 
 @EVERY
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.full), torch.float32])
 def test_matmul_by_descriptors(gpu: str, dtype: torch.dtype) -> None:
     M, N, K = 100, 72, 136
     a, b = half(M, K).to(dtype), half(N, K).to(dtype)  # float32's products are those of TF32: exact
@@ -159,7 +160,7 @@ def test_compare_and_swap_gives_each_program_its_own_number(gpu: str, dtype: tor
         assert int(cell) == 9 and sorted(out.tolist()) == list(range(9))
 
 
-@EVERY
+@MOSTLY_H100
 def test_dropout_keeps_what_philox_says(gpu: str) -> None:
     x = torch.ones(500)
 
@@ -230,7 +231,7 @@ LAUNCHED: dict[str, Callable[[Any], object]] = {
 }
 
 
-@EVERY
+@MOSTLY_H100
 @pytest.mark.parametrize("mask", FORGOTTEN)
 def test_a_forgotten_mask_is_an_error_that_names_the_line(gpu: str, mask: str, tmp_path: Path) -> None:
     module, line = planted(tutorials, *FORGOTTEN[mask][:2], tmp_path)
@@ -243,7 +244,7 @@ def test_a_forgotten_mask_is_an_error_that_names_the_line(gpu: str, mask: str, t
     assert entered.counters() == []
 
 
-@EVERY
+@MOSTLY_H100
 def test_a_flag_that_one_warp_sets_before_all_have_read_it_gives_wrong_results(gpu: str, tmp_path: Path) -> None:
     """A race in global memory, which Triton's own tutorial has. No check looks for those; schedules show them."""
     module, _ = planted(tutorials, "    tl.debug_barrier()  # every warp has read it\n", "", tmp_path)
