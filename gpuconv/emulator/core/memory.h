@@ -144,7 +144,7 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
         if (Store && i.modifier[2] == 2) w.tick();
     } else if (space == LOCAL) {
         each_lane(mask, [&](int l) {
-            const u64 a = address[l] >= LOCAL_WINDOW ? address[l] - LOCAL_WINDOW : address[l];
+            const u64 a = (u32)address[l];  // as in Machine::place
             if (a + bytes > (u64)m.program.local) m.fail(BOUNDS, w, i, l, "local memory at %llu, %u bytes: a thread has %d", (unsigned long long)a, bytes, m.program.local);
             if (a % bytes) m.fail(ALIGNMENT, w, i, l, "local memory at %llu: not a multiple of %u", (unsigned long long)a, bytes);
             const size_t at = ((size_t)w.in_block * 32 + l) * m.program.local + a;
