@@ -30,7 +30,6 @@ _NAMES = (
 COUNTS = np.dtype([(name, "u8") for name in _NAMES])
 _UNITS = ("sectors", "passes")
 _UNKNOWN = "(source line unknown)"
-_SHORT = 60  # letters of an instruction
 _MOST = 8  # rows of a list in the text
 
 _PIPES = {
@@ -79,6 +78,12 @@ class Instruction(NamedTuple):
     text: str
     source: str | None  # "file:line", where the compiler said it
     pipe: str
+
+    @property
+    def opcode(self) -> str:
+        """With all of its words, without predicate and operands."""
+        first, *others = self.text.rstrip("; ").split()
+        return others[0] if first.startswith("@") else first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,27 +225,21 @@ class Counters:
         ]
 
     def _wasteful(self, most: int) -> list[str]:
-        rows = [
-            (used - least, used, least, unit, line)
-            for unit in _UNITS
-            for line, used, least in zip(
-                self.lines, self.table[unit].tolist(), self.table[f"{unit}_least"].tolist(), strict=True
-            )
-            if used > least
-        ]
-        rows.sort(key=lambda row: row[0], reverse=True)
+        # Instructions of one kind on one source line are one row: loops are unrolled.
+        rows: dict[tuple[str, str | None, str], list[int]] = {}
+        for unit in _UNITS:
+            counts = zip(self.table[unit].tolist(), self.table[f"{unit}_least"].tolist(), strict=True)
+            for line, (used, least) in zip(self.lines, counts, strict=True):
+                if used > least:
+                    row = rows.setdefault((unit, line.source, line.opcode), [0, 0, 0, line.ptx_line])
+                    row[:3] = row[0] + used, row[1] + least, row[2] + 1
+        worst = sorted(rows.items(), key=lambda row: row[1][0] - row[1][1], reverse=True)
         return ["  most beyond the least"] * bool(rows) + [
-            f"{used:>18,} {_beside(used, least, unit)}, {line.source or _UNKNOWN}: {_short(line.text)}"
-            f" (PTX line {line.ptx_line})"
-            for _, used, least, unit, line in rows[:most]
+            f"{used:>18,} {_beside(used, least, unit)}, {source or _UNKNOWN}: {count} × {opcode} (PTX line {first}…)"
+            for (unit, source, opcode), (used, least, count, first) in worst[:most]
         ]
 
 
 def _beside(used: int, least: int, unit: str) -> str:
     """What follows the number used: `sectors, least 4 (16 times)`."""
     return f"{unit}, the least" if used == least else f"{unit}, least {least:,} ({used / max(1, least):.3g} times)"
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _SHORT else f"{text[:_SHORT]}…"
