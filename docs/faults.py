@@ -1,7 +1,7 @@
 """One small kernel with a fault for each check of the virtual GPU, and what it says: python docs/faults.py
 
-The kernels are PTX, the language that Triton and NVRTC compile to: a block of 64 threads, whose number is %t, with an
-input and an output of 64 numbers each, at %in and %out.
+The kernels are PTX, the language that Triton and NVRTC compile to: a block of 128 threads, whose number is %t,
+with an input and an output of 128 numbers each, at %in and %out.
 """
 
 import torch
@@ -35,18 +35,19 @@ FAULTS = {
     "shared memory that nobody wrote, on its way to the output": """
         ld.shared.u32 %r4, [%r3];
         st.global.u32 [%rd3], %r4;""",
-    "no barrier between a write and another warp's read": """
+    "words exchanged between two warps without a barrier before they are overwritten": """
         st.shared.u32 [%r3], %t;
-        xor.b32 %r4, %r1, 128;
+        bar.sync 0;
+        xor.b32 %r4, %r1, 128;     // of the same lane in the other warp
         add.s32 %r4, %r2, %r4;
         ld.shared.u32 %r5, [%r4];
-        st.global.u32 [%rd3], %r5;""",
+        st.shared.u32 [%r3], %r5;""",
     "a barrier that half of a warp passes by": """
         setp.lt.u32 %p1, %t, 16;
         @%p1 bra DONE;
         bar.sync 0;
         DONE:""",
-    "two warps that wait for each other": """
+    "warps that wait at two barriers for each other": """
         setp.lt.u32 %p1, %t, 32;
         @%p1 bra FIRST;
         bar.sync 1, 64;
@@ -58,18 +59,35 @@ FAULTS = {
         mbarrier.init.shared.b64 [mem], 1;
         fence.mbarrier_init.release.cluster;
         cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [mem+1024], [%in], 24, [mem];""",
+    "a sum that is read before its product is done": """
+        mul.lo.s32 %r4, %t, 32;
+        add.s32 %r4, %r2, %r4;
+        st.shared.v4.u32 [%r4], {0, 0, 0, 0};
+        st.shared.v4.u32 [%r4+16], {0, 0, 0, 0};
+        fence.proxy.async;
+        bar.sync 0;
+        mov.f32 %f0, 0f00000000;
+        mov.f32 %f1, %f0;
+        mov.f32 %f2, %f0;
+        mov.f32 %f3, %f0;
+        wgmma.fence.sync.aligned;
+        wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%f0, %f1, %f2, %f3},
+            0x0000001000080000, 0x0000001000080000, 1, 1, 1, 0, 0;
+        wgmma.commit_group.sync.aligned;
+        st.global.f32 [%rd3], %f0;""",
+    "the kernel's own trap": "trap;",
     "an instruction that it does not know": "tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [mem], 32;",
 }
 
 
 def message(body: str) -> str:
     """What the virtual GPU says of a kernel."""
-    x, y = torch.arange(64, dtype=torch.int32), torch.zeros(64, dtype=torch.int32)
+    x, y = torch.arange(128, dtype=torch.int32), torch.zeros(128, dtype=torch.int32)
     try:
-        run_ptx(f"{HEAD}    {body.strip()}\n    ret;\n}}\n", "faulty", grid=1, block=64, shared=0, args=(x, y))
+        run_ptx(f"{HEAD}    {body.strip()}\n    ret;\n}}\n", "faulty", grid=1, block=128, shared=0, args=(x, y))
     except EmulationError as error:
-        return f"{error.kind}: {error}"
-    return "nothing"
+        return str(error)
+    return "nothing is wrong with it"
 
 
 if __name__ == "__main__":

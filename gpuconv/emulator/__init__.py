@@ -16,7 +16,7 @@ _WHERE = {
     "Program": "machine",
     "Counters": "counters",
     "TensorMap": "tensor_map",
-    "triton_gpu": "triton_gpu",
+    "triton_gpu": "triton_jit",
     "on": "device",
     "why_not": "build",
     "EmulationError": "errors",
