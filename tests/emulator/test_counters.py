@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from gpuconv.emulator.counters import COUNTS, Counters, Instruction, pipe_of
 from gpuconv.emulator import run_ptx, why_not
+from gpuconv.emulator.counters import COUNTS, Counters, Instruction, pipe_of
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
