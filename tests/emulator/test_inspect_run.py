@@ -1,7 +1,7 @@
 """`gpuconv inspect --run`: our kernels, run once on a virtual GPU; what they count is what theory says."""
 
 import json
-import math
+import re
 from importlib.resources import files
 
 import pytest
@@ -47,8 +47,10 @@ def ran(problem: ConvProblem, backend: str, gpu: str, direction: str = "forward"
     return kernels
 
 
-@pytest.mark.parametrize("filter_size", [1, 3])
-@pytest.mark.parametrize(("backend", "gpu"), [("triton", "A100"), ("triton", "H100"), ("cuda", "A100")])
+@pytest.mark.parametrize(
+    ("backend", "gpu", "filter_size"),
+    [("triton", "A100", 3), ("triton", "H100", 1), ("cuda", "A100", 1), ("cuda", "H100", 3)],
+)
 def test_operations_of_tensor_cores_are_the_layer_s_where_it_fits_the_tile(
     backend: str, gpu: str, filter_size: int
 ) -> None:
@@ -79,23 +81,15 @@ def test_a_layer_without_waste_takes_the_least() -> None:
 
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
 def test_what_is_wasted_is_told_by_the_line_of_the_kernel(backend: str) -> None:
-    """Contiguous 16-bit layers fetch a number at a time, whose neighbours in a tile are of other channels."""
-    problem = layer(3, torch.contiguous_format, dtype=torch.bfloat16)
-    (kernel,) = ran(problem, backend, "A100")
-    texts = {
-        file.name: file.read_text().splitlines()
-        for folder in ("cuda", "triton")
-        for file in files(f"gpuconv.kernels.{folder}").iterdir()
-        if file.name.endswith((".cu", ".cuh", ".py"))
-    }
+    """Contiguous 16-bit layers are fetched number by number."""
+    (kernel,) = ran(layer(3, torch.contiguous_format, dtype=torch.bfloat16), backend, "A100")
+    folder = files(f"gpuconv.kernels.{backend}")
     lines = [line for line in kernel.counters.by_source() if line.counts["sectors"]]
-    assert lines
-    for line in lines:
-        name, number = line.source.rsplit(":", 1)
-        text = texts[name.rsplit("/", 1)[-1]][int(number) - 1]
-        assert any(word in text for word in ("load", "store", "asm", "ptx", "copy", "[", "=")), (line.source, text)
+    assert sum(line.counts["sectors"] for line in lines) == kernel.counters.global_sectors
+    name, number = max(lines, key=lambda line: line.counts["sectors"]).source.split(":")
+    assert re.search(r"load|fetch|__ldg|\bx\[", (folder / name).read_text().splitlines()[int(number) - 1])
     worst = max(lines, key=lambda line: line.wasted)
-    assert not worst.wasted or worst.source in kernel.counters.text()
+    assert not worst.wasted or f"{worst.source}: " in kernel.text().split("most beyond the least")[1]
 
 
 def test_json_has_the_counters_of_each_kernel(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,10 +106,9 @@ def test_json_has_the_counters_of_each_kernel(capsys: pytest.CaptureFixture[str]
     assert all("counters" not in row for row in json.loads(capsys.readouterr().out))
 
 
-@pytest.mark.parametrize("backend", ["triton", "cuda"])
-def test_the_text_says_what_was_run_and_that_it_is_right(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
-    needs(backend)
-    options = ["--backend", backend, "--arch", "h100", "--direction", "forward", "--batch", "3", "--dtype", "bfloat16"]
+def test_the_text_says_what_was_run_and_that_it_is_right(capsys: pytest.CaptureFixture[str]) -> None:
+    needs("cuda")
+    options = ["--backend", "cuda", "--arch", "h100", "--direction", "forward", "--batch", "3", "--dtype", "bfloat16"]
     assert cli.run(["inspect", "--layer", LAYER, *options, "--run"]) == 0
     text = capsys.readouterr().out
     assert "run on a virtual H100, batch 3, random data: right, error 0." in text
@@ -126,9 +119,11 @@ def test_the_text_says_what_was_run_and_that_it_is_right(backend: str, capsys: p
 @pytest.mark.parametrize(
     ("backend", "direction", "dtype", "tf32"),
     [
-        *((b, d, torch.float16, False) for b in ("triton", "cuda") for d in ("forward", "grad_input", "grad_weight")),
-        ("triton", "grad_weight", torch.float64, False),
-        ("cuda", "grad_weight", torch.float32, True),
+        ("triton", "grad_input", torch.float64, False),
+        ("triton", "grad_weight", torch.float32, True),
+        ("cuda", "forward", torch.float32, False),
+        ("cuda", "grad_input", torch.float16, False),
+        ("cuda", "grad_weight", torch.bfloat16, False),
     ],
 )
 def test_every_launch_of_a_call_is_counted(backend: str, direction: str, dtype: torch.dtype, tf32: bool) -> None:
@@ -145,9 +140,6 @@ def test_a_wrong_result_is_said_and_is_the_exit_status(
     command = ["inspect", "--layer", LAYER, "--backend", "triton", "--arch", "a100", "--direction", "forward"]
     assert cli.run([*command, "--dtype", "float32", "--run"]) == 1
     assert "random data: WRONG, error" in capsys.readouterr().out
-    assert cli.run([*command, "--dtype", "float32", "--run", "--json"]) == 1
-    (row,) = json.loads(capsys.readouterr().out)
-    assert row["error_of_bound"] > 1 and math.isfinite(row["error_of_bound"])
 
 
 def test_instructions_of_sm_100_are_named_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
