@@ -80,16 +80,16 @@ FAULTS = {
 }
 
 
-def message(body: str) -> str:
-    """What the virtual GPU says of a kernel."""
+def found(body: str) -> EmulationError | None:
+    """What the virtual GPU finds in a kernel."""
     x, y = torch.arange(128, dtype=torch.int32), torch.zeros(128, dtype=torch.int32)
     try:
         run_ptx(f"{HEAD}    {body.strip()}\n    ret;\n}}\n", "faulty", grid=1, block=128, shared=0, args=(x, y))
     except EmulationError as error:
-        return str(error)
-    return "nothing is wrong with it"
+        return error
+    return None
 
 
 if __name__ == "__main__":
     for fault, body in FAULTS.items():
-        print(f"{fault}\n    " + message(body).replace("\n", "\n    "))
+        print(fault, *str(found(body)).split("\n"), sep="\n    ")

@@ -87,7 +87,7 @@ def test_what_is_wasted_is_told_by_the_line_of_the_kernel(backend: str) -> None:
     lines = [line for line in kernel.counters.by_source() if line.counts["sectors"]]
     assert sum(line.counts["sectors"] for line in lines) == kernel.counters.global_sectors
     name, number = max(lines, key=lambda line: line.counts["sectors"]).source.split(":")
-    assert re.search(r"load|fetch|__ldg|\bx\[", (folder / name).read_text().splitlines()[int(number) - 1])
+    assert re.search(r"load|fetch|__ldg|\bbase\[", (folder / name).read_text().splitlines()[int(number) - 1])
     worst = max(lines, key=lambda line: line.wasted)
     assert not worst.wasted or f"{worst.source}: " in kernel.text().split("most beyond the least")[1]
 
