@@ -30,7 +30,9 @@ def why_not() -> str | None:
     if platform.system() != "Linux":
         return f"the emulator runs on Linux, and this is {platform.system()}"
     if compiler() is None:
-        return "the emulator's core is compiled when it is first needed, and there is no C++ compiler (install g++ or set CXX)"
+        return (
+            "the emulator compiles its core when it is first needed: there is no C++ compiler (install g++ or set CXX)"
+        )
     return None
 
 

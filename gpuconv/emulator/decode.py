@@ -22,8 +22,8 @@ TYPES = {
     name: number
     for number, name in enumerate(
         (
-            "b8", "u8", "s8", "b16", "u16", "s16", "b32", "u32", "s32", "b64", "u64", "s64", "f16", "bf16", "f32", "f64",
-            "f16x2", "bf16x2", "f32x2", "tf32", "e4m3x2", "e5m2x2", "pred", "none",
+            "b8", "u8", "s8", "b16", "u16", "s16", "b32", "u32", "s32", "b64", "u64", "s64", "f16", "bf16", "f32",
+            "f64", "f16x2", "bf16x2", "f32x2", "tf32", "e4m3x2", "e5m2x2", "pred", "none",
         )
     )
 }  # fmt: skip
@@ -361,10 +361,8 @@ def _up(at: int, align: int) -> int:
 def _integer(text: str) -> int:
     text = text.rstrip("U")
     digits = text.lstrip("-")
-    if len(digits) > 1 and digits[0] == "0" and digits.isdigit():
-        value = int(digits, 8)
-    else:
-        value = int(digits, 0)
+    octal = len(digits) > 1 and digits[0] == "0" and digits.isdigit()
+    value = int(digits, 8 if octal else 0)
     return -value if text.startswith("-") else value
 
 

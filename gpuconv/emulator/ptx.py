@@ -84,7 +84,7 @@ class Entry:
 
 
 def parse(text: str, name: str | None = None) -> Entry:
-    """The entry of this name, or the only one. Raises ValueError where there is no such entry or the text is not PTX."""
+    """The entry of this name, or the only one. Raises ValueError where there is none, or the text is not PTX."""
     files = {int(number): file.rpartition("/")[2] for number, directory, file in _files(text)}
     plain = re.sub(r"/\*.*?\*/", lambda m: re.sub(r"[^\n]", " ", m[0]), text, flags=re.DOTALL)
     plain = re.sub(r"//[^\n]*", "", plain)
