@@ -23,9 +23,9 @@ _NAMES = (
     "sectors_least",  # what those bytes would fill, of each run; a byte that several lanes want is one
     "passes",
     "passes_least",
-    "tma_bytes",  # between global and shared memory by the copy engine
+    "tma_bytes",  # by the copy engine, of whole boxes
     "tensor_operations",  # of tensor cores: 2 for each product, which is added to a sum
-    "waits",  # that had to wait
+    "waits",  # at barriers; for a copy, where it has not come yet
 )
 COUNTS = np.dtype([(name, "u8") for name in _NAMES])
 _UNITS = ("sectors", "passes")
@@ -142,7 +142,7 @@ class Counters:
 
     @property
     def tma_bytes(self) -> int:
-        """Bytes that the copy engine moved."""
+        """Bytes that the copy engine moved; what lies outside the tensor, and is read as zero, among them."""
         return self._total("tma_bytes")
 
     @property
@@ -152,7 +152,7 @@ class Counters:
 
     @property
     def waits(self) -> int:
-        """Waits, at barriers and for copies, that had to wait."""
+        """Waits at barriers, and for copies that had not come yet."""
         return self._total("waits")
 
     @property

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpuconv.emulator import run_ptx, why_not
+from gpuconv.emulator import TensorMap, run_ptx, why_not
 from gpuconv.emulator.counters import COUNTS, Counters, Instruction, pipe_of
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -209,6 +209,76 @@ def test_operations_of_wgmma_are_those_of_its_four_warps_together() -> None:
     wgmma.wait_group.sync.aligned 0;"""
     for schedule in ("early", "late"):
         assert counted(body, threads=128, schedule=schedule).tensor_operations == 2 * 64 * 8 * 16
+
+
+TILES = """.version 8.0
+.target sm_90a
+.address_size 64
+.visible .entry k(.param .align 64 .b8 from[128], .param .align 64 .b8 to[128], .param .u32 row)
+.reqntid 32
+{
+.reg .pred %p<2>;
+.reg .b32 %r<8>;
+.reg .b64 %rd<4>;
+.shared .align 1024 .b8 mem[2048];
+mov.u32 %r0, %tid.x;
+setp.ne.u32 %p1, %r0, 0;
+@%p1 bra END;
+mov.b64 %rd1, from;
+mov.b64 %rd2, to;
+ld.param.u32 %r1, [row];
+mov.u32 %r2, 0;
+mbarrier.init.shared.b64 [mem+8], 1;
+fence.mbarrier_init.release.cluster;
+mbarrier.arrive.expect_tx.shared.b64 _, [mem+8], 1024;
+cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [mem+1024], [%rd1, {%r2, %r1}], [mem+8];
+WAIT:
+mbarrier.try_wait.parity.shared.b64 %p0, [mem+8], 0;
+@!%p0 bra WAIT;
+cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd2, {%r2, %r1}], [mem+1024];
+cp.async.bulk.commit_group;
+cp.async.bulk.wait_group 0;
+END:
+ret;
+}
+"""
+
+
+@pytest.mark.parametrize("schedule", ["early", "late", "random"])
+@pytest.mark.parametrize("row", [0, 8, 28])
+def test_bytes_of_the_copy_engine_are_those_of_whole_boxes(row: int, schedule: str) -> None:
+    """Boxes of 8 rows × 32 numbers; of the one at row 28 half lies outside."""
+    x, y = torch.arange(32 * 32.0).reshape(32, 32), torch.zeros(32, 32)
+    maps = [TensorMap(t.data_ptr(), "f32", (32, 32), (128,), (32, 8)) for t in (x, y)]
+    counters = run_ptx(TILES, "k", 1, 32, 0, (*maps, row), schedule=schedule)
+    assert counters.tma_bytes == 2 * 8 * 32 * 4
+    assert of(counters, "cp.async.bulk.tensor.2d.shared")["tma_bytes"] == 1024
+    assert counters.by_pipe["copy engine"] == 2 and counters.global_bytes == counters.global_sectors == 0
+    assert torch.equal(y[row : row + 8], x[row : row + 8]) and y.count_nonzero() == x[row : row + 8].count_nonzero()
+
+
+def test_bytes_of_copies_without_a_tensor() -> None:
+    body = """setp.ne.u32 %p1, %lane, 0;
+    @%p1 bra END;
+    mbarrier.init.shared.b64 [mem+8], 1;
+    fence.mbarrier_init.release.cluster;
+    mbarrier.arrive.expect_tx.shared.b64 _, [mem+8], 256;
+    cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [mem+1024], [%in+64], 256, [mem+8];
+    WAIT:
+    mbarrier.try_wait.parity.shared.b64 %p2, [mem+8], 0;
+    @!%p2 bra WAIT;
+    cp.async.bulk.global.shared::cta.bulk_group [%out+32], [mem+1040], 128;
+    cp.async.bulk.commit_group;
+    cp.async.bulk.wait_group 0;
+    END:"""
+    x, y = torch.arange(128.0), torch.zeros(128)
+    counters = run_ptx(kernel(body), "k", 1, 32, 0, (x, y))
+    assert counters.tma_bytes == 256 + 128 and counters.by_pipe["copy engine"] == 2
+    assert torch.equal(y[8:40], x[20:52]) and y.count_nonzero() == 32
+
+
+def test_a_barrier_is_a_wait_of_every_warp() -> None:
+    assert counted("bar.sync 0;\nbar.sync 0;", threads=96).waits == 6
 
 
 def test_runs_of_one_program_add_up_and_those_of_two_do_not() -> None:
