@@ -49,7 +49,7 @@ def ran(problem: ConvProblem, backend: str, gpu: str, direction: str = "forward"
 
 @pytest.mark.parametrize(
     ("backend", "gpu", "filter_size"),
-    [("triton", "A100", 3), ("triton", "H100", 1), ("cuda", "A100", 1), ("cuda", "H100", 3)],
+    [("triton", "A100", 1), ("triton", "H100", 3), ("cuda", "A100", 1), ("cuda", "H100", 3)],
 )
 def test_operations_of_tensor_cores_are_the_layer_s_where_it_fits_the_tile(
     backend: str, gpu: str, filter_size: int
