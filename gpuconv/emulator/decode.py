@@ -178,12 +178,12 @@ class Decoding:
         rows = np.array(self._rows, dtype=INSTRUCTION)
         labels = {name: starts[at] for name, at in self.entry.labels.items()}
         for row, label in self._targets:
-            if label in labels:
-                rows["target"][row] = labels[label]
-            elif label in self.entry.tables:
+            if label in self.entry.tables:  # which is a label too
                 targets = [labels[target] for target in self.entry.tables[label]]
                 rows["target"][row] = len(self._tables)
                 self._tables += [len(targets), *targets]
+            elif label in labels:
+                rows["target"][row] = labels[label]
             else:
                 self.statement = self._statements[row]
                 raise self.unknown(f" (there is no label {label})")
