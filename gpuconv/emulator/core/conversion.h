@@ -74,7 +74,7 @@ inline u64 converted(u64 bits, const Instruction& i) {
     double x = as_double(bits, from);
     if (i.modifier[3] && from == F32) x = flushed((float)x);
     if (!is_float(to) && to != TF32) {
-        if (x != x) return from == F64 || BYTES[to] == 8 ? 1ull << (8 * BYTES[to] - 1) : 0;  // PTX ISA 9.0, cvt
+        if (x != x) return extended(from == F64 || BYTES[to] == 8 ? 1ull << (8 * BYTES[to] - 1) : 0, to);  // PTX ISA 9.0, cvt
         x = rounded(x, how);
         const s128 far = (s128)1 << 100;
         return extended(clamped(x >= 0x1p100 ? far : x <= -0x1p100 ? -far : (s128)x, to), to);
