@@ -11,7 +11,8 @@ KINDS = ["u16", "s16", "u32", "s32", "u64", "s64"]
 
 def edges(kind: str) -> list[int]:
     low, high = np.iinfo(TYPES[kind]).min, np.iinfo(TYPES[kind]).max
-    return sorted({low, low + 1, low // 2, -2, -1, 0, 1, 2, 3, 7, high // 2, high - 1, high} & set(range(-3, 9)) | {low, low + 1, high // 2 + 1, high - 1, high}) if low else [0, 1, 2, 3, 7, high // 2, high // 2 + 1, high - 1, high]  # fmt: skip
+    middle = high // 2
+    return sorted({low, low + 1, *range(max(low, -2), 4), 7, middle, middle + 1, high - 1, high})
 
 
 def wrapped(values: list[int], kind: str) -> np.ndarray:

@@ -97,15 +97,16 @@ def test_rounded_to_whole_floats(mode: str) -> None:
 
 
 def clamped(x: np.ndarray, to: str, source: str, mode: str) -> np.ndarray:
-    """Integers of floats: the nearest that the type has. A NaN is 0, with 64 bits on either side the highest bit alone."""
+    """Integers of floats: the nearest that the type has. NaN is 0; with 64 bits on either side the highest bit."""
     info = np.iinfo(TYPES[to])
     odd = 1 << info.bits - 1 if source == "f64" or info.bits == 64 else 0
     odd -= (1 << info.bits) * (odd > info.max)
-    ends = {np.inf: int(info.max), -np.inf: int(info.min)}
-    return np.array(
-        [odd if v != v else ends[v] if v in ends else min(max(int(v), info.min), info.max) for v in whole(x.astype(np.float64), mode).tolist()],
-        TYPES[to],
-    )  # fmt: skip
+    special = {np.inf: int(info.max), -np.inf: int(info.min)}
+
+    def one(v: float) -> int:
+        return odd if v != v else special[v] if v in special else min(max(int(v), int(info.min)), int(info.max))
+
+    return np.array([one(v) for v in whole(x.astype(np.float64), mode).tolist()], TYPES[to])
 
 
 @pytest.mark.parametrize("mode", WHOLE)
@@ -166,6 +167,17 @@ def test_integers_to_integers(to: str, source: str) -> None:
     here = np.iinfo(TYPES[source])
     if info.min > here.min or info.max < here.max:  # else .sat says nothing
         np.testing.assert_array_equal(apply(f"cvt.sat.{to}.{source} %d, %a;", to, x), expected)
+
+
+@pytest.mark.parametrize("to", ["s8", "u8", "s16", "u16"])
+def test_small_integers_in_wide_registers(to: str) -> None:
+    """Extended by their sign to the register's width."""
+    x = integers("s32")
+    with np.errstate(over="ignore"):
+        expected = x.astype(TYPES[to]).astype(np.int32)
+    np.testing.assert_array_equal(apply(f"cvt.{to}.s32 %d, %a;", "s32", x), expected)
+    lines = f"cvt.{to}.s32 %d, %a; setp.lt.s32 %p1, %d, 0; selp.s32 %d, 1, 0, %p1;"
+    np.testing.assert_array_equal(apply(lines, "s32", x), expected < 0)
 
 
 @pytest.mark.parametrize("mode", MODES)

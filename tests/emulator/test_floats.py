@@ -123,6 +123,15 @@ def test_extremes(line: str) -> None:
     same_numbers(got, np.array(expected, TYPES[kind]))
 
 
+def test_extremes_flushed() -> None:
+    a, b = operands("f32")
+    got = apply("max.ftz.f32 %d, %a, %b;", "f32", a, b)
+    x, y = flushed(a), flushed(b)
+    same_numbers(
+        got, np.array([extreme(float(p), float(q), True, False) for p, q in zip(x, y, strict=True)], np.float32)
+    )
+
+
 @pytest.mark.parametrize("kind", ["f32", "f64"])
 def test_signs(kind: str) -> None:
     a, b = operands(kind)

@@ -1,4 +1,4 @@
-"""mma.sync, ldmatrix and stmatrix of PTX: fragments as the figures of the ISA place them, products of small whole numbers."""
+"""mma.sync, ldmatrix and stmatrix of PTX: fragments as the figures of the ISA place them, small whole numbers."""
 
 from collections.abc import Callable
 
@@ -6,44 +6,45 @@ import numpy as np
 import pytest
 from ptx import bf16, run
 
-# A lane's group and its place in the group; i is the number of an element in the lane's fragment.
-LANE, I = np.arange(32)[:, None], np.arange(16)[None]
+# A lane's group, its place in the group, and the number of an element in the lane's fragment.
+LANE, NUMBER = np.arange(32)[:, None], np.arange(16)[None]
 GROUP, PLACE = LANE >> 2, LANE & 3
 
 # Where the elements of a fragment lie: rows and columns for [lane, element].
 Places = tuple[np.ndarray, np.ndarray]
-C16X8: Places = (GROUP + 8 * (I[:, :4] >> 1), 2 * PLACE + (I[:, :4] & 1))
+C8X8: Places = (GROUP + 0 * NUMBER[:, :2], 2 * PLACE + NUMBER[:, :2])
+C16X8: Places = (GROUP + 8 * (NUMBER[:, :4] >> 1), 2 * PLACE + (NUMBER[:, :4] & 1))
 
 
 def a_pairs(n: int) -> Places:
     """16 × 8·n/4 of 16-bit elements: eight columns, then the next eight."""
-    i = I[:, :n]
+    i = NUMBER[:, :n]
     return GROUP + 8 * (i >> 1 & 1), 2 * PLACE + (i & 1) + 8 * (i >> 2)
 
 
 def b_pairs(n: int) -> Places:
-    i = I[:, :n]
+    i = NUMBER[:, :n]
     return 2 * PLACE + (i & 1) + 8 * (i >> 1), GROUP + 0 * i
 
 
 def a_words(n: int) -> Places:
     """16 × 4·n/2 of elements of a register or two."""
-    i = I[:, :n]
+    i = NUMBER[:, :n]
     return GROUP + 8 * (i & 1), PLACE + 4 * (i >> 1)
 
 
 def b_words(n: int) -> Places:
-    i = I[:, :n]
+    i = NUMBER[:, :n]
     return PLACE + 4 * i, GROUP + 0 * i
 
 
 def a_bytes(n: int) -> Places:
-    i = I[:, :n]
+    i = NUMBER[:, :n]
     return GROUP + 8 * (i >> 2 & 1), 4 * PLACE + (i & 3) + 16 * (i >> 3)
 
 
 def b_bytes(n: int) -> Places:
-    i = I[:, :n]
+    i = NUMBER[:, :n]
     return 4 * PLACE + (i & 3) + 16 * (i >> 2), GROUP + 0 * i
 
 
@@ -68,7 +69,7 @@ SHAPES: dict[str, tuple[int, int, int, Places, Places, Places, Callable, Callabl
     "m16n8k8.row.col.f32.bf16.bf16.f32": (16, 8, 8, a_pairs(4), b_pairs(2), C16X8, bf16, f32),
     "m16n8k8.row.col.f32.tf32.tf32.f32": (16, 8, 8, a_words(4), b_words(2), C16X8, f32, f32),
     "m16n8k4.row.col.f32.tf32.tf32.f32": (16, 8, 4, a_words(2), b_words(1), C16X8, f32, f32),
-    "m8n8k4.row.col.f64.f64.f64.f64": (8, 8, 4, (GROUP, PLACE), (PLACE, GROUP), (GROUP + 0 * I[:, :2], 2 * PLACE + I[:, :2]), f64, f64),
+    "m8n8k4.row.col.f64.f64.f64.f64": (8, 8, 4, (GROUP, PLACE), (PLACE, GROUP), C8X8, f64, f64),
     "m16n8k4.row.col.f64.f64.f64.f64": (16, 8, 4, a_words(2), b_words(1), C16X8, f64, f64),
     "m16n8k8.row.col.f64.f64.f64.f64": (16, 8, 8, a_words(4), b_words(2), C16X8, f64, f64),
     "m16n8k16.row.col.f64.f64.f64.f64": (16, 8, 16, a_words(8), b_words(4), C16X8, f64, f64),
@@ -170,7 +171,8 @@ def test_matrices_loaded(n: int, transposed: bool) -> None:
     names = "{" + ", ".join(f"%r{10 + i}" for i in range(n)) + "}"
     body = f"""mul.wide.u32 %l0, %lane, 32; add.u64 %l1, %l0, %x0; ld.global.v4.u32 {{%r1, %r2, %r3, %r4}}, [%l1];
         ld.global.v4.u32 {{%r5, %r6, %r7, %r8}}, [%l1+16]; shl.b32 %r0, %lane, 5; add.u32 %r0, %r0, %at;
-        st.shared.v4.u32 [%r0], {{%r1, %r2, %r3, %r4}}; st.shared.v4.u32 [%r0+16], {{%r5, %r6, %r7, %r8}}; bar.warp.sync -1;
+        st.shared.v4.u32 [%r0], {{%r1, %r2, %r3, %r4}}; st.shared.v4.u32 [%r0+16], {{%r5, %r6, %r7, %r8}};
+        bar.warp.sync -1;
         mul.wide.u32 %l0, %lane, 4; add.u64 %l0, %l0, %x1; ld.global.u32 %r0, [%l0]; add.u32 %r0, %r0, %at;
         ldmatrix.sync.aligned.m8n8.x{n}{".trans" * transposed}.shared.b16 {names}, [%r0];
         mul.wide.u32 %l0, %lane, {4 * n}; add.u64 %l0, %l0, %x2;"""
@@ -186,7 +188,8 @@ def test_matrices_stored(n: int, transposed: bool) -> None:
     matrices = np.random.default_rng(6).integers(0, 65536, (4, 8, 8), dtype=np.uint16)
     image = np.zeros((64, 8), np.uint16)
     names = "{" + ", ".join(f"%r{10 + i}" for i in range(n)) + "}"
-    body = f"""shl.b32 %r0, %lane, 5; add.u32 %r0, %r0, %at; mov.u32 %r1, 0; st.shared.v4.u32 [%r0], {{%r1, %r1, %r1, %r1}};
+    body = f"""shl.b32 %r0, %lane, 5; add.u32 %r0, %r0, %at; mov.u32 %r1, 0;
+        st.shared.v4.u32 [%r0], {{%r1, %r1, %r1, %r1}};
         st.shared.v4.u32 [%r0+16], {{%r1, %r1, %r1, %r1}}; bar.warp.sync -1;
         mul.wide.u32 %l0, %lane, 4; add.u64 %l0, %l0, %x1; ld.global.u32 %r2, [%l0]; add.u32 %r2, %r2, %at;
         mul.wide.u32 %l0, %lane, {4 * n}; add.u64 %l0, %l0, %x0;"""

@@ -50,7 +50,8 @@ def test_vectors_keep_their_order(width: str, space: str) -> None:
         at = f"mad.lo.u32 %r0, %thread, {size}, %at;"
         through = {"shared": (".shared", "%r0"), "generic": ("", "%l3")}[space]
         generic = "cvt.u64.u32 %l2, %r0; cvta.shared.u64 %l3, %l2;" * (space == "generic")
-        load += f"{at} {generic} st{through[0]}.{width} [{through[1]}], {vector(names)}; ld{through[0]}.{width} {vector(names)}, [{through[1]}];"
+        load += f"""{at} {generic} st{through[0]}.{width} [{through[1]}], {vector(names)};
+            ld{through[0]}.{width} {vector(names)}, [{through[1]}];"""
     run(f"{registers} {mine(0, 0, size)} {mine(1, 1, size)} {load} {store}", source, to, shared=512)
     np.testing.assert_array_equal(to.reshape(32, n, -1)[:, ::-1], source.reshape(32, n, -1))
 
@@ -95,7 +96,8 @@ def test_what_is_predicated_off_touches_nothing() -> None:
     source, to = np.arange(16, dtype=np.uint32), np.full(32, 9, np.uint32)
     body = f"""{mine(0, 0, 4)} {mine(1, 1, 4)} setp.lt.u32 %p1, %thread, 16; mov.u32 %r0, 77;
         @%p1 ld.global.u32 %r0, [%l0]; setp.ge.u32 %p2, %thread, 8; @%p2 st.global.u32 [%l1], %r0;
-        add.u64 %l2, %x0, 1000000; setp.gt.u32 %p3, %thread, 40; @%p3 st.global.u32 [%l2], %r0; @%p3 atom.global.add.u32 %r3, [%l2], 1;"""
+        add.u64 %l2, %x0, 1000000; setp.gt.u32 %p3, %thread, 40; @%p3 st.global.u32 [%l2], %r0;
+        @%p3 atom.global.add.u32 %r3, [%l2], 1;"""
     run(body, source, to)
     np.testing.assert_array_equal(to, [9] * 8 + list(range(8, 16)) + [77] * 16)
 
@@ -135,8 +137,10 @@ def test_atomics(name: str, kind: str, space: str) -> None:
     body += f".reg .b{bits} %v<4>; ld.global.b{bits} %v1, [%l3]; ld.global.b{bits} %v2, [%l4];"
     extra = ", %v2" if name == "cas" else ""
     if space == "shared":
-        body += f"""mad.lo.u32 %r0, %thread, {bits // 8}, %at; ld.global.b{bits} %v0, [%l0]; st.shared.b{bits} [%r0], %v0;
-            atom.shared.{name}.{kind} %v3, [%r0], %v1{extra}; ld.shared.b{bits} %v0, [%r0]; st.global.b{bits} [%l0], %v0;"""
+        body += f"""mad.lo.u32 %r0, %thread, {bits // 8}, %at; ld.global.b{bits} %v0, [%l0];
+            st.shared.b{bits} [%r0], %v0;
+            atom.shared.{name}.{kind} %v3, [%r0], %v1{extra}; ld.shared.b{bits} %v0, [%r0];
+            st.global.b{bits} [%l0], %v0;"""
     else:
         body += f"atom.relaxed.gpu.global.{name}.{kind} %v3, [%l0], %v1{extra};"
     body += f"st.global.b{bits} [%l1], %v3;"
@@ -153,7 +157,8 @@ def test_atomics(name: str, kind: str, space: str) -> None:
 def test_atomics_of_many_threads_on_one_word(space: str) -> None:
     total, seen = np.zeros(1, np.uint32), np.zeros(256, np.uint32)
     where = "%x0" if space == "global" else "%at"
-    body = f"""{mine(1, 1, 4)} setp.eq.u32 %p1, %thread, 0; mov.u32 %r9, 0; @%p1 st.{space}.u32 [{where}], %r9; bar.sync 0;
+    body = f"""{mine(1, 1, 4)} setp.eq.u32 %p1, %thread, 0; mov.u32 %r9, 0; @%p1 st.{space}.u32 [{where}], %r9;
+        bar.sync 0;
         atom.{space}.add.u32 %r0, [{where}], 3; st.global.u32 [%l1], %r0; bar.sync 0;
         ld.{space}.u32 %r1, [{where}]; @%p1 st.global.u32 [%x0], %r1;"""
     run(body, total, seen, threads=256, shared=16)
@@ -178,7 +183,8 @@ def test_atomic_sums_of_floats(line: str) -> None:
     a, b = (random.integers(-64, 64, 32 * size // np.dtype(element).itemsize) for _ in range(2))
     memory, returned, reduced, more = encode(a), encode(0 * a), encode(a), encode(b)
     body = "".join(mine(i, i, size) for i in range(4))
-    body += f""".reg .b{8 * size} %v<2>; ld.global.b{8 * size} %v0, [%l3]; atom.global.gpu.acq_rel.{line} %v1, [%l0], %v0;
+    body += f""".reg .b{8 * size} %v<2>; ld.global.b{8 * size} %v0, [%l3];
+        atom.global.gpu.acq_rel.{line} %v1, [%l0], %v0;
         st.global.b{8 * size} [%l1], %v1; red.global.{line} [%l2], %v0;"""
     run(body, memory, returned, reduced, more)
     np.testing.assert_array_equal(returned, encode(a))
@@ -207,7 +213,8 @@ def test_asynchronous_copies(size: int) -> None:
     for zfill, there in (("", np.full(32, size)), (", %r1", count)):
         to = np.zeros(32 * size, np.uint8)
         copy = COPY.format(cache="cg" if size == 16 else "ca", size=size, zfill=zfill)
-        body = f"""{mine(0, 0, size)} {mine(1, 1, 4)} ld.global.u32 %r1, [%l1]; mad.lo.u32 %r0, %thread, {size}, %at; {copy}
+        body = f"""{mine(0, 0, size)} {mine(1, 1, 4)} ld.global.u32 %r1, [%l1];
+            mad.lo.u32 %r0, %thread, {size}, %at; {copy}
             cp.async.commit_group; cp.async.wait_group 0; .reg .b8 %v; {mine(2, 2, size)}"""
         body = body.replace(".reg .b8 %v;", "")
         body += "".join(f"ld.shared.u8 %h1, [%r0+{i}]; st.global.u8 [%l2+{i}], %h1;" for i in range(size))
@@ -219,8 +226,10 @@ def test_asynchronous_copies(size: int) -> None:
 def test_a_copy_of_no_bytes_reads_nothing() -> None:
     """Its source may lie outside every tensor."""
     source, to = BYTES[:16].copy(), np.zeros(4, np.uint32)
-    body = """add.u64 %l0, %x0, 4096; mov.u32 %r0, %at; mov.u32 %r1, {bytes}; cp.async.cg.shared.global [%r0], [%l0], 16, %r1;
-        cp.async.wait_all; ld.shared.v4.u32 {{%r2, %r3, %r4, %r5}}, [%at]; st.global.v4.u32 [%x1], {{%r2, %r3, %r4, %r5}};"""
+    body = """add.u64 %l0, %x0, 4096; mov.u32 %r0, %at; mov.u32 %r1, {bytes};
+        cp.async.cg.shared.global [%r0], [%l0], 16, %r1;
+        cp.async.wait_all; ld.shared.v4.u32 {{%r2, %r3, %r4, %r5}}, [%at];
+        st.global.v4.u32 [%x1], {{%r2, %r3, %r4, %r5}};"""
     run(body.format(bytes=0), source, to, shared=16, threads=1)
     assert not to.any()
     with fault("bounds"):

@@ -1,4 +1,4 @@
-"""wgmma of PTX: operands laid out by hand in shared memory as CUTLASS documents it, in every swizzle and both majors."""
+"""wgmma of PTX: operands laid out in shared memory as CUTLASS documents it, in every swizzle and both majors."""
 
 import numpy as np
 import pytest
@@ -33,12 +33,11 @@ def placed(matrix: np.ndarray, size: int, major: str, swizzle: int, start: int =
         at = at + (k * size if swizzle else k // per * leading + k % per * size)
     else:
         across = wide // size
-        blocks, steps = -(-matrix.shape[0] // across), matrix.shape[1] // 8
+        blocks = -(-matrix.shape[0] // across)
         first = 8 * wide + (0 if swizzle else 16)
         next_rows, next_k = first, blocks * first
         at = rows % across * size + rows // across * next_rows + k % 8 * wide + k // 8 * next_k
         leading, stride = (next_rows, next_k) if swizzle else (next_k, next_rows)
-        assert steps >= 1
     return swizzled(start + at, swizzle), leading, stride
 
 
@@ -98,10 +97,13 @@ def multiply(
         )
     words = fragment(x) if a_from is None else np.zeros((128, 4), np.uint32)
     body = f"""mul.lo.u32 %r0, %thread, 16; add.u32 %r1, %r0, %at; cvt.u64.u32 %l0, %r0; add.u64 %l0, %l0, %x0;
-        mov.u32 %r2, 0; COPY: ld.global.v4.u32 {{%r4, %r5, %r6, %r7}}, [%l0]; st.shared.v4.u32 [%r1], {{%r4, %r5, %r6, %r7}};
-        add.u64 %l0, %l0, 2048; add.u32 %r1, %r1, 2048; add.u32 %r2, %r2, 1; setp.lt.u32 %p1, %r2, {image.size // 2048}; @%p1 bra COPY;
+        mov.u32 %r2, 0; COPY: ld.global.v4.u32 {{%r4, %r5, %r6, %r7}}, [%l0];
+        st.shared.v4.u32 [%r1], {{%r4, %r5, %r6, %r7}};
+        add.u64 %l0, %l0, 2048; add.u32 %r1, %r1, 2048; add.u32 %r2, %r2, 1;
+        setp.lt.u32 %p1, %r2, {image.size // 2048}; @%p1 bra COPY;
         fence.proxy.async; bar.sync 0; shr.u32 %r3, %at, 4; cvt.u64.u32 %l1, %r3;
-        mov.u64 %l2, {descriptors[0]:#x}; mov.u64 %l3, {descriptors[1]:#x}; add.u64 %l2, %l2, %l1; add.u64 %l3, %l3, %l1;
+        mov.u64 %l2, {descriptors[0]:#x}; mov.u64 %l3, {descriptors[1]:#x}; add.u64 %l2, %l2, %l1;
+        add.u64 %l3, %l3, %l1;
         mul.wide.u32 %l4, %thread, 16; add.u64 %l4, %l4, %x1; ld.global.v4.u32 {{%r4, %r5, %r6, %r7}}, [%l4];
         mul.wide.u32 %l4, %thread, {4 * registers}; add.u64 %l4, %l4, %x2; setp.ne.u32 %p2, {int(c is not None)}, 0;"""
     names = [f"%r{10 + i}" for i in range(registers)]
@@ -113,8 +115,8 @@ def multiply(
     majors = "" if kind == "tf32" else "".join(f", {major(f)}" for f in (a_from, b_from) if f)
     for s in range(slices):
         body += "add.u64 %l2, %l2, 2; add.u64 %l3, %l3, 2; setp.eq.u32 %p2, 0, 0;" * (s > 0)
-        body += f"""wgmma.mma_async.sync.aligned.m64n{n}k{step}.{out}.{kind}.{kind} {{{", ".join(names)}}}, {first}, %l3, %p2,
-            {signs[0]}, {signs[1]}{majors};"""
+        body += f"""wgmma.mma_async.sync.aligned.m64n{n}k{step}.{out}.{kind}.{kind} {{{", ".join(names)}}},
+            {first}, %l3, %p2, {signs[0]}, {signs[1]}{majors};"""
     body += "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;"
     body += "".join(f"st.global.u32 [%l4+{4 * i}], {name};" for i, name in enumerate(names))
     run(body, image, words, d, threads=128, shared=B_AT + 32768, **named)
@@ -197,10 +199,11 @@ def test_tf32_operands_lose_what_is_below_ten_bits() -> None:
 
 def test_a_descriptor_that_leaves_shared_memory() -> None:
     """The last rows of an operand of 256 columns lie beyond the block's memory."""
-    body = """mov.u32 %r2, 0; mad.lo.u32 %r1, %thread, 16, %at; st.shared.v4.u32 [%r1], {%r2, %r2, %r2, %r2}; fence.proxy.async; bar.sync 0;
+    body = """mov.u32 %r2, 0; mad.lo.u32 %r1, %thread, 16, %at; st.shared.v4.u32 [%r1], {%r2, %r2, %r2, %r2};
+        fence.proxy.async; bar.sync 0;
         shr.u32 %r3, %at, 4; cvt.u64.u32 %l1, %r3; mov.u64 %l2, 0x4000004000000000; add.u64 %l2, %l2, %l1;
         wgmma.fence.sync.aligned; setp.ne.u32 %p1, 0, 0;
         wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%r4, %r5, %r6, %r7}, %l2, %l2, %p1, 1, 1, 0, 0;
         wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; st.global.u32 [%x0], %r4;"""
-    with fault("wgmma"):
+    with fault("bounds"):
         run(body, np.zeros(1, np.uint32), threads=128, shared=2048)
