@@ -64,6 +64,7 @@ inline u64 loaded(const u8* from, s32 type) {
     switch (type) {
         case S8: return (u64)(s64) * reinterpret_cast<const s8*>(from);
         case S16: return (u64)(s64)from_bits<s16>(*reinterpret_cast<const u16*>(from));
+        case S32: return (u64)(s64)from_bits<s32>(*reinterpret_cast<const u32*>(from));
     }
     u64 value = 0;
     switch (BYTES[type]) {
