@@ -136,13 +136,14 @@ def _toolkit() -> Path:
 # ---- within such a process -------------------------------------------------------------------------------------------
 
 
-class _Launched(ctypes.Structure):
+class LaunchedStruct(ctypes.Structure):
     _fields_ = [
         ("name", ctypes.c_char * 128),
         ("device", ctypes.c_int),
         ("thread", ctypes.c_int),
         ("grid", ctypes.c_uint32 * 3),
         ("block", ctypes.c_uint32 * 3),
+        ("cluster", ctypes.c_uint32 * 3),
         ("shared", ctypes.c_uint32),
         ("attributes", ctypes.c_uint32),
         ("stream", ctypes.c_void_p),
@@ -173,7 +174,7 @@ def driver() -> ctypes.CDLL:
     """The stub that is loaded in this process."""
     library = ctypes.CDLL(DRIVER)
     library.stub_refusal.restype = ctypes.c_char_p
-    library.stub_launch.restype = ctypes.POINTER(_Launched)
+    library.stub_launch.restype = ctypes.POINTER(LaunchedStruct)
     library.stub_own.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return library
 
