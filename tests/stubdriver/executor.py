@@ -9,8 +9,8 @@ cache beside the machine code, and `remember` does the same for what NVRTC compi
 assembled by ptxas first, as a driver would. A kernel whose PTX is not known is an error, and so is everything that the
 emulator finds: the launch itself fails, and says what was found.
 
-A pointer reaches no further than the allocation that it points into: one tensor. A graph's launches are executed when it
-is launched, a stream's at once.
+A pointer reaches no further than the allocation that it points into: one tensor. A launch is executed at once, one that
+is captured whenever its graph is launched.
 """
 
 import contextlib
