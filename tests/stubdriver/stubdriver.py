@@ -179,6 +179,13 @@ def driver() -> ctypes.CDLL:
     return library
 
 
+def runtime() -> ctypes.CDLL:
+    """The stub of PyTorch's runtime that is loaded in this process."""
+    library = ctypes.CDLL(RUNTIME)
+    library.stub_runtime_kernels.restype = ctypes.c_long
+    return library
+
+
 def launches() -> list[Launched]:
     """All launches since `driver().stub_clear()`."""
     found = []
