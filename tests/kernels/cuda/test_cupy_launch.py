@@ -1,4 +1,5 @@
-"""The launches of the CUDA kernels through the real CuPy, without a GPU: tests/stubdriver stands for it."""
+"""The launches of the CUDA kernels through the real CuPy, without a GPU: tests/stubdriver stands for it, and the
+emulator computes."""
 
 import functools
 import json
@@ -6,17 +7,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import driven_through_cupy
+import executor
 import pytest
 import stubdriver
 
+from gpuconv import emulator
 from gpuconv.backends import cuda_compile
 from gpuconv.backends.cuda import FAMILIES
 from gpuconv.problem import DIRECTIONS
 
-reason = cuda_compile.why_not() or stubdriver.why_not(runtime=True)
+reason = cuda_compile.why_not() or stubdriver.why_not(runtime=True) or emulator.why_not()
 pytestmark = pytest.mark.skipif(reason is not None, reason=f"no launches through CuPy: {reason}")
 
 
@@ -42,8 +46,10 @@ def _happened(environment: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as cache, pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPUCONV_CACHE", cache)
         for instance in driven_through_cupy.instances():
-            cuda_compile.kept_cubin(instance, "sm_90a")
-        told = stubdriver.environment({**dict(environment), "GPUCONV_CACHE": cache}, "90,90", runtime=True)
+            cubin = cuda_compile.kept_cubin(instance, "sm_90a")
+            executor.remember(Path(cache, "ptx"), instance.function, cubin, cuda_compile.ptx(instance, "sm_90a"))
+        own = {"GPUCONV_CACHE": cache, "STUB_PTX": str(Path(cache, "ptx"))}
+        told = stubdriver.environment({**dict(environment), **own}, "90,90", runtime=True)
         command = [sys.executable, driven_through_cupy.__file__]
         done = subprocess.run(command, env=told, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -59,6 +65,8 @@ def test_every_family_gives_the_driver_what_its_kernels_want(happened: Happened)
     families = {f"{family} {direction}" for family in FAMILIES for direction in DIRECTIONS}
     families -= {"halo grad_weight", "grouped_halo grad_weight"}
     assert {row["family"] for row in rows} == {*families, "act_backward"}
+    assert {family for family, _ in found["errors"]} == {row["family"] for row in rows}
+    assert [one for one in found["errors"] if not one[1] <= 1] == []
     assert {"sum_partials", "sum_channels"} < {row["got"][0] for row in rows}
     assert found["refusals"] == 0
 
