@@ -122,7 +122,9 @@ def compile_for(launch: Launch, capability: int) -> Any:
 def machine_code(launch: Launch, capability: int) -> MachineCode:
     """Compile `launch` for a GPU of this capability and read the result."""
     compiled = compile_for(launch, capability)
-    code = _read(compiled.asm["cubin"], compiled.metadata.shared, ptx=compiled.asm["ptx"], ttgir=compiled.asm["ttgir"])
+    code = read_cubin(
+        compiled.asm["cubin"], compiled.metadata.shared, ptx=compiled.asm["ptx"], ttgir=compiled.asm["ttgir"]
+    )
     return dataclasses.replace(code, scratch=compiled.metadata.global_scratch_size)
 
 
@@ -134,7 +136,7 @@ def cuda_architecture(gpu: Gpu) -> str:
 def cuda_machine_code(instance: Instance, architecture: str) -> MachineCode:
     """Compile a CUDA C kernel for an architecture ("sm_90a") as it is compiled to be launched, and read the result.
     Raises ModuleNotFoundError where CuPy, which brings the way to NVRTC, is not installed."""
-    return _read(cuda_compile.cubin(instance, architecture), instance.shared, instance.function)
+    return read_cubin(cuda_compile.cubin(instance, architecture), instance.shared, instance.function)
 
 
 def cuda_ptx(instance: Instance, architecture: str) -> str:
@@ -142,7 +144,8 @@ def cuda_ptx(instance: Instance, architecture: str) -> str:
     return cuda_compile.ptx(instance, architecture)
 
 
-def _read(cubin: bytes, shared: int, function: str = "", ptx: str = "", ttgir: str = "") -> MachineCode:
+def read_cubin(cubin: bytes, shared: int, function: str = "", ptx: str = "", ttgir: str = "") -> MachineCode:
+    """What the compilers made of the function of that name in a cubin, "" for its first."""
     usage = _cuobjdump(cubin, "--dump-resource-usage")
     found = re.search(rf"Function {function}.*:\s.*REG:(\d+) STACK:(\d+)", usage)
     if found is None:

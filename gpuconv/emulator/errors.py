@@ -1,0 +1,36 @@
+"""What the emulator raises."""
+
+
+class EmulatorUnavailable(RuntimeError):
+    """The emulator cannot run on this machine. Says why."""
+
+
+class EmulationError(RuntimeError):
+    """A kernel did what no kernel may, or what the emulator does not know.
+
+    kind: "bounds", "alignment", "uninitialised", "race", "barrier", "deadlock", "copy engine", "wgmma",
+    "unknown instruction" or "trap". block, thread: where, as (x, y, z); thread is None where it was no single one's.
+    ptx_line: of the PTX, from 1. source: "file:line" of what it was compiled from, where that is known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: str,
+        kernel: str = "",
+        block: tuple[int, int, int] | None = None,
+        thread: tuple[int, int, int] | None = None,
+        ptx_line: int = 0,
+        source: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.kind, self.kernel, self.block, self.thread = kind, kernel, block, thread
+        self.ptx_line, self.source = ptx_line, source
+
+
+class UnknownInstruction(EmulationError):
+    """PTX that the emulator does not know. Names the instruction and its line."""
+
+    def __init__(self, message: str, *, kernel: str = "", ptx_line: int = 0, source: str | None = None) -> None:
+        super().__init__(message, kind="unknown instruction", kernel=kernel, ptx_line=ptx_line, source=source)
