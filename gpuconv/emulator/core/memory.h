@@ -93,7 +93,7 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
     u64* registers[16];
     for (int k = 0; k < values; k++) registers[k] = i[k] < 0 ? nullptr : w.reg(i[k]);
     const bool checks = m.checks;
-    u32 bad = 0, result_bad = 0;
+    u32 bad = 0, result_bad[16] = {};  // of each value by itself: of a vector, parts may be used that were written
     if (checks && Store)
         for (int k = 0; k < values; k++) bad |= w.undefined[i[k]] & mask;
     if (space == GLOBAL) {
@@ -130,8 +130,8 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
                         if (known.known.empty()) known.reset(m.components.count());
                         known.join(w.clock);
                     }
-                } else if (!Machine::all_written(written, bytes)) {
-                    result_bad |= 1u << l;
+                } else {
+                    for (int k = 0; k < values; k++) result_bad[k] |= (u32)!Machine::all_written(written + k * each, each) << l;
                 }
             }
             if (Store) std::memcpy(memory, value, bytes);
@@ -155,8 +155,8 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
                 } else if (registers[k]) {
                     registers[k][l] = loaded(&w.block->local[at + k * each], i.type);
                 }
+                if (!Store) result_bad[k] |= (u32)!Machine::all_written(&w.block->local_written[at + k * each], each) << l;
             }
-            if (!Store && !Machine::all_written(&w.block->local_written[at], bytes)) result_bad |= 1u << l;
         });
     } else {
         if (Store) m.fail(UNSUPPORTED, w, i, -1, "a store to a parameter");
@@ -169,7 +169,7 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
     }
     if (checks && !Store)
         for (int k = 0; k < values; k++)
-            if (i[k] >= 0) w.undefined[i[k]] = (w.undefined[i[k]] & ~mask) | result_bad;
+            if (i[k] >= 0) w.undefined[i[k]] = (w.undefined[i[k]] & ~mask) | result_bad[k];
 }
 
 // ---- atomics ---------------------------------------------------------------------------------------------------------
