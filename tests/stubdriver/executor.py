@@ -30,6 +30,7 @@ import stubdriver
 import torch
 
 from gpuconv import emulator
+from gpuconv.files import cache_folder
 
 # By the numbers of cuda.h.
 ILLEGAL_ADDRESS, MISALIGNED_ADDRESS, LAUNCH_FAILED, NOT_SUPPORTED = 700, 716, 719, 801
@@ -155,6 +156,15 @@ def remember(folder: Path, name: str, cubin: bytes, ptx: str) -> None:
     own.mkdir(parents=True)
     (own / f"{name}.cubin").write_bytes(cubin)
     (own / f"{name}.ptx").write_text(ptx)
+
+
+def share_core(cache: Path) -> None:
+    """Let a process whose GPUCONV_CACHE is this folder have the core of the emulator that was compiled for this one."""
+    from gpuconv.emulator import build
+
+    build.library()
+    cache.mkdir(exist_ok=True)
+    (cache / "emulator").symlink_to(cache_folder() / "emulator", target_is_directory=True)
 
 
 def _told(run: Callable[[], None]) -> int:

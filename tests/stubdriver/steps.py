@@ -7,6 +7,7 @@ bits.
 
 import copy
 import functools
+import re
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -254,7 +255,8 @@ def what_the_emulator_finds_fails_the_launch() -> None:
             try:
                 call()
             except RuntimeError as error:
-                assert "Triton Error [CUDA]" in str(error) and "buffer" in str(error), error
+                assert "Triton Error [CUDA]" in str(error) and "bounds: global memory" in str(error), error
+                assert re.search(r"at PTX line \d+, \w+\.py:\d+: ", str(error)), error
             else:
                 raise AssertionError("memory was read that is nobody's")
 

@@ -44,6 +44,7 @@ def _happened(environment: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """What driven_through_cupy.py prints. What it launches is compiled here, as NVRTC may ask a driver for its secrets;
     there it comes from the cache."""
     with tempfile.TemporaryDirectory() as cache, pytest.MonkeyPatch.context() as patch:
+        executor.share_core(Path(cache))  # before the folder is another one
         patch.setenv("GPUCONV_CACHE", cache)
         texts = _ptx_of_every_cubin(patch)
         for instance in dict.fromkeys(driven_through_cupy.instances()):
