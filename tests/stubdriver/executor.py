@@ -30,6 +30,7 @@ import stubdriver
 import torch
 
 from gpuconv import emulator
+from gpuconv.backends.triton_launch import RELEASE
 from gpuconv.files import cache_folder
 
 # By the numbers of cuda.h.
@@ -60,11 +61,14 @@ class Executor:
     """While it is entered, all launches of this process are executed, whichever their thread.
 
     `schedule` and `seed` are the emulator's. `counters` holds what each launch counted, in their order.
+
+    Before release 3.8 Triton leaves out the fence between cp.async and a wgmma that reads what it brought, which is a
+    race on a GPU: with such a one races are not looked for.
     """
 
     def __init__(self, schedule: str = "early", seed: int = 0) -> None:
         self.counters: list[Any] = []
-        self._how = {"schedule": schedule, "seed": seed}
+        self._how = {"schedule": schedule, "seed": seed, "checks": RELEASE >= (3, 8)}
         self._prepared: dict[int, Prepared] = {}
         self._numbers = itertools.count()
         self._ptx: dict[tuple[str, bytes], str] = {}
