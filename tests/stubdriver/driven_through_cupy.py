@@ -36,13 +36,13 @@ GPU, MULTIPROCESSORS = KNOWN["H100"], KNOWN["H100"].multiprocessors
 LAST, HALF = torch.channels_last, torch.float16
 # What every family is driven with: input, weight.
 LAYERS = {
-    "simt": ConvProblem.of((2, 40, 14, 14), (24, 40, 3, 3), padding=1, dtype=torch.float64, memory_format=LAST),
+    "simt": ConvProblem.of((2, 20, 9, 10), (24, 20, 3, 3), padding=1, dtype=torch.float64, memory_format=LAST),
     "tensor": ConvProblem.of((2, 64, 15, 14), (64, 64, 3, 3), padding=1, stride=2, dtype=HALF, memory_format=LAST),
     "halo": ConvProblem.of((2, 64, 14, 14), (64, 64, 3, 3), padding=1, dtype=HALF, memory_format=LAST),
     "grouped": ConvProblem.of((8, 64, 9, 9), (64, 4, 3, 3), padding=1, groups=16, dtype=HALF, memory_format=LAST),
     "grouped_halo": ConvProblem.of((2, 64, 9, 9), (64, 4, 3, 3), padding=1, groups=16, dtype=HALF, memory_format=LAST),
     "depthwise": ConvProblem.of((4, 64, 17, 16), (64, 1, 3, 3), padding=1, groups=64, dtype=torch.float32),
-    "banded": ConvProblem.of((8, 8, 33, 40), (8, 1, 13, 13), padding=6, groups=8, dtype=HALF),
+    "banded": ConvProblem.of((4, 4, 33, 40), (4, 1, 13, 13), padding=6, groups=4, dtype=HALF),
 }
 ACT = Elementwise((4, 24, 7, 7), HALF, LAST, (1176, 1, 168, 24), True, Activation("silu"))
 # Their kernels differ in shared memory alone: the windows of the second, with their margin, are larger.
@@ -157,6 +157,37 @@ def every_family() -> dict[str, Any]:
     return {"rows": rows, "errors": errors, "refusals": stubdriver.driver().stub_refusals()}
 
 
+class Mistaken(CupyRuntime):
+    """The runtime with a mistake in every launch."""
+
+    def __init__(self, mistake: str) -> None:
+        super().__init__()
+        self.mistake = mistake
+
+    def launch(self, launch: Launch, device: torch.device, tensors: tuple[torch.Tensor | None, ...]) -> None:
+        if self.mistake == "a block too few":
+            launch = Launch(launch.instance, launch.blocks - 1, launch.conv)
+        else:
+            tensors = (tensors[1], tensors[0], *tensors[2:])
+        super().launch(launch, device, tensors)
+
+
+def with_mistakes() -> dict[str, Any]:
+    """What is computed, or said, if a launch is not as it is to be."""
+    found: dict[str, Any] = {}
+    for mistake in ("a block too few", "two tensors swapped"):
+        backend = CudaBackend()
+        backend.runtimes["cuda"] = Mistaken(mistake)
+        operands = operands_of(NARROW, "forward")
+        run = backend.bind(NARROW, "forward", torch.device("cuda"), Activation("none"), operands, BLOCK)
+        try:
+            with executor.Executor():
+                found[mistake] = judged(NARROW, "forward", run)
+        except Exception as error:
+            found[mistake] = str(error)
+    return found
+
+
 def tensors_of(problem: ConvProblem, device: int = 0) -> tuple[torch.Tensor | None, ...]:
     x, w, y = (on_gpu(s, problem, device) for s in (problem.input_shape, problem.weight_shape, problem.output_shape))
     return x, w, None, None, y
@@ -264,7 +295,15 @@ if __name__ == "__main__":
     on_host.install()
     torch.set_deterministic_debug_mode("warn")  # fills new tensors with NaN, so that what is not written is not right
     found = {}
-    for part in (every_family, shared_memory, in_threads, on_the_second, after_clear_memo, while_capturing):
+    for part in (
+        every_family,
+        with_mistakes,
+        shared_memory,
+        in_threads,
+        on_the_second,
+        after_clear_memo,
+        while_capturing,
+    ):
         torch.cuda.synchronize()
         stubdriver.driver().stub_clear()
         try:

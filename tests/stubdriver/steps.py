@@ -6,6 +6,7 @@ bits.
 """
 
 import copy
+import ctypes
 import functools
 import re
 import threading
@@ -25,7 +26,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 import gpuconv
-from gpuconv import plan, reference
+from gpuconv import emulator, plan, reference
 from gpuconv.problem import ConvProblem
 from gpuconv.reference import as_numpy, assert_close_to_oracle
 
@@ -272,7 +273,7 @@ def ptx_is_loaded_and_computes() -> None:
     out = torch.zeros(1, dtype=torch.int32).cuda()
     with executor.Executor():
         small = refused.function((refused.KERNEL % (90, "")).encode())
-        assert refused.launch(small, shared=16, pointer=refused.ctypes.c_void_p(out.data_ptr())) == 0
+        assert refused.launch(small, shared=16, pointer=ctypes.c_void_p(out.data_ptr())) == 0
     assert out.item() == 7
 
 
@@ -305,6 +306,34 @@ def descriptors_of_the_host_compute(dtype: torch.dtype, depth: int) -> None:
     assert ((on_gpu[2].cpu().double() - exact).abs() <= bound).all()
 
 
+def descriptors_are_those_that_the_emulator_reads() -> None:
+    """cuTensorMapEncodeTiled beside `TensorMap`, by the numbers of cuda.h: types as in CUtensorMapDataType."""
+    types = ["u8", "u16", "u32", "s32", "u64", "s64", "f16", "f32", "f64", "bf16", "f32.ftz", "tf32", "tf32.ftz"]
+    sizes, box, steps = (33, 5, 7, 4, 3), (16, 2, 3, 4, 1), (1, 2, 1, 1, 3)
+    memory = torch.empty(1 << 16, dtype=torch.uint8).cuda()
+    for number, name in enumerate(types):
+        each = emulator.tensor_map.ELEMENT_TYPES[name]
+        strides = [320]
+        for size in sizes[1:4]:
+            strides.append(strides[-1] * size)
+        for rank in range(1, 6):
+            swizzle = {16: 1, 32: 2}.get(box[0] * each, 3) if rank % 2 and box[0] * each <= 128 else 0
+            fill = rank == 4 and number >= 6
+            got = (ctypes.c_uint8 * 192)()
+            at = ctypes.addressof(got) + -ctypes.addressof(got) % 64
+            error = driver.cuTensorMapEncodeTiled(
+                ctypes.c_void_p(at), number, rank, ctypes.c_void_p(memory.data_ptr()), (ctypes.c_uint64 * 5)(*sizes),
+                (ctypes.c_uint64 * 4)(*strides), (ctypes.c_uint32 * 5)(*box), (ctypes.c_uint32 * 5)(*steps),
+                0, swizzle, 0, int(fill),
+            )  # fmt: skip
+            assert error == 0, driver.stub_refusal()
+            wanted = emulator.TensorMap(
+                memory.data_ptr(), name, sizes[:rank], tuple(strides[: rank - 1]), box[:rank], steps[:rank],
+                swizzle=(0, 32, 64, 128)[swizzle], fill="nan" if fill else "zero",
+            )  # fmt: skip
+            assert ctypes.string_at(at, 128) == bytes(wanted), (name, rank)
+
+
 def parts() -> Iterator[tuple[str, Callable[[], None]]]:
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         for memory_format in (LAST, FIRST):
@@ -322,6 +351,7 @@ def parts() -> Iterator[tuple[str, Callable[[], None]]]:
         every_schedule_computes_the_same,
         compiled_code_computes_the_same,
         what_the_emulator_finds_fails_the_launch,
+        descriptors_are_those_that_the_emulator_reads,
         a_kernel_without_ptx_is_an_error,
         ptx_is_loaded_and_computes,
     ):

@@ -24,6 +24,8 @@ static const char *tensor_map_encode(TensorMap *map, unsigned type, unsigned ran
     if (type >= sizeof element_types) return "the type of its elements";
     if (rank < 1 || rank > 5 || (interleave && rank < 3)) return "its rank";
     if (interleave > 2 || swizzle > 3 || fill > 1) return "its interleaving, swizzle or fill";
+    if (interleave == 2 && swizzle != 1) return "its swizzle, which is of 32 bytes with slices of 32";
+    if (fill && type < CU_TENSOR_MAP_DATA_TYPE_FLOAT16) return "its fill with NaN, which integers have not";
     if ((uintptr_t)map % 64) return "where it is to lie, which is no multiple of 64 bytes";
     if (!address || (uintptr_t)address % (interleave == 2 ? 32 : 16)) return "its address, which is no multiple of 16 bytes";
     memset(map, 0, sizeof *map);

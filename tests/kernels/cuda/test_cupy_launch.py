@@ -88,6 +88,12 @@ def test_every_family_gives_the_driver_what_its_kernels_want(happened: Happened)
     assert found["refusals"] == 0
 
 
+def test_mistakes_in_a_launch_are_seen_in_what_it_computes(happened: Happened) -> None:
+    found = happened("with_mistakes")
+    assert not found["a block too few"] <= 1
+    assert "bounds: global memory" in found["two tensors swapped"]  # the filters are fewer than the pixels
+
+
 def test_shared_memory_that_was_allowed_stays_allowed(happened: Happened) -> None:
     """The kernels share a function, and the one that needs less is loaded second."""
     found = happened("shared_memory")
