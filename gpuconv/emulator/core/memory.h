@@ -64,6 +64,7 @@ inline u64 loaded(const u8* from, s32 type) {
     switch (type) {
         case S8: return (u64)(s64) * reinterpret_cast<const s8*>(from);
         case S16: return (u64)(s64)from_bits<s16>(*reinterpret_cast<const u16*>(from));
+        case S32: return (u64)(s64)from_bits<s32>(*reinterpret_cast<const u32*>(from));
     }
     u64 value = 0;
     switch (BYTES[type]) {
@@ -144,7 +145,7 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
         if (Store && i.modifier[2] == 2) w.tick();
     } else if (space == LOCAL) {
         each_lane(mask, [&](int l) {
-            const u64 a = address[l] >= LOCAL_WINDOW ? address[l] - LOCAL_WINDOW : address[l];
+            const u64 a = (u32)address[l];  // as in Machine::place
             if (a + bytes > (u64)m.program.local) m.fail(BOUNDS, w, i, l, "local memory at %llu, %u bytes: a thread has %d", (unsigned long long)a, bytes, m.program.local);
             if (a % bytes) m.fail(ALIGNMENT, w, i, l, "local memory at %llu: not a multiple of %u", (unsigned long long)a, bytes);
             const size_t at = ((size_t)w.in_block * 32 + l) * m.program.local + a;
