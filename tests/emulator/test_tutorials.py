@@ -2,8 +2,8 @@
 mistake planted in their source an error that names its line."""
 
 import importlib.util
-import itertools
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +20,6 @@ from gpuconv.emulator import EmulationError, triton_gpu
 SCHEDULES = (("early", 0), ("late", 0), ("random", 1), ("random", 2))
 EVERY = pytest.mark.parametrize("gpu", ["h100", "a100"])
 MOSTLY_H100 = pytest.mark.parametrize("gpu", ["h100", pytest.param("a100", marks=pytest.mark.full)])
-COUNT = itertools.count()
 
 
 def everywhere(gpu: str, launch: Callable[[], Any], same: bool = True) -> list[tuple[torch.Tensor, ...]]:
@@ -201,7 +200,8 @@ def planted(module: ModuleType, old: str, new: str, folder: Path) -> tuple[Modul
     """The module with `old` replaced by `new`, which stands once in its source, and the line where it stood."""
     text = Path(str(module.__file__)).read_text()
     assert text.count(old) == 1, old
-    path = folder / f"planted_{next(COUNT)}.py"
+    # The same mistake in the same file: Triton's cache keeps the file's name with the code, whatever file it is now.
+    path = folder / f"planted_{zlib.crc32((old + new).encode())}.py"
     path.write_text(text.replace(old, new))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
