@@ -265,7 +265,10 @@ def _pack(value: Any, parameter: Parameter, called: str, memory: _Memory) -> byt
             raise ValueError(f"{called} must be a tensor on the CPU, but got one on {value.device}")
         value = memory.add(value.data_ptr(), extent(value), called)
     elif isinstance(value, np.ndarray):
-        value = memory.add(value.ctypes.data, value.nbytes, called)
+        steps = [(n - 1) * stride for n, stride in zip(value.shape, value.strides, strict=True)] if value.size else []
+        before, behind = sum(min(s, 0) for s in steps), sum(max(s, 0) for s in steps) + value.itemsize * bool(value.size)
+        first = memory.add(value.ctypes.data + before, behind - before, called)
+        value = first - before  # the pointer is to the first element, wherever in the memory that is
     elif isinstance(value, TensorMap):
         value = bytes(value)
     elif value is None:

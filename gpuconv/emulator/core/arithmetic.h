@@ -70,12 +70,17 @@ template <> struct Wider<u64> { using type = u128; };
 template <class A> using wider = typename Wider<A>::type;
 
 inline float flushed(float f) { return std::fpclassify(f) == FP_SUBNORMAL ? std::copysign(0.0f, f) : f; }
+// .ftz: a subnormal number is the zero of its sign.
+template <class A> inline A flushed_if(A a, bool flush) {
+    if constexpr (std::is_same<A, float>::value) return flush ? flushed(a) : a;
+    else if constexpr (std::is_same<A, Half>::value) return flush && !(a.bits & 0x7c00) ? from_bits<A>(a.bits & 0x8000) : a;
+    else if constexpr (std::is_same<A, BFloat>::value) return flush && !(a.bits & 0x7f80) ? from_bits<A>(a.bits & 0x8000) : a;
+    else return a;
+}
 
 // A float operation with its modifiers: flush subnormals, round otherwise, saturate to [0, 1].
 template <class A, class F> inline A float_operation(A a, A b, A c, const Instruction& i, F f) {
-    if constexpr (std::is_same<A, float>::value) {
-        if (i.modifier[3]) a = flushed(a), b = flushed(b), c = flushed(c);
-    }
+    a = flushed_if(a, i.modifier[3]), b = flushed_if(b, i.modifier[3]), c = flushed_if(c, i.modifier[3]);
     A result;
     if (i.modifier[0] == NEAREST) {
         result = f(a, b, c);
@@ -85,15 +90,14 @@ template <class A, class F> inline A float_operation(A a, A b, A c, const Instru
         volatile A r = f((A)x, (A)y, (A)z);
         result = r;
     }
-    if constexpr (std::is_same<A, float>::value) {
-        if (i.modifier[3]) result = flushed(result);
-    }
+    result = flushed_if(result, i.modifier[3]);
     if (i.modifier[1]) result = result != result ? A(0) : result < A(0) ? A(0) : result > A(1) ? A(1) : result;
     if (i.modifier[2]) result = result != result ? result : result < A(0) ? A(0) : result;  // .relu
     return result;
 }
-template <class A, class F> inline A small_operation(float a, float b, float c, const Instruction& i, F f) {
-    A result = A::nearest(f((double)a, (double)b, (double)c));
+template <class A, class F> inline A small_operation(A a, A b, A c, const Instruction& i, F f) {
+    const auto number = [&](A x) { return (double)(float)flushed_if(x, i.modifier[3]); };
+    const A result = flushed_if(A::nearest(f(number(a), number(b), number(c))), i.modifier[3]);
     const float value = result;
     if (i.modifier[1]) return value != value || value < 0 ? A(0.0f) : value > 1 ? A(1.0f) : result;
     if (i.modifier[2] && value < 0) return A(0.0f);
@@ -142,7 +146,16 @@ struct MultiplyAdd {
 };
 struct FusedMultiplyAdd {
     template <class A> static A of(A a, A b, A c, const Instruction& i) {
-        return any_operation<A>(a, b, c, i, [](auto x, auto y, auto z) { return std::fma(x, y, z); });
+        if constexpr (std::is_same<A, Half>::value || std::is_same<A, BFloat>::value) return small_operation<A>(a, b, c, i, to_odd);
+        else return float_operation<A>(a, b, c, i, [](auto x, auto y, auto z) { return std::fma(x, y, z); });
+    }
+    // x · y + z of small numbers, whose product is exact, with an odd last bit where digits are lost: rounding it again
+    // to few bits is rounding once.
+    static double to_odd(double x, double y, double z) {
+        const double product = x * y, sum = product + z;
+        if (!std::isfinite(sum)) return sum;
+        const double part = sum - product, lost = (product - (sum - part)) + (z - part);
+        return lost == 0 || (to_bits(sum) & 1) ? sum : std::nextafter(sum, lost > 0 ? INFINITY : -INFINITY);
     }
     template <class A> static A on(A a, A b, A c, const Instruction& i) { return of<A>(a, b, c, i); }
 };
@@ -190,6 +203,7 @@ struct Remainder {
 template <bool Max> struct Extreme {
     template <class A> static A of(A a, A b, const Instruction& i) {
         if constexpr (floating<A>) {
+            a = flushed_if(a, i.modifier[3]), b = flushed_if(b, i.modifier[3]);
             const bool nan_a = a != a, nan_b = b != b;
             if (nan_a || nan_b) {
                 if (i.modifier[2] || (nan_a && nan_b)) return nan();
@@ -213,9 +227,7 @@ template <bool Max> struct Extreme {
 struct Absolute {
     template <class A> static A of(A a, const Instruction& i) {
         if constexpr (floating<A>) {
-            A result = from_bits<A>(to_bits(a) & ~(1ull << (8 * sizeof(A) - 1)));
-            if constexpr (std::is_same<A, float>::value) return i.modifier[3] ? flushed(result) : result;
-            return result;
+            return flushed_if(from_bits<A>(to_bits(a) & ~(1ull << (8 * sizeof(A) - 1))), i.modifier[3]);
         } else return a < 0 ? (A)(0 - (u64)a) : a;
     }
     template <class A> static A on(A a, A, A, const Instruction& i) { return of<A>(a, i); }
@@ -223,9 +235,7 @@ struct Absolute {
 struct Negate {
     template <class A> static A of(A a, const Instruction& i) {
         if constexpr (floating<A>) {
-            A result = from_bits<A>(to_bits(a) ^ 1ull << (8 * sizeof(A) - 1));
-            if constexpr (std::is_same<A, float>::value) return i.modifier[3] ? flushed(result) : result;
-            return result;
+            return flushed_if(from_bits<A>(to_bits(a) ^ 1ull << (8 * sizeof(A) - 1)), i.modifier[3]);
         } else return (A)(0 - (u64)a);
     }
     template <class A> static A on(A a, A, A, const Instruction& i) { return of<A>(a, i); }
@@ -368,17 +378,13 @@ template <class A> void add_with_carry(Machine&, Warp& w, const Instruction& i, 
 #define FUNCTION(NAME, EXPRESSION)                                                                      \
     struct NAME {                                                                                       \
         template <class A> static A of(A a, const Instruction& i) {                                     \
-            const double x = std::is_same<A, float>::value && i.modifier[3] ? flushed((float)a) : (double)a; \
-            if constexpr (std::is_same<A, Half>::value || std::is_same<A, BFloat>::value) return A::nearest(EXPRESSION); \
-            else if constexpr (std::is_same<A, float>::value) {                                         \
-                const float r = (float)(EXPRESSION);                                                    \
-                return i.modifier[3] ? flushed(r) : r;                                                  \
-            } else return (A)(EXPRESSION);                                                              \
+            const double x = flushed_if(a, i.modifier[3]);                                              \
+            if constexpr (std::is_same<A, Half>::value || std::is_same<A, BFloat>::value)               \
+                return flushed_if(A::nearest(EXPRESSION), i.modifier[3]);                               \
+            else return flushed_if((A)(EXPRESSION), i.modifier[3]);                                     \
         }                                                                                               \
         template <class A> static A on(A a, A, A, const Instruction& i) { return of<A>(a, i); }         \
     };
-FUNCTION(Reciprocal, 1.0 / x)
-FUNCTION(SquareRoot, std::sqrt(x))
 FUNCTION(ReciprocalSquareRoot, 1.0 / std::sqrt(x))
 FUNCTION(PowerOfTwo, std::exp2(x))
 FUNCTION(LogarithmOfTwo, std::log2(x))
@@ -386,6 +392,19 @@ FUNCTION(HyperbolicTangent, std::tanh(x))
 FUNCTION(Sine, std::sin(x))
 FUNCTION(Cosine, std::cos(x))
 #undef FUNCTION
+
+struct Reciprocal {  // these two are rounded once, in any direction
+    template <class A> static A of(A a, const Instruction& i) {
+        return any_operation<A>(a, a, a, i, [](auto x, auto, auto) { return 1 / x; });
+    }
+    template <class A> static A on(A a, A, A, const Instruction& i) { return of<A>(a, i); }
+};
+struct SquareRoot {
+    template <class A> static A of(A a, const Instruction& i) {
+        return any_operation<A>(a, a, a, i, [](auto x, auto, auto) { return std::sqrt(x); });
+    }
+    template <class A> static A on(A a, A, A, const Instruction& i) { return of<A>(a, i); }
+};
 
 struct TestProperty {  // modifier[4]: finite, infinite, number, notanumber, normal, subnormal
     template <class A> static u64 of(A a, const Instruction& i) {
@@ -406,9 +425,7 @@ struct TestProperty {  // modifier[4]: finite, infinite, number, notanumber, nor
 
 template <class A> inline bool compare(A a, A b, s32 how, bool flush) {
     if constexpr (floating<A>) {
-        if constexpr (std::is_same<A, float>::value) {
-            if (flush) a = flushed(a), b = flushed(b);
-        }
+        a = flushed_if(a, flush), b = flushed_if(b, flush);
         const bool nan = a != a || b != b;
         if (how == 6) return !nan;
         if (how == 7) return nan;
@@ -439,8 +456,8 @@ template <class A> void set_predicates(Machine&, Warp& w, const Instruction& i, 
     u64 *p = w.reg(i[0]), *q = w.reg(i[1]), *a = w.reg(i[2]), *b = w.reg(i[3]), *c = i[4] < 0 ? nullptr : w.reg(i[4]);
     each_lane(mask, [&](int l) {
         const bool k = c && (c[l] & 1) != (u64)i.modifier[2];
-        const bool low = compare(from_bits<A>(a[l]), from_bits<A>(b[l]), i.modifier[0], false);
-        const bool high = compare(from_bits<A>(a[l] >> 16), from_bits<A>(b[l] >> 16), i.modifier[0], false);
+        const bool low = compare(from_bits<A>(a[l]), from_bits<A>(b[l]), i.modifier[0], i.modifier[3]);
+        const bool high = compare(from_bits<A>(a[l] >> 16), from_bits<A>(b[l] >> 16), i.modifier[0], i.modifier[3]);
         p[l] = combined(low, k, i.modifier[1]);
         q[l] = combined(high, k, i.modifier[1]);
     });

@@ -70,7 +70,8 @@ class Shadow {
     bool read(u32 first, u32 bytes, const Access& access, const Clock& clock, Conflict& conflict) {
         for (u32 g = first / granule_; g <= (first + bytes - 1) / granule_; g++) {
             if (!after_write(writes_[g], access, clock, conflict)) return false;
-            reads_[(size_t)g * readers_ + access.component] = access.time;
+            u32& read = reads_[(size_t)g * readers_ + access.component];
+            if (read != 2 * access.time || !access.atomic) read = 2 * access.time + access.atomic;
             read_by_[g] = access.instruction;
         }
         return true;
@@ -79,14 +80,12 @@ class Shadow {
         for (u32 g = first / granule_; g <= (first + bytes - 1) / granule_; g++) {
             Write& last = writes_[g];
             if (!after_write(last, access, clock, conflict)) return false;
-            if (!(access.atomic && last.atomic)) {
-                const u32* reads = &reads_[(size_t)g * readers_];
-                u32 unordered = 0;
-                for (int i = 0; i < readers_; i++) unordered |= reads[i] > clock.known[i];
-                if (unordered) {
-                    conflict = {"reads it", read_by_[g]};
-                    return false;
-                }
+            const u32* reads = &reads_[(size_t)g * readers_];
+            u32 unordered = 0;
+            for (int i = 0; i < readers_; i++) unordered |= reads[i] / 2 > clock.known[i] && !(access.atomic && reads[i] & 1);
+            if (unordered) {
+                conflict = {"reads it", read_by_[g]};
+                return false;
             }
             last = {access.time, access.instruction, (s16)access.component, access.async_proxy, access.atomic};
         }
@@ -115,5 +114,5 @@ class Shadow {
 
     int granule_ = 4, readers_ = 0;
     std::vector<Write> writes_;
-    std::vector<u32> reads_, read_by_;
+    std::vector<u32> reads_, read_by_;  // reads: 2 · time + (1: by an atomic)
 };

@@ -28,6 +28,8 @@ inline u64 clamped(s128 x, s32 type) {
     const s128 most = is_signed(type) ? ((s128)1 << (bits - 1)) - 1 : ((s128)1 << bits) - 1, least = is_signed(type) ? -((s128)1 << (bits - 1)) : 0;
     return (u64)(x > most ? most : x < least ? least : x) & ones(bits);
 }
+// A small signed integer in a wider register.
+inline u64 extended(u64 bits, s32 type) { return type == S8 ? (u64)(s64)(s8)bits : type == S16 ? (u64)(s64)(s16)bits : bits; }
 // A double in a float format.
 inline u64 to_float(double x, s32 type, s32 how) {
     switch (type) {
@@ -50,7 +52,7 @@ inline u64 converted(u64 bits, const Instruction& i) {
     const s32 to = i.type, from = i.type2, how = i.modifier[0];
     if (!is_float(from) && from != TF32) {
         const s128 x = as_integer(bits, from);
-        if (!is_float(to)) return i.modifier[1] ? clamped(x, to) : (u64)x & ones(8 * BYTES[to]);
+        if (!is_float(to)) return extended(i.modifier[1] ? clamped(x, to) : (u64)x & ones(8 * BYTES[to]), to);
         if (to == F32 || to == F64) {  // once: by way of double it would be twice
             RoundingMode mode(how);
             volatile s64 s = (s64)x;
@@ -72,10 +74,10 @@ inline u64 converted(u64 bits, const Instruction& i) {
     double x = as_double(bits, from);
     if (i.modifier[3] && from == F32) x = flushed((float)x);
     if (!is_float(to) && to != TF32) {
-        if (x != x) return to == S64 ? 1ull << 63 : to == U64 ? 1ull << 63 : 0;
-        if (std::isinf(x)) return clamped(x > 0 ? (s128)1 << 100 : -((s128)1 << 100), to);
+        if (x != x) return extended(from == F64 || BYTES[to] == 8 ? 1ull << (8 * BYTES[to] - 1) : 0, to);  // PTX ISA 9.0, cvt
         x = rounded(x, how);
-        return clamped(std::fabs(x) >= 0x1p100 ? (x > 0 ? (s128)1 << 100 : -((s128)1 << 100)) : (s128)x, to);
+        const s128 far = (s128)1 << 100;
+        return extended(clamped(x >= 0x1p100 ? far : x <= -0x1p100 ? -far : (s128)x, to), to);
     }
     if (x != x && to == F32) return i.modifier[1] ? 0 : 0x7fffffff;
     if (x != x && to == F64) return 0x7fffffffffffffffull;

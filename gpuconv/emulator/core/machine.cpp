@@ -261,6 +261,9 @@ Machine::Stop Machine::run_fragment(Warp& w, size_t at, u32& budget) {
                 default: f.pc++;
             }
         } else {
+            if (checks && i.guard >= 0 && i.undefined == SPREADS)
+                for (int k = 0; k < i.results; k++)
+                    if (i[k] >= 0) w.undefined[i[k]] |= w.undefined[i.guard >> 1] & f.lanes;
             f.pc++;
         }
         if (w.yielded) {

@@ -64,6 +64,7 @@ inline u64 loaded(const u8* from, s32 type) {
     switch (type) {
         case S8: return (u64)(s64) * reinterpret_cast<const s8*>(from);
         case S16: return (u64)(s64)from_bits<s16>(*reinterpret_cast<const u16*>(from));
+        case S32: return (u64)(s64)from_bits<s32>(*reinterpret_cast<const u32*>(from));
     }
     u64 value = 0;
     switch (BYTES[type]) {
@@ -93,7 +94,7 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
     u64* registers[16];
     for (int k = 0; k < values; k++) registers[k] = i[k] < 0 ? nullptr : w.reg(i[k]);
     const bool checks = m.checks;
-    u32 bad = 0, result_bad = 0;
+    u32 bad = 0, result_bad[16] = {};  // by register: a vector may be read whole and used in part
     if (checks && Store)
         for (int k = 0; k < values; k++) bad |= w.undefined[i[k]] & mask;
     if (space == GLOBAL) {
@@ -131,7 +132,7 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
                         known.join(w.clock);
                     }
                 } else if (!Machine::all_written(written, bytes)) {
-                    result_bad |= 1u << l;
+                    for (int k = 0; k < values; k++) result_bad[k] |= (u32)!Machine::all_written(written + k * each, each) << l;
                 }
             }
             if (Store) std::memcpy(memory, value, bytes);
@@ -156,7 +157,8 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
                     registers[k][l] = loaded(&w.block->local[at + k * each], i.type);
                 }
             }
-            if (!Store && !Machine::all_written(&w.block->local_written[at], bytes)) result_bad |= 1u << l;
+            for (int k = 0; !Store && k < values; k++)
+                result_bad[k] |= (u32)!Machine::all_written(&w.block->local_written[at + k * each], each) << l;
         });
     } else {
         if (Store) m.fail(UNSUPPORTED, w, i, -1, "a store to a parameter");
@@ -169,7 +171,7 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
     }
     if (checks && !Store)
         for (int k = 0; k < values; k++)
-            if (i[k] >= 0) w.undefined[i[k]] = (w.undefined[i[k]] & ~mask) | result_bad;
+            if (i[k] >= 0) w.undefined[i[k]] = (w.undefined[i[k]] & ~mask) | result_bad[k];
 }
 
 // ---- atomics ---------------------------------------------------------------------------------------------------------
