@@ -15,7 +15,9 @@ import torch
 import tutorials
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from gpuconv.emulator import EmulationError, triton_gpu
+from gpuconv.emulator import EmulationError, triton_gpu, why_not
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no GPU can be emulated: {why_not()}")
 
 SCHEDULES = (("early", 0), ("late", 0), ("random", 1), ("random", 2))
 EVERY = pytest.mark.parametrize("gpu", ["h100", "a100"])
