@@ -154,7 +154,7 @@ def check(
     What Triton's interpreter cannot judge (`gpuconv.bench.interpreted`) counts as refused.
     """
     backends.require(backend)
-    report = Report(backend, str(device))
+    report = Report(backend, called(device))
     plan.forget()
     with distrust.ignored():
         for done, case in enumerate(todo, start=1):
@@ -168,6 +168,11 @@ def check(
             progress(done, report)
     plan.forget()
     return report
+
+
+def called(device: torch.device) -> str:
+    """The device in words: 'cuda:0', 'H100 (emulated)'."""
+    return plan.device_name(device) if plan.emulated(device) else str(device)
 
 
 def _outcome(backend: Backend, device: torch.device, case: Case) -> Failure | str | None:

@@ -1,12 +1,19 @@
 """What `import gpuconv` gives."""
 
-from gpuconv import arrays, backends, flops, functional, nn, ops
+import os
+
+from gpuconv import arrays, backends, emulator, flops, functional, nn, ops
 from gpuconv.backends import BackendUnavailable, use_backend
 from gpuconv.dropin import Report, convert, patch, revert
 from gpuconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from gpuconv.fusion import FusionReport, fuse
 from gpuconv.problem import ConvProblem
 from gpuconv.warm import warmup
+
+if os.environ.get("GPUCONV_EMULATE"):
+    from gpuconv.emulator import device
+
+    device.as_asked()
 
 __all__ = [
     "BackendUnavailable",
@@ -22,6 +29,7 @@ __all__ = [
     "conv_transpose2d",
     "conv_transpose3d",
     "convert",
+    "emulator",
     "flops",
     "functional",
     "fuse",

@@ -84,11 +84,12 @@ def run(arguments: Sequence[str]) -> int:
         import torch
 
         from gpuconv.backends import BackendUnavailable
+        from gpuconv.emulator import EmulationError, EmulatorUnavailable
         from gpuconv.train.config import UserError
 
         if isinstance(error, torch.OutOfMemoryError):
             return _fail(f"out of memory; a smaller --batch-size may help ({str(error).splitlines()[0]})")
-        if isinstance(error, UserError | BackendUnavailable):
+        if isinstance(error, UserError | BackendUnavailable | EmulationError | EmulatorUnavailable):
             return _fail(str(error))
         if isinstance(error, OSError):  # a file that is not there, a full disk
             return _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))

@@ -4,17 +4,20 @@ import json as jsonlib
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from gpuconv import backends, extras
+from gpuconv import backends, extras, plan, versions
 from gpuconv.bench import cases, check as checks, plots as pictures, report as reports, results, runner
 from gpuconv.bench.cases import CPU_BATCH, LAYOUTS, NUMBERS
 from gpuconv.bench.suites import SUITES
 from gpuconv.files import writable_or_raise
+from gpuconv.gpu import KNOWN
 from gpuconv.problem import DIRECTIONS, ConvProblem
 from gpuconv.text import printable, printable_lines
 from gpuconv.train.config import UserError
@@ -26,6 +29,12 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in checks.DTYPES}
 Device = Annotated[
     str | None,
     typer.Option(show_default=False, help="cpu, cuda or cuda:N. Default: cuda where there is a GPU, else cpu."),
+]
+On = Annotated[
+    str | None,
+    typer.Option(
+        "--on", show_default=False, help=f"A GPU to emulate on the CPU: {', '.join(KNOWN)}, or sm_90 and so on."
+    ),
 ]
 Directions = Annotated[
     list[str] | None,
@@ -55,9 +64,39 @@ def device_of(name: str | None) -> torch.device:
     return device
 
 
+def timed(device: torch.device) -> torch.device:
+    """`device`. Raises UserError where it is no device of its own, and times would say nothing."""
+    if plan.emulated(device):
+        raise UserError("nothing can be timed on a GPU that is emulated: unset GPUCONV_EMULATE")
+    return device
+
+
+@contextmanager
+def emulated(name: str | None, device: str | None, triton: bool = False) -> Iterator[None]:
+    """With the GPU called `name` emulated, if one is named; `triton`: for Triton kernels that are not ours, too. Raises
+    UserError where it cannot be."""
+    if name is None:
+        yield
+        return
+    from gpuconv import emulator
+    from gpuconv.emulator.device import unrecorded
+
+    if device not in (None, "cpu"):
+        raise UserError(f"--on emulates a GPU on the CPU, and --device is {device!r}: leave one of them out")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(unrecorded(name, "--on"))
+            if triton and versions.installed("triton"):
+                stack.enter_context(emulator.triton_gpu(name))
+        except (ValueError, RuntimeError) as error:
+            raise UserError(str(error)) from error
+        yield
+
+
 def check(
     backend: Annotated[str, typer.Option(help=f"What to check: {_BACKEND}.", show_default=False)],
     device: Device = None,
+    on: On = None,
     direction: Directions = None,
     dtype: Annotated[
         list[str] | None,
@@ -76,13 +115,16 @@ def check(
     layout, and no NaN lost. Prints what fails, and the problem and options to see it again.
     """
     try:
-        name, where = backends.load(backend), device_of(device)
+        name, where = backends.load(backend), device_of("cpu" if on else device)
         todo = checks.cases(
             chosen("direction", direction, DIRECTIONS), chosen("dtype", dtype, _DTYPES), problem or (), seeds
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    with Progress(len(todo), f"checking {name} on {where}") as show:
+    with (
+        emulated(on, device, triton=":" in backend),
+        Progress(len(todo), f"checking {name} on {checks.called(where)}") as show,
+    ):
         report = checks.check(name, where, todo, lambda done, so_far: show(done, f"{len(so_far.failures)} failed"))
     if json:
         print(jsonlib.dumps(_check_values(report), indent=2))
@@ -178,7 +220,7 @@ def bench(
         if report:
             rows = results.read(report)
         else:
-            where = device_of(device)
+            where = timed(device_of(device))
             numbers = chosen("dtype", dtype or ["float32" if where.type == "cpu" else "bfloat16"], NUMBERS.keys())
             if where.type == "cpu" and "tf32" in numbers:
                 raise UserError("tf32 is how GPUs multiply float32; on a CPU ask for float32")

@@ -13,8 +13,8 @@ import typer
 
 from gpuconv import backends, dropin, plan as planner, tuned
 from gpuconv.bench import suites
-from gpuconv.bench.cases import LAYOUTS, NUMBERS
-from gpuconv.cli_bench import Device, Directions, Json, Progress, chosen, device_of
+from gpuconv.bench.cases import CPU_BATCH, LAYOUTS, NUMBERS
+from gpuconv.cli_bench import Device, Directions, Json, Progress, chosen, device_of, timed
 from gpuconv.distrust import in_a_line
 from gpuconv.files import writable_or_raise
 from gpuconv.gpu import KNOWN, REPRESENTATIVE, Gpu, named
@@ -133,29 +133,43 @@ def inspect(
     dtype: Numbers = "float16",
     layout: Layout = "channels_last",
     batch: Batch = None,
+    run: Annotated[
+        bool,
+        typer.Option(
+            "--run",
+            help="Run the kernels once on a virtual GPU, with random data: check the result, count instructions, "
+            f"sectors, bank conflicts. The batch is then {CPU_BATCH} at most, unless it is given.",
+        ),
+    ] = False,
     ptx: Annotated[bool, typer.Option(help="Print the kernels as PTX.")] = False,
     sass: Annotated[bool, typer.Option(help="Print the kernels as machine code.")] = False,
     json: Json = False,
-) -> None:
-    """Say what the kernels that the planner chooses for a layer compile to.
+) -> int:
+    """Say what the kernels that the planner chooses for a layer compile to, and with --run what they do.
 
     Registers, spills, shared memory, occupancy, the instructions of the main loop; the predicted time, what bounds it.
+    Exits with 1 where a kernel was run and is wrong.
     """
-    from gpuconv.examine import BACKENDS, examine
+    from gpuconv.emulator import EmulationError
+    from gpuconv.examine import BACKENDS, Kernel, examine
 
     gpus = [_known(named, name, "arch") for name in arch or ("sm_80", "sm_90")]
     tf32 = dtype == "tf32"
-    found: list[Any] = []
+    found: list[tuple[str, Kernel]] = []
     refused: list[str] = []
     for name, problem, where in _problems(layer, direction, dtype, layout, batch):
+        if run and batch is None:
+            problem = dataclasses.replace(problem, batch=min(problem.batch, CPU_BATCH))
         for gpu in gpus:
             for one in backend or BACKENDS:
                 try:
-                    kernels = examine(problem, where, one, gpu, tf32, ptx)
+                    kernels = examine(problem, where, one, gpu, tf32, ptx, run)
                 except backends.BackendUnavailable as error:
                     refused.append(str(error))
                     continue
-                found += [{"layer": name, **kernel.facts()} for kernel in kernels] if json else kernels
+                except EmulationError as error:
+                    raise UserError(f"{name} {where}, backend {one!r} on {gpu.name}: {error}") from error
+                found += [(name, kernel) for kernel in kernels]
                 if not json:
                     for kernel in kernels:
                         print(f"{name}  {kernel.text()}")
@@ -163,9 +177,10 @@ def inspect(
     if not found:
         raise backends.BackendUnavailable("; ".join(dict.fromkeys(refused)))
     if json:
-        print(_json.dumps(found, indent=2))
+        print(_json.dumps([{"layer": name, **kernel.facts()} for name, kernel in found], indent=2))
     else:
         print(*map(printable, dict.fromkeys(refused)), sep="\n", end="\n" if refused else "")
+    return int(any(kernel.wrong for _, kernel in found))
 
 
 def tune(
@@ -202,7 +217,7 @@ def tune(
     """
     from gpuconv.bench import tune as tuning
 
-    where = device_of(device)
+    where = timed(device_of(device))
     names = tuple(_known(backends.load, name) for name in backend) if backend else backends.names()
     if (layer is None) == (model is None):
         raise UserError("say what to tune: either --layer or --model")

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from gpuconv import compare as comparison, export as exports
-from gpuconv.cli_bench import Json
+from gpuconv.cli_bench import Json, On, emulated
 from gpuconv.files import writable_or_raise
+from gpuconv.gpu import EMULATED, named
 from gpuconv.text import printable
 from gpuconv.train import ranks, run as runs
 from gpuconv.train.config import DEFAULT_EPOCHS, Config, UserError
@@ -77,13 +78,15 @@ def train(
         ),
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's files, too.")] = False,
+    on: On = None,
     json: Json = False,
     **settings: Any,
 ) -> int:
     """Train a CNN on images. Takes a few seconds on a laptop; no options are needed.
 
     Ctrl-C stops after the step under way and saves; `gpuconv train --resume RUN` goes on, to the very weights that the
-    run would have had. `torchrun --nproc-per-node N -m gpuconv train …` shares the work among N processes.
+    run would have had. `torchrun --nproc-per-node N -m gpuconv train …` shares the work among N processes. With --on a
+    step takes seconds: it shows that our kernels train, as they are compiled for a GPU, without one.
     """
     if resume:
         config, path = runs.load_config(resume), resume
@@ -94,22 +97,24 @@ def train(
         if out:
             raise UserError("--resume goes on in the run's own folder; leave out --out")
     else:
-        config = Config.given(**settings)
+        config = Config.given(**settings | ({"device": settings["device"] or "cpu"} if on else {}))
         path = out or runs.new_folder(config.data)
     if log_every is None and config.steps is not None and config.steps <= _FEW_STEPS:
         log_every = 1
     for name, value in (("log every", log_every), ("checkpoint every", checkpoint_every)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, but got {value}")
-    config.check()
     stream = sys.stderr if json else sys.stdout
     watches: list[Watch] = []
-    if ranks.rank() == 0:
-        title = f"training {config.model} on {config.data}: {config.device}, {config.dtype}, backend {config.backend}"
-        watches.append((Bar if stream.isatty() else Lines)(stream, title))
-        if tensorboard:
-            watches.append(Board(path / "tensorboard"))
-    result = runs.train(config, path, watches, log_every, checkpoint_every, resume is not None)
+    with emulated(on, config.device):
+        config.check()
+        if ranks.rank() == 0:
+            device = named(on).name + EMULATED if on else config.device
+            title = f"training {config.model} on {config.data}: {device}, {config.dtype}, backend {config.backend}"
+            watches.append((Bar if stream.isatty() else Lines)(stream, title))
+            if tensorboard:
+                watches.append(Board(path / "tensorboard"))
+        result = runs.train(config, path, watches, log_every, checkpoint_every, resume is not None)
     stopped_by = result["stopped_by"]
     if ranks.rank() > 0:
         return STOPPED.get(stopped_by, 0)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from gpuconv import versions
 from gpuconv.backends import Backend
 from gpuconv.backends.base import Tile
+from gpuconv.gpu import EMULATED
 from gpuconv.table import Table
 
 _MOST_PROBLEMS = 4096
@@ -119,6 +120,12 @@ def try_again() -> None:
     _dropped.clear()
 
 
+def remember_in(dropped: dict[Hashable, dict[tuple[str, Tile | None], str]]) -> None:
+    """Keep in `dropped` what is dropped from now on, and pass over what is in it."""
+    global _dropped
+    _dropped = dropped
+
+
 def forget() -> None:
     """Try again what was dropped, and read again what is remembered."""
     try_again()
@@ -129,13 +136,14 @@ def forget() -> None:
 
 
 def failed(device: str) -> dict[Kernels, Failed]:
-    """What failed on a device of this name (`H100` means 'NVIDIA H100 PCIe' too) with the software of today."""
+    """What failed on a device of this name (`H100` means 'NVIDIA H100 PCIe' too, but not one that was emulated) with
+    the software of today."""
     if _trusting:
         return {}
     entries = _table.entries()
     if not entries:
         return {}
-    called = re.compile(rf"\b{re.escape(device)}\b")
+    called = re.compile(rf"(?<!\w){re.escape(device)}(?!\w|{re.escape(EMULATED)})")
     here = [found for found in entries.values() if called.search(found.device)]
     return {found.kernels: found for found in here if found.versions == software()} if here else {}
 

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 import gpuconv
-from gpuconv import backends, distrust, extras, versions
+from gpuconv import backends, distrust, extras, plan, versions
+from gpuconv.emulator.build import why_not
+from gpuconv.emulator.device import VARIABLE
 
 # Copies by cp.async are read by wgmma without fence.proxy.async, which PTX asks for.
 _OLD_TRITON = (
@@ -34,7 +36,7 @@ def report() -> dict[str, Any]:
         "backends": {name: {"usable": reason is None, "reason": reason} for name, reason in usable.items()},
         "failed": [
             {"device": name, **found.kernels._asdict(), "reason": found.reason}
-            for name in dict.fromkeys([gpu["name"] for gpu in gpus] + ["cpu"])
+            for name in dict.fromkeys([*(gpu["name"] for gpu in gpus), "cpu", *filter(None, [_emulated()["on"]])])
             for found in distrust.failed(name).values()
         ],
         "auto": {
@@ -44,6 +46,7 @@ def report() -> dict[str, Any]:
             }
             for device in ("cpu", "cuda")
         },
+        "emulator": {"usable": why_not() is None, "reason": why_not(), **_emulated()},
         "selected": selected,
         "selected_by": "GPUCONV_BACKEND" if os.environ.get("GPUCONV_BACKEND") else "default",
         "selected_trouble": None if selected in (*backends.CHOICES, *usable) else _unknown(selected),
@@ -73,6 +76,13 @@ def text(found: dict[str, Any]) -> str:
     lines += ["", "backends"]
     for name, state in found["backends"].items():
         lines.append(f"  {name:8}" + ("usable" if state["usable"] else f"not here: {state['reason']}"))
+    emulated = found["emulator"]
+    lines += ["", "emulator of GPUs, on the CPU"]
+    lines.append("  usable" if emulated["usable"] else f"  not here: {emulated['reason']}")
+    if emulated["on"]:
+        lines.append(f"  CPU tensors stand for those of: {emulated['on']} ({VARIABLE})")
+    if emulated["trouble"] and emulated["usable"]:
+        lines.append(f"  {emulated['trouble']}")
     old = found["triton"] and tuple(map(int, found["triton"].split(".")[:2])) < (3, 8)
     if old and any(gpu["capability"].startswith("9.") for gpu in found["gpus"]):
         lines += ["", _OLD_TRITON]
@@ -98,6 +108,17 @@ def _unavailable(name: str) -> str | None:
         return backends.get(name).unavailable()
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+
+
+def _emulated() -> dict[str, str | None]:
+    """The GPU that the CPU stands for, as things are recorded of it, and what is wrong with it."""
+    cpu = torch.device("cpu")
+    if not plan.emulated(cpu):
+        return {"on": None, "trouble": None}
+    try:
+        return {"on": plan.device_name(cpu), "trouble": None}
+    except RuntimeError as error:
+        return {"on": None, "trouble": str(error)}
 
 
 def _unknown(name: str) -> str:

@@ -1,16 +1,21 @@
-"""What a backend would launch for a problem on a GPU, and what that compiles to: `gpuconv inspect`. Needs no GPU.
+"""What a backend would launch for a problem on a GPU, what that compiles to, and what it counts when it is run on a
+virtual one: `gpuconv inspect`. Needs no GPU.
 
-    for kernel in examine(problem, "forward", "triton", KNOWN["H100"]):
+    for kernel in examine(problem, "forward", "triton", KNOWN["H100"], run=True):
         print(kernel.text())
 
-Compiled by Triton, and by the NVRTC that CuPy uses; read by `gpuconv.inspect`.
+Compiled by Triton, and by the NVRTC that CuPy uses; read by `gpuconv.inspect`, run by `gpuconv.emulator`.
 """
 
 import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gpuconv import backends, plan
+import numpy as np
+import torch
+
+from gpuconv import backends, plan, reference
+from gpuconv.activations import IDENTITY
 from gpuconv.backends import BackendUnavailable
 from gpuconv.backends.base import Operands, Tile, numbers
 from gpuconv.gpu import Gpu
@@ -18,6 +23,10 @@ from gpuconv.inspect import MachineCode, cuda_architecture, cuda_machine_code, c
 from gpuconv.predict import ranked
 from gpuconv.prediction import Prediction
 from gpuconv.problem import ConvProblem, Direction
+from gpuconv.reference import as_numpy, worst_violation
+
+if TYPE_CHECKING:
+    from gpuconv.emulator.counters import Counters
 
 BACKENDS = ("triton", "cuda")
 # Of the main loop: products, then what moves data.
@@ -45,6 +54,14 @@ class Kernel:
     code: MachineCode
     ptx: str
     prediction: Prediction | None  # None for the kernel that adds partial sums
+    # Of a run, where there was one: what it counted, and the largest error of all its results, 1 being the bound.
+    counters: "Counters | None" = None
+    error: float | None = None
+
+    @property
+    def wrong(self) -> bool:
+        """Whether it was run and gave a result beyond the error bound."""
+        return self.error is not None and not self.error <= 1
 
     @property
     def blocks(self) -> int:
@@ -82,7 +99,14 @@ class Kernel:
             "operations_per_byte_fetched": predicted and predicted.intensity,
             "predicted_seconds": predicted and predicted.seconds,
             "predicted_bound": predicted and predicted.bound,
+            **self._counted(),
         }
+
+    def _counted(self) -> dict[str, Any]:
+        if self.counters is None or self.error is None:
+            return {}
+        error = self.error if math.isfinite(self.error) else "inf"  # JSON has no infinity
+        return {"batch": self.problem.batch, "error_of_bound": error, "counters": self.counters.facts()}
 
     def text(self) -> str:
         """A few lines for people."""
@@ -104,6 +128,13 @@ class Kernel:
                 f"  {predicted.intensity:.0f} operations for a byte fetched;"
                 f" predicted {predicted.seconds * 1e6:,.1f} µs, bound by {predicted.bound}"
             )
+        if self.counters is not None:
+            lines.append(
+                f"  run on a virtual {self.gpu.name}, batch {self.problem.batch}, random data: "
+                + ("WRONG, " if self.wrong else "right, ")
+                + f"error {self.error:.3g} of its bound"
+            )
+            lines += [f"  {line}" for line in self.counters.text().splitlines()]
         return "\n".join(lines)
 
 
@@ -113,13 +144,23 @@ def describe(tile: Tile) -> str:
 
 
 def examine(
-    problem: ConvProblem, direction: Direction, backend: str, gpu: Gpu, tf32: bool = False, ptx: bool = False
+    problem: ConvProblem,
+    direction: Direction,
+    backend: str,
+    gpu: Gpu,
+    tf32: bool = False,
+    ptx: bool = False,
+    run: bool = False,
 ) -> list[Kernel]:
     """The kernels that `backend` would launch for `direction` of `problem` on `gpu`, with a bias, all tensors in the
     problem's memory format and aligned.
 
-    ptx: keep the PTX of CUDA C kernels too, which takes a compilation more. Raises BackendUnavailable where the backend
-    has no kernels for this GPU, or what compiles them is missing.
+    ptx: keep the PTX of CUDA C kernels too, which takes a compilation more. run: launch them once on a virtual GPU,
+    with random data, hold the result to the oracle and keep what was counted.
+
+    Raises BackendUnavailable where the backend has no kernels for this GPU, what compiles or runs them is missing, or
+    they have an instruction that the virtual GPU does not know; `gpuconv.emulator.EmulationError` where one of its
+    checks finds a fault in them.
     """
     if backend not in BACKENDS:
         raise BackendUnavailable(
@@ -133,13 +174,64 @@ def examine(
     operands = operands._replace(tf32=tf32, bias=direction == "forward")
     tile, prediction = ranked(ours.tiles(problem, direction, gpu, operands), problem, direction, gpu, tf32)[0]
     compiled = (_triton if backend == "triton" else _cuda)(problem, direction, operands, tile, gpu, ptx)
-    return [
+    kernels = [
         Kernel(
             name, backend, direction, problem, operands, gpu, architecture, tile, threads, code, text,
             None if name.startswith("sum_partials") else prediction,
         )
         for name, architecture, threads, code, text in compiled
     ]  # fmt: skip
+    return _run(kernels) if run else kernels
+
+
+def _run(kernels: list[Kernel]) -> list[Kernel]:
+    """The launches of one call, run once on a virtual GPU."""
+    from gpuconv import emulator
+
+    first = kernels[0]
+    problem, direction, gpu = first.problem, first.direction, first.gpu
+    reason = emulator.why_not()
+    if reason is not None:
+        raise BackendUnavailable(f"kernels cannot be run on a virtual GPU: {reason}")
+    random = torch.Generator().manual_seed(0)
+
+    def draw(shape: tuple[int, ...]) -> torch.Tensor:
+        drawn = torch.randn(shape, generator=random, dtype=torch.float64).to(problem.dtype)
+        return drawn.contiguous(memory_format=problem.memory_format) if len(shape) > 1 else drawn
+
+    a, b = map(draw, problem.operand_shapes(direction))
+    bias = draw((problem.out_channels,))
+    rest = {"forward": (bias, None), "grad_input": (), "grad_weight": (True,)}[direction]
+    try:
+        with emulator.on(gpu.name) as virtual:
+            ours = backends.get(first.backend)
+            bound = ours.bind(problem, direction, torch.device("cpu"), IDENTITY, first.operands, first.tile)
+            got = bound(a, b, *rest)
+            counted = virtual.counters()
+    except emulator.EmulationError as error:
+        if error.kind != "unknown instruction":
+            raise
+        raise BackendUnavailable(f"backend {first.backend!r} on {gpu.name}: {error}") from error
+    if [counters.kernel for counters in counted] != [kernel.name for kernel in kernels]:
+        raise RuntimeError(f"expected launches of {[k.name for k in kernels]}, got {[c.kernel for c in counted]}")
+    error_of_bound = _error(first, as_numpy(a), as_numpy(b), as_numpy(bias), got if isinstance(got, tuple) else (got,))
+    return [
+        dataclasses.replace(kernel, counters=counters, error=error_of_bound)
+        for kernel, counters in zip(kernels, counted, strict=True)
+    ]
+
+
+def _error(of: Kernel, a: Any, b: Any, bias: Any, results: tuple[torch.Tensor, ...]) -> float:
+    """The largest error of results, as a fraction of the oracle's bound."""
+    problem, precision = of.problem, np.longdouble if of.problem.dtype is torch.float64 else np.float64
+    if of.direction == "forward":
+        exact = [reference.forward(problem, a, b, bias, dtype=precision)]
+    elif of.direction == "grad_input":
+        exact = [reference.grad_input(problem, a, b, precision)]
+    else:
+        exact = [reference.grad_weight(problem, a, b, precision), reference.grad_bias(problem, a, precision)]
+    tf32 = of.operands.tf32
+    return max(worst_violation(got, one, tf32=tf32)[0] for got, one in zip(results, exact, strict=True))
 
 
 _Compiled = tuple[str, str, int, MachineCode, str]  # name, architecture, threads, code, PTX

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import re
+from typing import Any, Protocol
 
 import torch
 
@@ -38,7 +39,10 @@ class Gpu:
 
     @staticmethod
     def of(device: torch.device) -> "Gpu":
-        """The GPU that `device` is; for the CPU, where Triton interprets its kernels, `INTERPRETER`."""
+        """The GPU that `device` is. The CPU is the one that is emulated, if one is; else, where Triton interprets its
+        kernels, `INTERPRETER`."""
+        if device.type == "cpu" and emulation is not None:
+            return emulation.gpu
         if device.type != "cuda":
             return INTERPRETER
         return _properties(torch.cuda.current_device() if device.index is None else device.index)
@@ -73,6 +77,7 @@ KNOWN = {
         _gpu("RTX 5090", (12, 0), 170, 96, 1792, (210, 105, 105, 1.64)),
     )
 }
+EMULATED = " (emulated)"  # behind the name of a GPU that is emulated, in what is recorded of it
 # One for each architecture that kernels are compiled for.
 REPRESENTATIVE = {
     name: KNOWN[gpu]
@@ -85,12 +90,12 @@ REPRESENTATIVE = {
 
 def named(name: str, called: str = "gpu") -> Gpu:
     """The known GPU called `name`, whatever its capitals and spaces ("h100", "rtx4090"), or the one that stands for an
-    architecture ("sm_90"). Raises ValueError for another name; `called`: what it is there, 'gpu' or 'arch'."""
+    architecture ("sm_90"). Raises ValueError for another name; `called`: what it is there, 'gpu', 'arch', …"""
 
     def plain(text: str) -> str:
         return re.sub(r"[\s_-]", "", text.lower())
 
-    known = KNOWN | REPRESENTATIVE if called == "gpu" else REPRESENTATIVE | KNOWN
+    known = REPRESENTATIVE | KNOWN if called == "arch" else KNOWN | REPRESENTATIVE
     found = {plain(word): gpu for word, gpu in known.items()}.get(plain(name))
     if found is None:
         raise ValueError(f"{called} must be one of {', '.join(known)}, but got {name!r}")
@@ -99,6 +104,25 @@ def named(name: str, called: str = "gpu") -> Gpu:
 
 # The interpreter runs one program after the other and takes as long for a small step as for a large one.
 INTERPRETER = Gpu("Triton's interpreter", (0, 0), 1, 1 << 40, 128, 1 << 40, 1e15, 1e15, 1e15, 1e15, 1e15, 4.5e-3)
+
+
+class Emulation(Protocol):
+    """A GPU that CPU tensors stand for those of (`gpuconv.emulator`), and what runs there what is launched for it."""
+
+    @property
+    def gpu(self) -> Gpu:
+        """Which. Raises RuntimeError where it cannot be emulated on this machine."""
+
+    @property
+    def triton(self) -> Any:
+        """The `gpuconv.backends.cuda_launch.Runtime` of Triton's launches."""
+
+    @property
+    def cuda(self) -> Any:
+        """The same of CUDA C's."""
+
+
+emulation: Emulation | None = None  # of this process, now; `gpuconv.plan.emulate` changes it
 
 
 @functools.cache

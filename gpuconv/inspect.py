@@ -16,6 +16,7 @@ import tempfile
 from functools import cached_property
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
@@ -105,15 +106,15 @@ class MachineCode:
         return sum(name in ("LDL", "STL") for name in inside)
 
 
-def compile_for(launch: Launch, capability: int) -> Any:
+def compile_for(launch: Launch, capability: int, tensors: tuple[torch.Tensor | None, ...] | None = None) -> Any:
     """Triton's compiled kernel for a GPU of this capability (80, 90, …): what the first call of `launch` with aligned
-    tensors would compile there, specialisations included. Needs no GPU."""
+    tensors, or with these, would compile there, specialisations included. Needs no GPU."""
     target = GPUTarget("cuda", capability, 32)
     kernel, backend = launch.kernel, make_backend(target)
-    tensors = [None if dtype is None else MockTensor.wrap_dtype(dtype) for dtype in launch.dtypes]
+    given = tensors or [None if dtype is None else MockTensor.wrap_dtype(dtype) for dtype in launch.dtypes]
     options = {"debug": False, **launch.options}
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, _ = bind(*tensors, *launch.rest, **options)
+    bound, specialization, _ = bind(*given, *launch.rest, **options)
     parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
     source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, target=target, options=parsed.__dict__)

@@ -9,59 +9,20 @@ import functools
 import math
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from operator import index
 from typing import Any, NamedTuple
 
 import torch
 
-from gpuconv import backends, distrust, sizes, tuned
+from gpuconv import backends, distrust, gpu as gpus, sizes, tuned
 from gpuconv.activations import Activation
 from gpuconv.backends import Backend, BackendUnavailable
 from gpuconv.backends.base import Operands, Tile, contiguous_operands, numbers
 from gpuconv.backends.elementwise import Elementwise, by_pytorch
-from gpuconv.gpu import Gpu
+from gpuconv.gpu import Emulation, Gpu
 from gpuconv.predict import ranked
 from gpuconv.prediction import Prediction
 from gpuconv.problem import ConvProblem, Direction, memory_format_of
-from gpuconv.sizes import Pads
-
-
-class Settings(NamedTuple):
-    """Everything about a call that is not a tensor or a size. Its text form is the one string that the ops take."""
-
-    stride: tuple[int, ...]
-    padding: Pads
-    dilation: tuple[int, ...]
-    groups: int
-    activation: str = "none"
-    backend: str = "auto"
-
-    def encode(self) -> str:
-        """'stride=2,1 padding=1:1,0:0 dilation=1,1 groups=1 activation=none backend=auto'"""
-        # index(): a compiler has symbols for what depends on an input, and is to compile anew for another number.
-        return (
-            f"stride={','.join([str(index(s)) for s in self.stride])} "
-            f"padding={','.join([f'{index(low)}:{index(high)}' for low, high in self.padding])} "
-            f"dilation={','.join([str(index(d)) for d in self.dilation])} "
-            f"groups={index(self.groups)} activation={self.activation} backend={self.backend}"
-        )
-
-    @staticmethod
-    @functools.lru_cache(maxsize=4096)
-    def decode(key: str) -> "Settings":
-        """The inverse of `encode`. Raises ValueError, showing the form, for a string that is not of it."""
-        try:
-            fields = dict(field.split("=", 1) for field in key.split(" "))
-            return Settings(
-                stride=tuple(int(s) for s in fields.pop("stride").split(",")),
-                padding=tuple((int(p.split(":")[0]), int(p.split(":")[1])) for p in fields.pop("padding").split(",")),
-                dilation=tuple(int(d) for d in fields.pop("dilation").split(",")),
-                groups=int(fields.pop("groups")),
-                **fields,
-            )
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            example = Settings((1, 1), ((0, 0), (0, 0)), (1, 1), 1).encode()
-            raise ValueError(f"key must be of the form {example!r}, but got {key!r}") from error
+from gpuconv.settings import Settings as Settings
 
 
 class Plan(NamedTuple):
@@ -77,9 +38,8 @@ class Plan(NamedTuple):
 
 
 _MOST_PLANS = 16_384  # a program with ever-changing shapes starts afresh beyond this
-_plans: dict[tuple[object, ...], Callable[..., Any]] = {}
-backends.on_register(_plans.clear)
-backends.on_register(distrust.try_again)
+_Plans = dict[tuple[object, ...], Callable[..., Any]]
+_plans: _Plans = {}
 
 
 def choose(
@@ -143,8 +103,8 @@ def choose(
         return choose(problem, direction, device, settings, operands)
     because = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
     raise BackendUnavailable(
-        f"no backend can do {direction} of {problem} on {device} ({because}); "
-        + ("" if automatic else "use backend='auto' or 'aten' instead")
+        f"no backend can do {direction} of {problem} on {device_name(device) if emulated(device) else device} "
+        f"({because}); " + ("" if automatic else "use backend='auto' or 'aten' instead")
     )
 
 
@@ -168,16 +128,68 @@ def _order(choice: str, device_type: str, measured: tuned.Winners) -> list[str]:
     return sorted(order if choice == "auto" else known, key=rank)
 
 
+def emulated(device: torch.device) -> bool:
+    """Whether tensors on `device` stand for those of a GPU that is emulated."""
+    return device.type == "cpu" and gpus.emulation is not None
+
+
 def device_name(device: torch.device) -> str:
-    """What times that are measured on `device` are recorded under: the name of the GPU, or 'cpu'."""
+    """What times that are measured on `device` are recorded under: the name of the GPU, 'H100 (emulated)', or 'cpu'."""
+    if emulated(device):
+        return Gpu.of(device).name + gpus.EMULATED
     return Gpu.of(device).name if device.type == "cuda" else device.type
 
 
 def forget() -> None:
     """Plan anew, with what is recorded now, when a problem comes next; try again what was dropped."""
-    _plans.clear()
+    _afresh()
     tuned.forget()
     distrust.forget()
+
+
+# ---- a GPU that is emulated ------------------------------------------------------------------------------------------
+
+
+class World(NamedTuple):
+    """What CPU tensors stand for, and what was planned and dropped meanwhile."""
+
+    emulation: Emulation | None
+    plans: _Plans
+    dropped: dict[Hashable, Any]
+
+
+_worlds = [World(None, _plans, distrust._dropped)]  # the last is the one we are in
+
+
+def emulate(emulation: Emulation) -> World:
+    """From now on, on every thread and until `leave`, CPU tensors stand for a GPU's and are computed as there. Whatever
+    is planned and dropped is kept apart from what is with another GPU, or with none."""
+    _worlds.append(World(emulation, {}, {}))
+    _enter(_worlds[-1])
+    return _worlds[-1]
+
+
+def leave(world: World) -> None:
+    """Undo `emulate`: what was emulated before is again."""
+    _worlds[:] = [other for other in _worlds if other is not world]
+    _enter(_worlds[-1])
+
+
+def _enter(world: World) -> None:
+    global _plans
+    _plans, gpus.emulation = world.plans, world.emulation
+    distrust.remember_in(world.dropped)
+    backends.plan_for_cpu_as_for("cpu" if world.emulation is None else "cuda")
+
+
+def _afresh() -> None:
+    """Forget all plans, and what was dropped."""
+    for world in _worlds:
+        world.plans.clear()
+        world.dropped.clear()
+
+
+backends.on_register(_afresh)
 
 
 class Asked(NamedTuple):
@@ -241,8 +253,9 @@ def candidates(
 
 
 def uses_tf32(t: torch.Tensor) -> bool:
-    """Whether PyTorch's own convolution would multiply this tensor as TF32. Not to be asked while tracing."""
-    if t.dtype is not torch.float32 or not t.is_cuda:
+    """Whether PyTorch's own convolution would multiply this tensor as TF32, on the GPU that it stands for if it does.
+    Not to be asked while tracing."""
+    if t.dtype is not torch.float32 or not (t.is_cuda or (gpus.emulation is not None and t.is_cpu)):
         return False
     return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]  # made at run time
 
@@ -274,11 +287,12 @@ def _problem(settings: Settings, x: Any, w: Any, a: torch.Tensor, b: torch.Tenso
 
 def _first(signature: tuple[object, ...], again: Callable[[], Any], asked: Hashable, what: str) -> Callable[..., Any]:
     """What computes the first call of this signature; what did it is what later calls get."""
+    plans = _plans  # by the time it has run, another GPU may be emulated
 
     def keep(run: Callable[..., Any]) -> None:
-        if len(_plans) >= _MOST_PLANS:
-            _plans.clear()
-        _plans[signature] = run
+        if len(plans) >= _MOST_PLANS:
+            plans.clear()
+        plans[signature] = run
 
     return distrust.first_call(again, keep, asked, what)
 

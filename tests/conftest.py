@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one worker of several: NumPy is not to fight for the cores either
@@ -10,6 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one worker of several: NumPy is not t
 
 import pytest
 import torch
+from lanes import Lane
 
 import gpuconv
 
@@ -51,6 +53,14 @@ def poisoned_outputs() -> object:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def in_its_lane(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test of a lane whose GPU is emulated runs while it is."""
+    lane = getattr(getattr(request.node, "callspec", None), "params", {}).get("lane")
+    with lane.entered() if isinstance(lane, Lane) else nullcontext():
+        yield
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import gpuconv
 from gpuconv.activations import LIPSCHITZ, Activation, activate_tensor
 from gpuconv.functional import conv1d_act, conv2d_act, conv3d_act
 
-each_lane = pytest.mark.parametrize("lane", [lane for lane in LANES if lane != ("cuda", "cpu")], ids=str)
+each_lane = pytest.mark.parametrize("lane", [lane for lane in LANES if lane != Lane("cuda", "cpu")], ids=str)
 SETTINGS = dict(stride=(2, 1), padding=1, dilation=(1, 2), groups=2)
 
 

@@ -32,7 +32,7 @@ def cases() -> list[object]:
     """Each network on each lane, those that take long only with --full."""
     found = []
     for lane in LANES:
-        if lane == ("aten", "cpu"):
+        if lane == Lane("aten", "cpu"):
             continue  # it is PyTorch itself, see test_auto_on_the_cpu_is_pytorch_itself
         slow = lane.device == "cpu" and lane.backend in SLOW_TO_COMPUTE
         quick = SLOW_TO_COMPUTE[lane.backend] if slow else QUICK

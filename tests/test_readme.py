@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from gpuconv import cli
+from gpuconv import cli, emulator
 from gpuconv.backends import triton_launch
 
 ROOT = Path(__file__).parent.parent
@@ -105,6 +105,18 @@ def test_without_its_mask_the_check_prints_what_the_readme_shows(tmp_path: Path)
     shown = re.search(r"exits with 1 and prints, among\s+other lines,\n\n```\n(.*?)```", README, re.DOTALL)[1]
     as_printed = re.escape(shown).replace("…", "[^\n]*")
     assert re.search(as_printed, run.stdout), f"the README shows\n{shown}\nand the check prints\n{run.stdout}"
+
+
+@pytest.mark.skipif(emulator.why_not() is not None, reason=f"no GPU can be emulated: {emulator.why_not()}")
+def test_on_an_emulated_gpu_the_check_finds_the_line_that_lacks_the_mask(tmp_path: Path) -> None:
+    options = "--on h100 --problem 3x3-same --direction forward --dtype bfloat16"
+    run = on_the_kernel(tmp_path, KERNEL, "check", options, interpret=False)
+    assert (run.returncode, run.stderr) == (0, ""), run.stdout + run.stderr
+    assert "mine on H100 (emulated): 1 passed" in run.stdout
+    run = on_the_kernel(tmp_path, KERNEL.replace(" & (c < C)", ""), "check", options, interpret=False)
+    line = 1 + KERNEL.split("\n").index(next(text for text in KERNEL.split("\n") if "tl.load(window" in text))
+    assert (run.returncode, run.stderr) == (1, "")
+    assert "bounds: " in run.stdout and f"my_conv.py:{line}" in run.stdout, run.stdout
 
 
 @pytest.mark.skipif(triton_launch.why_no_interpreter() is None, reason="Triton's interpreter works here")

@@ -114,6 +114,14 @@ def auto_order(device_type: str) -> tuple[str, ...]:
     return _AUTO.get(device_type, _ATEN_ONLY)
 
 
+def plan_for_cpu_as_for(device_type: str) -> None:
+    """From now on `auto` tries the same for CPU tensors as for those on a device of this type."""
+    if device_type == "cpu":
+        _AUTO.pop("cpu", None)
+    else:
+        _AUTO["cpu"] = _AUTO[device_type]
+
+
 def require(name: str) -> None:
     """Raise unless `name` is one of `CHOICES` or a backend that can run on this machine.
 

@@ -2,7 +2,7 @@
 
 Which problems it takes, which tiles of which family the planner may choose from, and functions of tensors that allocate
 a result and call what the family of the tile says is launched (`launches`, which needs no GPU). It neither compiles nor
-launches: a `Runtime` does, one for each type of device.
+launches: a `Runtime` does, one for each type of device; for CPU tensors while a GPU is emulated, that of the emulator.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from gpuconv import gpu as gpus
 from gpuconv.backends import cuda_act, cuda_banded, cuda_depthwise, cuda_gemm, cuda_grouped, cuda_tensor
 from gpuconv.backends.base import Backend, Operands, Tile
 from gpuconv.backends.cuda_cupy import CupyRuntime
@@ -49,11 +50,25 @@ class CudaBackend(Backend):
         self.runtimes: dict[str, Runtime] = {"cuda": CupyRuntime()}  # by type of device
 
     def unavailable(self) -> str | None:
-        reasons = [runtime.unavailable() for runtime in self.runtimes.values()]
+        reasons = [runtime.unavailable() for runtime in self._runtimes()]
         return None if None in reasons else reasons[0]
 
+    def _runtimes(self) -> list[Runtime]:
+        """All there are, that of a GPU which is emulated before others."""
+        return [*([] if gpus.emulation is None else [gpus.emulation.cuda]), *self.runtimes.values()]
+
+    def _runtime(self, device: torch.device) -> Runtime | None:
+        if device.type == "cpu" and gpus.emulation is not None:
+            return gpus.emulation.cuda
+        return self.runtimes.get(device.type)
+
+    def _call(self, device: torch.device) -> "_Call":
+        runtime = self._runtime(device)
+        assert runtime is not None, f"it refuses tensors on {device}"
+        return _Call(runtime, device)
+
     def refuses(self, problem: ConvProblem, direction: Direction, device: torch.device) -> str | None:
-        runtime = self.runtimes.get(device.type)
+        runtime = self._runtime(device)
         if runtime is None:
             return f"its kernels run on GPUs, and the tensors are on {device}"
         reason = runtime.unavailable()
@@ -63,7 +78,7 @@ class CudaBackend(Backend):
             return (
                 f"it computes float16, bfloat16, float32 and float64, not {str(problem.dtype).removeprefix('torch.')}"
             )
-        reason = self.refuses_gpu(Gpu.of(device)) if device.type == "cuda" else None
+        reason = None if (gpu := Gpu.of(device)) is gpus.INTERPRETER else self.refuses_gpu(gpu)
         if reason is not None:
             return reason
         if max(math.prod(problem.input_size), math.prod(problem.output_size)) >= 2**31:
@@ -101,7 +116,7 @@ class CudaBackend(Backend):
     ) -> Callable[..., Any]:
         if operands is None or tile is None:
             raise TypeError("backend 'cuda' is bound to the operands and the tile that the planner chose")
-        call = _Call(self.runtimes[device.type], device)
+        call = self._call(device)
         if direction == "forward":
             return _bind_forward(problem, activation, operands, tile, call)
         if direction == "grad_input":
@@ -109,11 +124,10 @@ class CudaBackend(Backend):
         return _bind_grad_weight(problem, operands, tile, call)
 
     def cannot_build(self, error: Exception) -> bool:
-        return any(runtime.cannot_build(error) for runtime in self.runtimes.values())
+        return any(runtime.cannot_build(error) for runtime in self._runtimes())
 
     def bind_act_backward(self, elementwise: Elementwise, device: torch.device) -> Run:
-        call = _Call(self.runtimes[device.type], device)
-        return cuda_act.bind(elementwise, Gpu.of(device), call, all_aligned)
+        return cuda_act.bind(elementwise, Gpu.of(device), self._call(device), all_aligned)
 
 
 def launches(

@@ -38,9 +38,10 @@ def cubin(instance: Instance, architecture: str) -> bytes:
     return _compiled(instance, architecture, "getCUBIN") + b"\0"  # CuPy's binding drops the last byte, which is 0
 
 
-def ptx(instance: Instance, architecture: str) -> str:
-    """The PTX that NVRTC makes of a kernel for an architecture."""
-    return _compiled(instance, architecture.replace("sm_", "compute_"), "getPTX").decode()
+def ptx(instance: Instance, architecture: str, lines: bool = False) -> str:
+    """The PTX that NVRTC makes of a kernel for an architecture; `lines`: with lines of the source that it is from."""
+    more = ("-lineinfo",) if lines else ()
+    return _compiled(instance, architecture.replace("sm_", "compute_"), "getPTX", more).decode()
 
 
 def kept_cubin(instance: Instance, architecture: str) -> bytes:
@@ -65,13 +66,13 @@ def _version() -> tuple[int, int]:
     return major, minor
 
 
-def _compiled(instance: Instance, architecture: str, result: str) -> bytes:
+def _compiled(instance: Instance, architecture: str, result: str, more: tuple[str, ...] = ()) -> bytes:
     """What NVRTC's function `result` gives. Raises ModuleNotFoundError where CuPy is not installed."""
     from cupy_backends.cuda.libs import nvrtc
 
     program = nvrtc.createProgram(source(instance.file), instance.file, (), ())
     try:
-        nvrtc.compileProgram(program, [f"--gpu-architecture={architecture}", *_OPTIONS, *instance.options])
+        nvrtc.compileProgram(program, [f"--gpu-architecture={architecture}", *_OPTIONS, *more, *instance.options])
         made: bytes = getattr(nvrtc, result)(program)
         return made
     except nvrtc.NVRTCError as error:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gpuconv import gpu as gpus
 from gpuconv.backends import (
     triton_depthwise,
     triton_gather,
@@ -52,18 +53,21 @@ _CANNOT_BUILD = (
 
 
 class TritonBackend(Backend):
-    """Hand-written Triton kernels on GPUs from sm_80; on CPU tensors under Triton's interpreter."""
+    """Hand-written Triton kernels on GPUs from sm_80, emulated ones too; on CPU tensors under Triton's interpreter."""
 
     name = "triton"
 
     def unavailable(self) -> str | None:
-        return why_not()
+        reason = why_not()
+        return reason if reason is None or gpus.emulation is None else gpus.emulation.triton.unavailable()
 
     def refuses(self, problem: ConvProblem, direction: Direction, device: torch.device) -> str | None:
         if problem.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             return (
                 f"it computes float16, bfloat16, float32 and float64, not {str(problem.dtype).removeprefix('torch.')}"
             )
+        if device.type == "cpu" and gpus.emulation is not None:
+            return gpus.emulation.triton.unavailable() or self.refuses_gpu(Gpu.of(device))
         if INTERPRETING:
             return None if device.type == "cpu" else f"TRITON_INTERPRET=1 is set, and the tensors are on {device}"
         if device.type != "cuda":
@@ -116,6 +120,8 @@ class TritonBackend(Backend):
 
         if isinstance(error, (CompilationError, InterpreterError, OutOfResources, PTXASError)):
             return True
+        if gpus.emulation is not None and gpus.emulation.triton.cannot_build(error):
+            return True
         return isinstance(error, RuntimeError) and any(words in str(error) for words in _CANNOT_BUILD)
 
     def bind_act_backward(self, elementwise: Elementwise, device: torch.device) -> Run:
@@ -141,6 +147,9 @@ def launches(
 
 def _on(device: torch.device) -> Callable[..., None]:
     """A function that calls a Launch with its tensors, on PyTorch's current stream of `device`."""
+    if device.type == "cpu" and gpus.emulation is not None:
+        run = gpus.emulation.triton.launch
+        return lambda launch, *tensors: run(launch, device, tensors) if launch.programs else None
     if device.type != "cuda":
         return _interpret
     index = torch.cuda.current_device() if device.index is None else device.index

@@ -52,6 +52,13 @@ def why_not() -> str | None:
     return _why_no_launcher()
 
 
+def why_no_compiler() -> str | None:
+    """Why Triton compiles nothing in this process, for whatever GPU; None if it does."""
+    if _missing is None and INTERPRETING:
+        return "TRITON_INTERPRET=1 is set, and what is interpreted cannot be compiled"
+    return _missing
+
+
 def why_no_interpreter() -> str | None:
     """Why Triton's interpreter does not work here; None if it does."""
     if _missing is not None:

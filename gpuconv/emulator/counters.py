@@ -5,8 +5,8 @@
     print(counters.text())
 
 Global memory moves in sectors of 32 bytes: an instruction takes as many as its lanes touch, and the least is what their
-bytes would fill. Shared memory has 32 banks of 4 bytes, and a pass takes one word from each: an instruction takes as
-many as its busiest bank has words to give, and the least is what its bytes need at 128 a pass.
+bytes would fill, each counted once. Shared memory has 32 banks of 4 bytes, and a pass takes one word from each: an
+instruction takes as many as its busiest bank has words to give, and the least is what its bytes need at 128 a pass.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ _NAMES = (
     "lanes",  # that took part, of all runs
     "bytes",  # of global memory that lanes read or write, the copy engine's not among them
     "sectors",
-    "sectors_least",
+    "sectors_least",  # what those bytes would fill, of each run; a byte that several lanes want is one
     "passes",
     "passes_least",
-    "tma_bytes",  # between global and shared memory by the copy engine
+    "tma_bytes",  # by the copy engine, of whole boxes
     "tensor_operations",  # of tensor cores: 2 for each product, which is added to a sum
-    "waits",  # that had to wait
+    "waits",  # at barriers; for a copy, where it has not come yet
 )
 COUNTS = np.dtype([(name, "u8") for name in _NAMES])
 _UNITS = ("sectors", "passes")
@@ -79,6 +79,12 @@ class Instruction(NamedTuple):
     source: str | None  # "file:line", where the compiler said it
     pipe: str
 
+    @property
+    def opcode(self) -> str:
+        """With all of its words, without predicate and operands."""
+        first, *others = self.text.rstrip("; ").split()
+        return others[0] if first.startswith("@") else first
+
 
 @dataclasses.dataclass(frozen=True)
 class SourceLine:
@@ -101,8 +107,8 @@ class Counters:
     """
 
     kernel: str
-    table: np.ndarray
-    lines: tuple[Instruction, ...]
+    table: np.ndarray = dataclasses.field(repr=False)
+    lines: tuple[Instruction, ...] = dataclasses.field(repr=False)
 
     @property
     def instructions(self) -> int:
@@ -136,7 +142,7 @@ class Counters:
 
     @property
     def tma_bytes(self) -> int:
-        """Bytes that the copy engine moved."""
+        """Bytes that the copy engine moved; what lies outside the tensor, and is read as zero, among them."""
         return self._total("tma_bytes")
 
     @property
@@ -146,7 +152,7 @@ class Counters:
 
     @property
     def waits(self) -> int:
-        """Waits, at barriers and for copies, that had to wait."""
+        """Waits at barriers, and for copies that had not come yet."""
         return self._total("waits")
 
     @property
@@ -179,18 +185,23 @@ class Counters:
         }
 
     def text(self, most: int = _MOST) -> str:
-        """Totals, the source lines with most instructions, and the instructions that waste most, `most` of each."""
-        pipes = ", ".join(f"{pipe} {runs / self.instructions:.0%}" for pipe, runs in self.by_pipe.items())
-        lines = [
-            f"{self.kernel}: {self.instructions:,} instructions" + (f" ({pipes})" if pipes else ""),
-            f"  global memory   {_beside(self.global_sectors, self.global_sectors_least, 'sectors')},"
-            f" {self.global_bytes:,} bytes",
-            f"  shared memory   {_beside(self.shared_passes, self.shared_passes_least, 'passes')}",
-            f"  copy engine     {self.tma_bytes:,} bytes",
-            f"  tensor cores    {self.tensor_operations:,} operations",
-            f"  waits           {self.waits:,}",
-        ]
-        return "\n".join(lines + self._busiest(most) + self._wasteful(most))
+        """Totals, the source lines with most instructions, and the instructions furthest beyond the least, `most` of
+        each, for people."""
+        shares = {pipe: f"{runs / self.instructions:.0%}" for pipe, runs in self.by_pipe.items()}
+        pipes = ", ".join(f"{pipe} {share}" for pipe, share in shares.items() if share != "0%")
+        sectors = _beside(self.global_sectors, self.global_sectors_least, "sectors")
+        totals = {
+            "instructions": (self.instructions, pipes),
+            "global memory": (self.global_sectors, f"{sectors}, for {self.global_bytes:,} bytes"),
+            "shared memory": (
+                self.shared_passes, _beside(self.shared_passes, self.shared_passes_least, "passes")
+            ),
+            "copy engine": (self.tma_bytes, "bytes"),
+            "tensor cores": (self.tensor_operations, "operations"),
+            "waits": (self.waits, ""),
+        }  # fmt: skip
+        lines = [f"  {name:13} {count:>14,} {rest}".rstrip() for name, (count, rest) in totals.items() if count]
+        return "\n".join([self.kernel, *lines, *self._busiest(most), *self._wasteful(most)])
 
     def __add__(self, other: "Counters") -> "Counters":
         """Both runs together. Raises ValueError unless they are of the same program."""
@@ -208,27 +219,27 @@ class Counters:
 
     def _busiest(self, most: int) -> list[str]:
         rows = sorted(self.by_source(), key=lambda line: line.counts["runs"], reverse=True)[:most]
-        return ["  most instructions:"] * bool(rows) + [
-            f"    {line.counts['runs']:>14,} ({line.counts['runs'] / self.instructions:.0%})  {line.source or _UNKNOWN}"
+        return ["  most instructions"] * bool(rows) + [
+            f"{line.counts['runs']:>18,} {line.counts['runs'] / self.instructions:.0%}, {line.source or _UNKNOWN}"
             for line in rows
         ]
 
     def _wasteful(self, most: int) -> list[str]:
-        rows = [
-            (used - least, used, least, unit, line)
-            for unit in _UNITS
-            for line, used, least in zip(
-                self.lines, self.table[unit].tolist(), self.table[f"{unit}_least"].tolist(), strict=True
-            )
-            if used > least
-        ]
-        rows.sort(key=lambda row: row[0], reverse=True)
-        return ["  most wasted:"] * bool(rows) + [
-            f"    {_beside(used, least, unit)}  {line.source or _UNKNOWN}, PTX line {line.ptx_line}: {line.text}"
-            for _, used, least, unit, line in rows[:most]
+        # Instructions of one kind on one source line are one row: loops are unrolled.
+        rows: dict[tuple[str, str | None, str], list[int]] = {}
+        for unit in _UNITS:
+            counts = zip(self.table[unit].tolist(), self.table[f"{unit}_least"].tolist(), strict=True)
+            for line, (used, least) in zip(self.lines, counts, strict=True):
+                if used > least:
+                    row = rows.setdefault((unit, line.source, line.opcode), [0, 0, 0, line.ptx_line])
+                    row[:3] = row[0] + used, row[1] + least, row[2] + 1
+        worst = sorted(rows.items(), key=lambda row: row[1][0] - row[1][1], reverse=True)
+        return ["  most beyond the least"] * bool(rows) + [
+            f"{used:>18,} {_beside(used, least, unit)}, {source or _UNKNOWN}: {count} × {opcode} (PTX line {first}…)"
+            for (unit, source, opcode), (used, least, count, first) in worst[:most]
         ]
 
 
 def _beside(used: int, least: int, unit: str) -> str:
-    """`64 sectors (least 4: 16.0 times)`."""
-    return f"{used:,} {unit}" + (f" (least {least:,}: {used / least:.3g} times)" if least else "")
+    """What follows the number used: `sectors, least 4 (16 times)`."""
+    return f"{unit}, the least" if used == least else f"{unit}, least {least:,} ({used / max(1, least):.3g} times)"

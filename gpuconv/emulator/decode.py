@@ -24,7 +24,7 @@ TYPES = {
     for number, name in enumerate(
         (
             "b8", "u8", "s8", "b16", "u16", "s16", "b32", "u32", "s32", "b64", "u64", "s64", "f16", "bf16", "f32",
-            "f64", "f16x2", "bf16x2", "f32x2", "tf32", "e4m3x2", "e5m2x2", "pred", "none",
+            "f64", "f16x2", "bf16x2", "f32x2", "u16x2", "s16x2", "tf32", "e4m3x2", "e5m2x2", "pred", "none",
         )
     )
 }  # fmt: skip
@@ -181,7 +181,7 @@ class Decoding:
         rows = np.array(self._rows, dtype=INSTRUCTION)
         labels = {name: starts[at] for name, at in self.entry.labels.items()}
         for row, label in self._targets:
-            if label in self.entry.tables:  # which is a label too
+            if label in self.entry.tables:  # a label of the code too
                 targets = [labels[target] for target in self.entry.tables[label]]
                 rows["target"][row] = len(self._tables)
                 self._tables += [len(targets), *targets]

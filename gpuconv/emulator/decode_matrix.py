@@ -128,34 +128,41 @@ def _bulk(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
             raise d.unknown()
         tensor = operands[0] if not to_shared else operands[1]
         map_, coordinates = split(tensor[1:-1])
+        map_, map_offset = d.address(f"[{map_}]")
         at = d.vector(coordinates, "s32")
         if to_shared:
-            to, counted = d.operand(d.address(operands[0])[0]), d.operand(d.address(operands[2])[0])
+            (to, to_offset), (counted, counted_offset) = d.address(operands[0]), d.address(operands[2])
             multicast = op.has("multicast::cluster")
             blocks = [d.operand(operands[3], "u16")] if multicast else []
-            d.emit("tensor load", [], [to, d.operand(map_), counted, *at, *blocks], modifiers=[rank, int(multicast)])
+            d.emit(
+                "tensor load", [], [d.operand(to), d.operand(map_), d.operand(counted), *at, *blocks],
+                modifiers=[rank, int(multicast), to_offset, map_offset, counted_offset],
+            )  # fmt: skip
         else:
             how = op.one_of(_REDUCTIONS) if op.words[0] == "reduce" else -1
-            source = d.operand(d.address(operands[1])[0])
-            d.emit("tensor store", [], [d.operand(map_), source, *at], modifiers=[rank, how])
+            source, offset = d.address(operands[1])
+            d.emit(
+                "tensor store", [], [d.operand(map_), d.operand(source), *at], modifiers=[rank, how, map_offset, offset]
+            )
     elif op.words[0] == "reduce":
         raise d.unknown()
     else:
-        (to, _), (source, _) = d.address(operands[0]), d.address(operands[1])
+        (to, to_offset), (source, offset) = d.address(operands[0]), d.address(operands[1])
         sources = [d.operand(to), d.operand(source), d.operand(operands[2], "u32")]
         if not to_shared:
-            d.emit("bulk copy", [], sources, modifiers=[1])
+            d.emit("bulk copy", [], sources, modifiers=[1, to_offset, offset])
         else:
             between = op.words.count("shared::cta") and not op.has("global")
-            sources.append(d.operand(d.address(operands[3])[0]))
-            d.emit("bulk copy", [], sources, modifiers=[2 if between else 0])
+            counted, counted_offset = d.address(operands[3])
+            sources.append(d.operand(counted))
+            d.emit("bulk copy", [], sources, modifiers=[2 if between else 0, to_offset, offset, counted_offset])
 
 
 @decodes("tensormap")
 def _tensormap(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
     if op.has("cp_fenceproxy"):
-        (to, _), (source, _) = d.address(operands[0]), d.address(operands[1])
-        d.emit("tensormap.publish", [], [d.operand(to), d.operand(source)])
+        (to, to_offset), (source, offset) = d.address(operands[0]), d.address(operands[1])
+        d.emit("tensormap.publish", [], [d.operand(to), d.operand(source)], modifiers=[to_offset, offset])
         return
     base, offset = d.address(operands[0])
     axis = int(operands[1], 0) if len(operands) == 3 else 0

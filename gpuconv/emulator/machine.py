@@ -74,7 +74,7 @@ class Program:
         self.shared = code.shared
         self._names = tuple(entry.parameters)
         self._dynamic = code.dynamic
-        self._globals = [np.frombuffer(bytearray(data or b"\0"), np.uint8) for data in code.globals]
+        self._globals = [_aligned(data or b"\0") for data in code.globals]
         self._statements = code.statements
         self._bytes = max([0, *(p.offset + p.size for p in self.parameters)])
         numbers = [library.emulator_operation(operation.encode()) for operation in code.operations]
@@ -109,6 +109,7 @@ class Program:
         args: Sequence[Any],
         *,
         buffers: Sequence[tuple[int, int, str]] = (),
+        names: Sequence[str] = (),
         schedule: str = "early",
         seed: int = 0,
         checks: bool = True,
@@ -120,7 +121,7 @@ class Program:
         dynamic shared memory. args: one for each parameter: a torch.Tensor on the CPU or an np.ndarray (a pointer to its
         first element; the kernel writes to its memory), an int, a float, the bytes of a struct, a TensorMap, or None (a
         null pointer). buffers: further memory, (address, bytes, name): an int of 8 bytes that lies in one of them is a
-        pointer into it.
+        pointer into it. names: what the args are called in messages.
 
         schedule: when asynchronous work is done: 'early' (at once), 'late' (as late as what waits for it allows) or
         'random' (from the seed, with warps and blocks in random order). checks: whether races in shared memory and
@@ -142,7 +143,7 @@ class Program:
         if shared < 0:
             raise ValueError(f"shared must be at least 0 bytes, but got {shared}")
         memory = _Memory(self._globals, buffers)
-        parameters = self._parameters(args, memory)
+        parameters = self._parameters(args, names, memory)
         launch.shared = max(self.shared, self._dynamic + shared if shared else 0)
         launch.schedule, launch.seed, launch.checks = SCHEDULES.index(schedule), seed & 0xFFFFFFFF, checks
         launch.parameters, launch.parameter_bytes = ctypes.addressof(parameters), self._bytes
@@ -160,14 +161,14 @@ class Program:
                 raise self._error(fault, dims["block"], memory)
         return Counters(self.name, table, self.lines)
 
-    def _parameters(self, args: Sequence[Any], memory: "_Memory") -> ctypes.Array:
+    def _parameters(self, args: Sequence[Any], names: Sequence[str], memory: "_Memory") -> ctypes.Array:
         if len(args) != len(self.parameters):
             raise ValueError(
                 f"args must be {len(self.parameters)} for kernel {self.name}, one for each parameter, but got {len(args)}"
             )
         packed = bytearray(max(1, self._bytes))
         for number, (parameter, value) in enumerate(zip(self.parameters, args, strict=True)):
-            called = f"args[{number}] ({self._names[number]})"
+            called = names[number] if names else f"args[{number}] ({self._names[number]})"
             packed[parameter.offset : parameter.offset + parameter.size] = _pack(value, parameter, called, memory)
         return (ctypes.c_ubyte * len(packed)).from_buffer(packed)
 
@@ -207,6 +208,14 @@ def run_ptx(
     return load(text, name).run(grid, block, shared, args, **options)
 
 
+def extent(tensor: torch.Tensor) -> int:
+    """Bytes from a tensor's first element to the end of its last."""
+    if not tensor.numel():
+        return 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (1 + last) * tensor.element_size()
+
+
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
 
@@ -230,7 +239,11 @@ class _Memory:
         return first
 
     def find(self, address: int) -> int | None:
-        """The virtual address of one that lies in a buffer (or just behind it)."""
+        """The virtual address of one that lies in a buffer (or just behind it); where several do, in that which begins
+        there."""
+        for start, _, first in self._buffers:
+            if start == address:
+                return first
         for start, size, first in self._buffers:
             if start <= address < start + size:
                 return first + address - start
@@ -250,10 +263,7 @@ def _pack(value: Any, parameter: Parameter, called: str, memory: _Memory) -> byt
     if isinstance(value, torch.Tensor):
         if value.device.type != "cpu":
             raise ValueError(f"{called} must be a tensor on the CPU, but got one on {value.device}")
-        reach = 0
-        if value.numel():
-            reach = 1 + sum((n - 1) * abs(stride) for n, stride in zip(value.shape, value.stride(), strict=True))
-        value = memory.add(value.data_ptr(), reach * value.element_size(), called)
+        value = memory.add(value.data_ptr(), extent(value), called)
     elif isinstance(value, np.ndarray):
         steps = [(n - 1) * stride for n, stride in zip(value.shape, value.strides, strict=True)] if value.size else []
         before, behind = sum(min(s, 0) for s in steps), sum(max(s, 0) for s in steps) + value.itemsize * bool(value.size)
@@ -315,6 +325,14 @@ def _dim(name: str, value: Dim) -> tuple[int, int, int]:
         raise ValueError(f"{name} must be 1 to 3 integers of at least 0, but got {value!r}")
     x, y, z = (*given, 1, 1)[:3]
     return x, y, z
+
+
+def _aligned(data: bytes) -> np.ndarray:
+    """Memory that holds the data, where a range's virtual address has no lowest bits: decoded code has it as constant."""
+    memory = np.zeros(len(data) + 256, np.uint8)
+    first = -memory.ctypes.data % 256
+    memory[first : first + len(data)] = np.frombuffer(data, np.uint8)
+    return memory[first : first + len(data)]
 
 
 # ---- the core --------------------------------------------------------------------------------------------------------

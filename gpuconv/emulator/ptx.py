@@ -28,6 +28,7 @@ _VARIABLE = re.compile(
     re.DOTALL,
 )
 _LABEL = re.compile(r"([\w$]+):(?!:)")
+_INLINE = re.compile(r"// begin inline asm.*?// end inline asm", re.DOTALL)
 _LOCATION = re.compile(r"\.loc\s+(\d+)\s+(\d+)")
 _FILE = re.compile(r'\.file\s+(\d+)\s+"([^"]*)"(?:\s*"([^"]*)")?')
 _NAME = re.compile(r"%?[A-Za-z_$][\w$]*")
@@ -87,6 +88,8 @@ def parse(text: str, name: str | None = None) -> Entry:
     """The entry of this name, or the only one. Raises ValueError where there is none, or the text is not PTX."""
     files = {int(number): file.rpartition("/")[2] for number, directory, file in _files(text)}
     plain = re.sub(r"/\*.*?\*/", lambda m: re.sub(r"[^\n]", " ", m[0]), text, flags=re.DOTALL)
+    # The lines of inline assembly are counted on from the line of the source: no lines of it.
+    plain = _INLINE.sub(lambda m: re.sub(r"\.loc[^\n]*", "", m[0]), plain)
     plain = re.sub(r"//[^\n]*", "", plain)
     found = [m for m in _ENTRY.finditer(plain) if name in (None, m[1])]
     if not found:

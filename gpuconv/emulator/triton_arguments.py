@@ -8,15 +8,30 @@ tensor descriptor   → sm_90 and newer: a TensorMap, then sizes (i32) and strid
 after them          → scratch memory of the launch, and the profiler's
 """
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from gpuconv.emulator import machine
 from gpuconv.emulator.tensor_map import ELEMENT_TYPES, SWIZZLES, TensorMap
 
 _FLOAT_16 = {"fp16": torch.float16, "bf16": torch.bfloat16}
-Buffer = tuple[int, int, str]  # address, bytes, name
+
+
+@dataclasses.dataclass
+class Arguments:
+    """What `machine.Program.run` is to be given."""
+
+    args: list[Any] = dataclasses.field(default_factory=list)
+    names: list[str] = dataclasses.field(default_factory=list)
+    buffers: list[tuple[int, int, str]] = dataclasses.field(default_factory=list)  # address, bytes, name
+
+    def add(self, name: str, *values: Any) -> None:
+        """Parameters that one argument becomes."""
+        self.args += values
+        self.names += [name] * len(values)
 
 
 class Signature:
@@ -26,40 +41,35 @@ class Signature:
         self.types = types
         self.descriptors = descriptors or []
 
-    def flatten(self, kernel: str, given: tuple[Any, ...]) -> tuple[list[Any], list[Buffer]]:
-        """What the kernel's parameters are, and further memory that they point into. Raises ValueError or TypeError
-        naming the argument."""
+    def flatten(self, kernel: str, given: tuple[Any, ...]) -> Arguments:
+        """The kernel's parameters but those for scratch memory. Raises ValueError or TypeError naming the argument."""
         if len(given) != len(self.types):
             raise TypeError(f"{kernel} takes {len(self.types)} arguments, but got {len(given)}")
-        args: list[Any] = []
-        buffers: list[Buffer] = []
-        found = iter(self.descriptors)
+        arguments, found = Arguments(), iter(self.descriptors)
         for (name, kind), value in zip(self.types.items(), given, strict=True):
-            self._add(f"{kernel}: {name}", kind, value, found, args, buffers)
-        return args, buffers
+            self._add(f"{kernel}: {name}", kind, value, found, arguments)
+        return arguments
 
-    def _add(
-        self, name: str, kind: Any, value: Any, found: Iterator[dict[str, Any]], args: list[Any], buffers: list[Buffer]
-    ) -> None:
+    def _add(self, name: str, kind: Any, value: Any, found: Iterator[dict[str, Any]], arguments: Arguments) -> None:
         if isinstance(kind, tuple):
             for at, (inner, member) in enumerate(zip(kind, value, strict=True)):
-                self._add(f"{name}[{at}]", inner, member, found, args, buffers)
+                self._add(f"{name}[{at}]", inner, member, found, arguments)
         elif kind == "constexpr":
             pass
         elif kind.startswith("tensordesc"):
             base = _tensor(name, value.base)
             sizes, strides = [*map(int, value.shape)], [*map(int, value.strides)]
             if self.descriptors:
-                args.append(_tensor_map(name, value, base, next(found)))
-                buffers.append((base.data_ptr(), extent(base), name))
+                arguments.add(name, _tensor_map(name, value, base, next(found)))
+                arguments.buffers.append((base.data_ptr(), machine.extent(base), name))
             else:
                 rounding = [value.round_f32_to_tf32] if hasattr(value, "round_f32_to_tf32") else []
-                args += [base, *sizes, *strides, value.padding == "nan", *rounding]
-            args += [*sizes, *strides]
+                arguments.add(name, base, *sizes, *strides, value.padding == "nan", *rounding)
+            arguments.add(name, *sizes, *strides)
         elif kind[0] == "*":
-            args.append(value if value is None or isinstance(value, int) else _tensor(name, value))
+            arguments.add(name, value if value is None or isinstance(value, int) else _tensor(name, value))
         else:
-            args.append(_scalar(name, kind, value))
+            arguments.add(name, _scalar(name, kind, value))
 
 
 def grid(kernel: str, *programs: Any) -> tuple[int, int, int]:
@@ -70,23 +80,14 @@ def grid(kernel: str, *programs: Any) -> tuple[int, int, int]:
             raise TypeError(f"{kernel}: the grid's {axis} must be an integer, but got {count!r}")
         if not 0 <= count <= most:
             raise ValueError(f"{kernel}: the grid's {axis} must be 0 to {most}, but got {count}")
-    return programs  # type: ignore[return-value]
+    return programs
 
 
-def extent(tensor: torch.Tensor) -> int:
-    """Bytes from the tensor's first element to the end of its last."""
-    if not tensor.numel():
-        return 0
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return (1 + last) * tensor.element_size()
-
-
-def scratch(metadata: Any, blocks: int) -> list[torch.Tensor | None]:
+def add_scratch(arguments: Arguments, metadata: Any, blocks: int) -> None:
     """The two last parameters of Triton's kernels: memory in which blocks make descriptors, and the profiler's."""
-    return [
-        _aligned(blocks * metadata.global_scratch_size, metadata.global_scratch_align, 0xA5),  # nothing is promised
-        _aligned(blocks * metadata.profile_scratch_size, metadata.profile_scratch_align, 0),
-    ]
+    for kind, fill in ("global", 0xA5), ("profile", 0):  # nothing is promised of the former
+        size, alignment = getattr(metadata, f"{kind}_scratch_size"), getattr(metadata, f"{kind}_scratch_align")
+        arguments.add(f"{kind} scratch memory", _aligned(blocks * size, alignment, fill))
 
 
 def _aligned(size: int, alignment: int, fill: int) -> torch.Tensor | None:
@@ -106,10 +107,10 @@ def _tensor(name: str, value: Any) -> torch.Tensor:
     return value
 
 
-def _scalar(name: str, kind: str, value: Any) -> int | float:
-    """A number as its parameter's type; integers that hold the bits of 16-bit floats."""
+def _scalar(name: str, kind: str, value: Any) -> int | float | bytes:
+    """A number as its parameter's type; 16-bit floats are structs of two bytes there."""
     if kind in _FLOAT_16:
-        return int(torch.tensor(float(value), dtype=_FLOAT_16[kind]).view(torch.int16)) & 0xFFFF
+        return bytes(torch.tensor([float(value)], dtype=_FLOAT_16[kind]).view(torch.uint8).tolist())
     if kind in ("fp32", "f32", "fp64"):
         return float(value)
     if kind[0] not in "iu" or not kind[1:].isdigit():

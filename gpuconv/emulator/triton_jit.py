@@ -10,6 +10,7 @@ compiles and fits.
 """
 
 import copy
+import functools
 import math
 import threading
 from collections.abc import Callable
@@ -32,7 +33,6 @@ from gpuconv.gpu import Gpu, named
 if TYPE_CHECKING:
     from gpuconv.emulator.counters import Counters
 
-SCHEDULES = ("early", "late", "random")
 _entered = threading.RLock()  # Triton has one active driver in a process
 _REGISTERS, _THREADS = 65536, 1024  # of one block, on every GPU that Triton compiles for
 
@@ -93,18 +93,18 @@ def triton_gpu(gpu: str, *, schedule: str = "early", seed: int = 0, checks: bool
     what the emulator finds (`gpuconv.emulator.EmulationError`), and ValueError or TypeError for arguments that a launch
     cannot have.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, but got {schedule!r}")
+    if schedule not in machine.SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(machine.SCHEDULES)}, but got {schedule!r}")
     return TritonGpu(named(gpu), schedule, seed, checks)
 
 
-class _Driver(DriverBase):  # type: ignore[misc]
+class _Driver(DriverBase):
     """What Triton asks of a driver."""
 
     def __init__(self, gpu: TritonGpu) -> None:
         self.emulated = gpu
         self.utils = self
-        self.launcher_cls = _Launcher
+        self.launcher_cls = _launcher
 
     @classmethod
     def is_active(cls) -> bool:
@@ -149,16 +149,22 @@ class _Driver(DriverBase):  # type: ignore[misc]
         }  # fmt: skip
 
     def load_binary(self, name: str, cubin: bytes, shared: int, device: object) -> tuple[None, str, int, int, int]:
-        """Nothing is loaded (no module: none is to be unloaded once another driver is active); the launcher has it."""
-        code = inspect.read_cubin(cubin, shared, name)
-        return None, name, code.registers, code.stack // 4, _THREADS
+        """There is no module: another driver would unload it. So Triton asks before each launch again."""
+        return None, name, *_resources(cubin, name), _THREADS
+
+
+@functools.lru_cache(maxsize=1024)
+def _resources(cubin: bytes, function: str) -> tuple[int, int]:
+    """Registers, and those spilled, as Triton counts them."""
+    code = inspect.read_cubin(cubin, 0, function)
+    return code.registers, code.stack // 4
 
 
 class _Launcher:
     """What Triton calls to launch one compiled kernel. It outlives the context: it runs on what is active then."""
 
     def __init__(self, source: Any, metadata: Any) -> None:
-        self.metadata = metadata
+        self.source, self.metadata = source, metadata
         self.function = getattr(source, "fn", None)
         self.signature = triton_arguments.Signature(source.signature, getattr(metadata, "tensordesc_meta", None))
         group = get_cache_manager(metadata.hash).get_group(f"{source.name[:150]}.json") or {}
@@ -176,18 +182,29 @@ class _Launcher:
         if not isinstance(driver, _Driver):
             raise RuntimeError(f"{self.metadata.name} was compiled for a virtual GPU whose context was left")
         grid = triton_arguments.grid(self.metadata.name, x, y, z)
-        args, buffers = self.signature.flatten(self.metadata.name, given)
+        arguments = self.signature.flatten(self.metadata.name, given)
         ctas = getattr(self.metadata, "num_ctas", 1)
         if enter is not None:
             enter(launch_metadata)
         if programs := math.prod(grid):
-            args += triton_arguments.scratch(self.metadata, programs * ctas)
+            triton_arguments.add_scratch(arguments, self.metadata, programs * ctas)
             driver.emulated.run(
                 self.function, self.program, (grid[0] * ctas, *grid[1:]), block=(32 * self.metadata.num_warps, 1, 1),
-                shared=self.metadata.shared, args=args, buffers=buffers, cluster=(ctas, 1, 1),
+                shared=self.metadata.shared, cluster=(ctas, 1, 1), **vars(arguments),
             )  # fmt: skip
         if leave is not None:
             leave(launch_metadata)
+
+
+_launchers: dict[str, _Launcher] = {}  # by Triton's hash of what was compiled, and how
+
+
+def _launcher(source: Any, metadata: Any) -> _Launcher:
+    """The launcher of a compiled kernel, made once."""
+    kept = _launchers.get(metadata.hash)
+    if kept is None or kept.source is not source:
+        kept = _launchers[metadata.hash] = _Launcher(source, metadata)
+    return kept
 
 
 def _function(kernel: Any) -> Any:

@@ -206,6 +206,11 @@ __device__ __forceinline__ void store_runs(const accumulator* s_y, const Results
       *reinterpret_cast<Vector<accumulator>*>(b_z + e) =
           *reinterpret_cast<const Vector<accumulator>*>(s_y + place + e);
     const bool m_whole = begin == 0 && end == SIZE;
+    if (ACTIVATION && !m_whole) {  // what lies beside a run was never written, and is not to be decided upon
+#pragma unroll
+      for (int e = 0; e < SIZE; ++e)
+        if (e < begin || e >= end) b_z[e] = 0;
+    }
     Vector<TYPE> b_residual = {}, b_y;
     if (RESIDUAL && RESIDUAL_VECTOR && m_whole) {
       b_residual = *reinterpret_cast<const Vector<TYPE>*>(to.p_residual + o);

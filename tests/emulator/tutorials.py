@@ -199,7 +199,9 @@ def layer_norm_gx_kernel(gx, gy, gw, gb, x, w, mean, rstd, locks, N, GROUPS: tl.
     part_w, part_b = g * hat, g
     while tl.atomic_cas(lock, 0, 1) == 1:
         pass
-    if tl.load(lock + GROUPS) == 0:
+    first = tl.load(lock + GROUPS) == 0
+    tl.debug_barrier()  # every warp has read it
+    if first:
         tl.atomic_xchg(lock + GROUPS, 1)
     else:
         part_w += tl.load(p_w, m)

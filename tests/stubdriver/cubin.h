@@ -34,17 +34,21 @@ static const Elf64_Shdr *cubin_section(const char *image, const char *name) {
     return NULL;
 }
 
-/* A copy: whoever loads may free the bytes. */
-static void *cubin_copy(const void *image) {
+static size_t cubin_bytes(const void *image) {
     const Elf64_Ehdr *header = image;
     const Elf64_Shdr *sections = (const void *)((const char *)image + header->e_shoff);
     size_t end = header->e_shoff + header->e_shnum * sizeof *sections;
+    size_t programs = header->e_phoff + header->e_phnum * sizeof(Elf64_Phdr);
+    end = programs > end ? programs : end;
     for (int i = 0; i < header->e_shnum; ++i) {
         size_t last = sections[i].sh_type == SHT_NOBITS ? 0 : sections[i].sh_offset + sections[i].sh_size;
         end = last > end ? last : end;
     }
-    return memcpy(malloc(end), image, end);
+    return end;
 }
+
+/* A copy: whoever loads may free the bytes. */
+static void *cubin_copy(const void *image) { return memcpy(malloc(cubin_bytes(image)), image, cubin_bytes(image)); }
 
 /* The attributes of a section one after the other: one byte of form, one of what, two of size or value, the value. */
 typedef struct { const unsigned char *at, *end; int what, size; const uint32_t *value; } Attributes;

@@ -1,48 +1,68 @@
 """Every family's launches against the stub of the driver: by JITFunction.run, and by the short way of `Launch`.
 
 Run by tests/test_stub_driver.py in a process of its own (`stubdriver.environment(…, "90,80", runtime=False)`), where
-torch.cuda is never asked: tensors lie on the CPU and pass for the GPU's. Prints one line of JSON for each launch.
+torch.cuda is never asked: tensors lie on the CPU and pass for the GPU's. The emulator executes what is launched. Prints
+one line of JSON for each launch, with the error of what it had a part in, as a fraction of its bound.
 """
 
 import ctypes
-import functools
 import json
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1] / "support"))
+
+import executor
+import numpy as np
+import sparse
 import stubdriver
 import torch
 import triton
 from triton.backends.nvidia import driver as nvidia
 
-from gpuconv import inspect, plan
+from gpuconv import inspect, reference
 from gpuconv.activations import Activation
 from gpuconv.backends import triton as backend, triton_act
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.elementwise import Elementwise
 from gpuconv.backends.triton_launch import Launch
+from gpuconv.bench.problems import tensors as random_tensors
 from gpuconv.gpu import KNOWN, Gpu
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
+from gpuconv.reference import as_numpy, worst_violation
 
 LAST, FIRST = torch.channels_last, torch.contiguous_format
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 IMAGE = {"padding": 1, "memory_format": LAST}
+FAR, APART = ConvProblem.of((2, 4, 6, 6), (4, 1, 1, 1), groups=4, dtype=BF16), ((1 << 31) + 1024, 36, 6, 1)
 # What each family is driven with: in every direction, with whole and with split sums.
 CASES = {
     ("gather", "H100"): [
-        ConvProblem.of((8, 64, 14, 14), (128, 64, 3, 3), dtype=BF16, **IMAGE),
+        ConvProblem.of((2, 64, 14, 14), (128, 64, 3, 3), dtype=BF16, **IMAGE),
         ConvProblem.of((2, 8, 9), (8, 8, 3), dtype=F64),
     ],
-    ("gather", "A100"): [ConvProblem.of((8, 64, 15, 14), (128, 64, 3, 3), stride=2, dtype=F16, **IMAGE)],
+    ("gather", "A100"): [ConvProblem.of((2, 64, 15, 14), (128, 64, 3, 3), stride=2, dtype=F16, **IMAGE)],
     ("planes", "H100"): [ConvProblem.of((1, 1, 4, 4, 4), (1, 1, 1, 1, 1), dtype=F32)],  # all sizes and strides 1 or 0
-    ("pointwise", "H100"): [ConvProblem.of((8, 64, 14, 14), (128, 64, 1, 1), dtype=F16, memory_format=LAST)],
+    ("pointwise", "H100"): [ConvProblem.of((2, 64, 14, 14), (128, 64, 1, 1), dtype=F16, memory_format=LAST)],
     ("stem", "H100"): [ConvProblem.of((4, 3, 32, 32), (64, 3, 7, 7), stride=2, dtype=F32, **IMAGE)],
     ("taps", "H100"): [
         ConvProblem.of((4, 32, 16, 16), (32, 1, 3, 3), padding=1, groups=32, dtype=F32),
-        ConvProblem.of((1, 4, 60_000, 60_000), (4, 1, 1, 1), groups=4, dtype=BF16),  # strides of 64 bits
+        FAR,
     ],
-    ("window", "H100"): [ConvProblem.of((8, 64, 14, 14), (128, 64, 3, 3), dtype=F16, **IMAGE)],
+    ("window", "H100"): [ConvProblem.of((2, 64, 14, 14), (128, 64, 3, 3), dtype=F16, **IMAGE)],
+    ("planes", "A100"): [ConvProblem.of((1, 1, 4, 4, 4), (1, 1, 1, 1, 1), dtype=F32)],
+    ("stem", "A100"): [ConvProblem.of((4, 3, 32, 32), (64, 3, 7, 7), stride=2, dtype=F16, **IMAGE)],
+    ("taps", "A100"): [ConvProblem.of((4, 32, 16, 16), (32, 1, 3, 3), padding=1, groups=32, dtype=F16)],
 }
+NAMES = {
+    "forward": ("input", "weight"),
+    "grad_input": ("grad_output", "weight"),
+    "grad_weight": ("grad_output", "input"),
+}
+LAYOUT_NAMES = {LAST: "channels_last", FIRST: "contiguous"}
+RELU = Activation("relu")
 STREAM, THEIRS = 1, 0  # which of the two ways gave a launch its stream
 
 
@@ -78,34 +98,71 @@ class Scratch:
 
     def __call__(self, size: int, alignment: int, stream: int) -> torch.Tensor:
         self.asked.append((size, alignment, stream))
-        return owned(torch.zeros(size + alignment, dtype=torch.uint8))
-
-
-@functools.cache
-def memory(dtype: torch.dtype, which: int) -> torch.Tensor:
-    return owned(torch.zeros(64, dtype=dtype))
+        memory = torch.zeros(size + alignment, dtype=torch.uint8)
+        return owned(memory[-memory.data_ptr() % alignment :][:size])
 
 
 def owned(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, which passes for one of the current device from now on."""
-    stubdriver.driver().stub_own(tensor.data_ptr(), tensor.nbytes, _device())
-    _kept.append(tensor)  # so that nothing else comes to lie there
+    """The tensor, which passes for one of the current device until `forget`."""
+    if tensor.data_ptr() not in _owned:
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        size = (last + 1) * tensor.element_size()
+        stubdriver.driver().stub_own(tensor.data_ptr(), size, _device())
+        _owned[tensor.data_ptr()] = tensor  # kept, so that nothing else comes to lie there
     return tensor
 
 
-_kept: list[torch.Tensor] = []
+def forget() -> None:
+    for address in _owned:
+        stubdriver.driver().stub_disown(ctypes.c_void_p(address))
+    _owned.clear()
+
+
+_owned: dict[int, torch.Tensor] = {}
 
 
 # ---- what is driven --------------------------------------------------------------------------------------------------
 
+Call = Callable[..., None]  # a Launch, with its tensors
+Judged = tuple[torch.Tensor, reference.Exact, bool]  # a result, what it is to be, whether its operands were TF32
 
-def launches_of(gpu: Gpu, family: str, problem: ConvProblem) -> Iterator[tuple[str, Launch]]:
+
+def runs(gpu: Gpu, family: str, problem: ConvProblem) -> Iterator[tuple[str, Callable[[Call], list[Judged]]]]:
+    """What computes the problem in every direction, by the smallest tiles."""
+    t = random_tensors(problem, family, problem.dtype, layout=LAYOUT_NAMES[problem.memory_format])
+    if problem is FAR:
+        t |= {
+            name: sparse.empty_strided(t[name].shape, APART, BF16).copy_(t[name]) for name in ("input", "grad_output")
+        }
+    n = {name: as_numpy(value) for name, value in t.items()}
+    exactly = np.longdouble if problem.dtype is F64 else np.float64
     for direction in DIRECTIONS:
-        layout = plan.contiguous_operands(problem, direction, problem.memory_format)
-        operands = layout._replace(bias=direction == "forward", tf32=problem.dtype is F32 and problem.groups == 1)
+        first, second = (t[name] for name in NAMES[direction])
+        tf32 = problem.dtype is F32 and problem.groups == 1
+        operands = Operands((first.stride(), second.stride()), bias=direction == "forward", tf32=tf32)
+        if direction == "forward":
+            exact = [reference.forward(problem, n["input"], n["weight"], n["bias"], activation=RELU, dtype=exactly)]
+        else:
+            exact = [getattr(reference, direction)(problem, *(n[name] for name in NAMES[direction]), exactly)]
+        if direction == "grad_weight":
+            exact.append(reference.grad_bias(problem, n["grad_output"], exactly))
         for tile in tiles_of(gpu, family, problem, direction, operands):
-            for launch in backend.launches(problem, direction, operands, tile, Activation("relu"), with_bias=True):
-                yield f"{direction}{' split' if tile.splits > 1 else ''}", launch
+
+            def run(
+                call: Call, tile: Tile = tile, direction: Direction = direction, operands: Operands = operands,
+                exact: list[reference.Exact] = exact, tf32: bool = tf32,
+            ) -> list[Judged]:  # fmt: skip
+                if direction == "forward":
+                    bound = backend._bind_forward(problem, RELU, operands, tile, call)
+                    results = (bound(t["input"], t["weight"], t["bias"], None),)
+                elif direction == "grad_input":
+                    results = (backend._bind_grad_input(problem, operands, tile, call)(t["grad_output"], t["weight"]),)
+                else:
+                    bound = backend._bind_grad_weight(problem, operands, tile, call)
+                    results = bound(t["grad_output"], t["input"], True)
+                return [(got, wanted, tf32) for got, wanted in zip(results, exact, strict=True)]
+
+            yield f"{direction}{' split' if tile.splits > 1 else ''}", run
 
 
 def tiles_of(gpu: Gpu, family: str, problem: ConvProblem, direction: Direction, operands: Operands) -> list[Tile]:
@@ -117,26 +174,49 @@ def tiles_of(gpu: Gpu, family: str, problem: ConvProblem, direction: Direction, 
     return [*[t for t in tiles if t.splits == 1][:1], *[t for t in tiles if t.splits > 1][:1]]
 
 
-def activations(gpu: Gpu) -> Iterator[tuple[str, Launch]]:
-    strides = torch.empty(4, 24, 7, 7, device="meta", memory_format=LAST).stride()
-    elementwise = Elementwise((4, 24, 7, 7), F16, LAST, strides, True, Activation("gelu"))
-    yield from (("act_backward", launch) for launch in triton_act.launches(elementwise, gpu))
+def activations(gpu: Gpu) -> Iterator[tuple[str, Callable[[Call], list[Judged]]]]:
+    generator = torch.Generator().manual_seed(0)
+    gy, saved = (torch.randn(4, 24, 7, 7, generator=generator).to(F16, memory_format=LAST) for _ in range(2))
+    activation = Activation("gelu")
+    elementwise = Elementwise((4, 24, 7, 7), F16, LAST, saved.stride(), True, activation)
+    exact = reference.act_backward(activation, as_numpy(gy), as_numpy(saved))
+
+    def run(call: Call) -> list[Judged]:
+        results = triton_act.bind(elementwise, gpu, call)(gy, saved)
+        return [(got, wanted, False) for got, wanted in zip(results, exact, strict=True)]
+
+    yield "act_backward", run
 
 
-def compared(launch: Launch, scratch: Scratch, between: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Launch it twice; what was wrong. A test of this test makes a mistake `between`."""
-    tensors = [None if dtype is None else memory(dtype, i) for i, dtype in enumerate(launch.dtypes)]
+def driven(run: Callable[[Call], list[Judged]], scratch: Scratch, mistake: Call | None = None) -> list[dict[str, Any]]:
+    """What came of each launch of `run`, and how wrong what they computed is."""
+    found: list[dict[str, Any]] = []
+    judged = run(lambda launch, *tensors: found.append(compared(launch, tensors, scratch, mistake)))
+    error = max(worst_violation(got, exact, tf32=tf32)[0] for got, exact, tf32 in judged)
+    forget()
+    return [one | {"error": error} for one in found]
+
+
+def compared(
+    launch: Launch, tensors: tuple[torch.Tensor | None, ...], scratch: Scratch, mistake: Call | None
+) -> dict[str, Any]:
+    """Launch it twice, and let the second compute; what was wrong. A test of this test makes a mistake between them."""
+    pointers = [owned(t).data_ptr() for t in tensors if t is not None]
     scratch.asked.clear()
     stubdriver.driver().stub_clear()
     integers = launch.rest[: len(launch.rest) - len(launch.constants)]
     launch(STREAM, *tensors)  # compiles
-    between()
-    launch(STREAM, *tensors)  # goes the short way
+    wrong = []
+    if mistake is not None:
+        mistake(launch)
+    try:
+        with executor.Executor():
+            launch(STREAM, *tensors)  # goes the short way
+    except RuntimeError as error:
+        wrong.append(str(error))
     ordinary, short = stubdriver.launches()
-    pointers = [0 if t is None else t.data_ptr() for t in tensors if t is not None]
     own = len(ordinary.values) - 2  # two for Triton's scratch follow
     widths = [8 * size for size in ordinary.sizes[len(pointers) : own]]
-    wrong = []
     if stubdriver.driver().stub_refusals():
         wrong.append(stubdriver.driver().stub_refusal().decode())
     if any(not -1 << width - 1 <= value < 1 << width - 1 for value, width in zip(integers, widths, strict=True)):
@@ -166,30 +246,50 @@ def compared(launch: Launch, scratch: Scratch, between: Callable[[], None] = lam
     return {"kernel": ordinary.name, "shared": ordinary.shared, "wide": wide, "wrong": wrong}
 
 
+# What a launch could do wrong, after its first call.
+
+
+def swap_two_scalars(launch: Launch) -> None:
+    launch.rest = (launch.rest[1], launch.rest[0], *launch.rest[2:])
+
+
+def swap_two_tensors(launch: Launch) -> None:
+    assert launch._short is not None
+    run, *others = launch._short
+
+    def swapped(*arguments: Any) -> None:
+        first = 9  # after grid, stream, function, metadata and three that are None
+        run(*arguments[:first], arguments[first + 1], arguments[first], *arguments[first + 2 :])
+
+    launch._short = (swapped, *others)
+
+
+def launch_too_little(launch: Launch) -> None:
+    launch._grid = (launch.programs - 1, 1, 1)
+
+
 def main() -> None:
+    torch.set_deterministic_debug_mode("warn")  # fills what is not written with NaN
     scratch = Scratch()
     triton.set_allocator(scratch)
     enter(0)
     triton.runtime.driver.set_active(Driver())
     for device, name in enumerate(("H100", "A100")):
         enter(device)
-        memory.cache_clear()
         work = [
-            (family, problem.dtype, what, launch)
+            (family, problem.dtype, what, run)
             for (family, gpu), problems in CASES.items() if gpu == name
             for problem in problems
-            for what, launch in launches_of(KNOWN[name], family, problem)
+            for what, run in runs(KNOWN[name], family, problem)
         ]  # fmt: skip
-        work += [("activations", F16, what, launch) for what, launch in activations(KNOWN[name])]
-        for family, dtype, what, launch in work:
-            found = compared(launch, scratch)
-            print(json.dumps({"family": family, "gpu": name, "dtype": str(dtype), "what": what, **found}))
-    _, launch = next(activations(KNOWN["A100"]))
-
-    def mistake() -> None:
-        launch.rest = (launch.rest[1], launch.rest[0], *launch.rest[2:])
-
-    print(json.dumps({"family": "with a mistake", **compared(launch, scratch, mistake)}))
+        work += [("activations", F16, what, run) for what, run in activations(KNOWN[name])]
+        for family, dtype, what, run in work:
+            for found in driven(run, scratch):
+                print(json.dumps({"family": family, "gpu": name, "dtype": str(dtype), "what": what, **found}))
+    for mistake in (swap_two_scalars, swap_two_tensors, launch_too_little):
+        for _, run in activations(KNOWN["A100"]):
+            first, *_ = driven(run, scratch, mistake)
+            print(json.dumps({"family": "with a mistake", "what": mistake.__name__, **first}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """CUDA C's launches through the real CuPy, on two "H100"s that are stubs of the driver and of PyTorch's runtime.
 
 Run by tests/kernels/cuda/test_cupy_launch.py in a process of its own (`stubdriver.environment(…, "90,90", True)`), with
-all that is launched compiled beforehand, by `instances`. Prints as JSON what happened.
+all that is launched compiled beforehand, by `instances`. The emulator executes what every family launches. Prints as
+JSON what happened.
 """
 
 import ctypes
@@ -12,10 +13,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import executor
+import numpy as np
+import on_host
 import stubdriver
 import torch
 
-from gpuconv import plan
+from gpuconv import plan, reference
 from gpuconv.activations import Activation
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda import FAMILIES, CudaBackend, launches
@@ -23,20 +27,22 @@ from gpuconv.backends.cuda_act import launches as act_launches
 from gpuconv.backends.cuda_cupy import CupyRuntime
 from gpuconv.backends.cuda_launch import Instance, Launch
 from gpuconv.backends.elementwise import Elementwise
+from gpuconv.bench.problems import tensors as random_tensors
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
+from gpuconv.reference import as_numpy, worst_violation
 
 GPU, MULTIPROCESSORS = KNOWN["H100"], KNOWN["H100"].multiprocessors
 LAST, HALF = torch.channels_last, torch.float16
 # What every family is driven with: input, weight.
 LAYERS = {
-    "simt": ConvProblem.of((2, 40, 14, 14), (24, 40, 3, 3), padding=1, dtype=torch.float64, memory_format=LAST),
+    "simt": ConvProblem.of((2, 20, 9, 10), (24, 20, 3, 3), padding=1, dtype=torch.float64, memory_format=LAST),
     "tensor": ConvProblem.of((2, 64, 15, 14), (64, 64, 3, 3), padding=1, stride=2, dtype=HALF, memory_format=LAST),
     "halo": ConvProblem.of((2, 64, 14, 14), (64, 64, 3, 3), padding=1, dtype=HALF, memory_format=LAST),
     "grouped": ConvProblem.of((8, 64, 9, 9), (64, 4, 3, 3), padding=1, groups=16, dtype=HALF, memory_format=LAST),
     "grouped_halo": ConvProblem.of((2, 64, 9, 9), (64, 4, 3, 3), padding=1, groups=16, dtype=HALF, memory_format=LAST),
     "depthwise": ConvProblem.of((4, 64, 17, 16), (64, 1, 3, 3), padding=1, groups=64, dtype=torch.float32),
-    "banded": ConvProblem.of((8, 8, 33, 40), (8, 1, 13, 13), padding=6, groups=8, dtype=HALF),
+    "banded": ConvProblem.of((4, 4, 33, 40), (4, 1, 13, 13), padding=6, groups=4, dtype=HALF),
 }
 ACT = Elementwise((4, 24, 7, 7), HALF, LAST, (1176, 1, 168, 24), True, Activation("silu"))
 # Their kernels differ in shared memory alone: the windows of the second, with their margin, are larger.
@@ -94,28 +100,44 @@ def on_gpu(shape: tuple[int, ...], like: ConvProblem, device: int = 0) -> torch.
     return torch.empty(shape, dtype=like.dtype, device=f"cuda:{device}").to(memory_format=like.memory_format)
 
 
-def arguments(problem: ConvProblem, direction: Direction) -> tuple[Any, ...]:
-    first, second = (on_gpu(shape, problem) for shape in problem.operand_shapes(direction))
+def judged(problem: ConvProblem, direction: Direction, run: Callable[..., Any]) -> float:
+    """The error of what `run` computes of random tensors, as a fraction of its bound."""
+    layout = "channels_last" if problem.memory_format is LAST else "contiguous"
+    t = random_tensors(problem, "cupy", problem.dtype, layout=layout)
+    n, on = {name: as_numpy(value) for name, value in t.items()}, {name: value.cuda() for name, value in t.items()}
+    exactly = np.longdouble if problem.dtype is torch.float64 else np.float64
     if direction == "forward":
-        return first, second, torch.empty(problem.out_channels, dtype=problem.dtype, device="cuda"), None
-    return (first, second) if direction == "grad_input" else (first, second, True)
+        results = [run(on["input"], on["weight"], on["bias"], None)]
+        exact = [reference.forward(problem, n["input"], n["weight"], n["bias"], dtype=exactly)]
+    elif direction == "grad_input":
+        results = [run(on["grad_output"], on["weight"])]
+        exact = [reference.grad_input(problem, n["grad_output"], n["weight"], exactly)]
+    else:
+        results = run(on["grad_output"], on["input"], True)
+        exact = [
+            reference.grad_weight(problem, n["grad_output"], n["input"], exactly),
+            reference.grad_bias(problem, n["grad_output"], exactly),
+        ]
+    return max(worst_violation(got, wanted)[0] for got, wanted in zip(results, exact, strict=True))
 
 
 def every_family() -> dict[str, Any]:
-    """What reached the driver of every launch, beside what was to reach it."""
+    """What reached the driver of every launch, beside what was to reach it, and how wrong its values are."""
     backend, runtime, stream = CudaBackend(), Noted(), torch.cuda.Stream()
     backend.runtimes["cuda"] = runtime
-    families = []
-    with torch.cuda.stream(stream):
+    families, errors = [], []
+    with torch.cuda.stream(stream), executor.Executor(), on_host.all_computed():
         for family, problem, direction, tile in driven():
             run = backend.bind(
                 problem, direction, torch.device("cuda"), Activation("none"), operands_of(problem, direction), tile
             )
             before = len(runtime.asked)
-            run(*arguments(problem, direction))
+            errors.append((f"{family} {direction}", judged(problem, direction, run)))
             families += [f"{family} {direction}"] * (len(runtime.asked) - before)
-        gz = torch.empty(ACT.shape, dtype=ACT.dtype, device="cuda").to(memory_format=LAST)
-        backend.bind_act_backward(ACT, torch.device("cuda"))(gz, gz)
+        gy, saved = (torch.randn(ACT.shape).to(HALF, memory_format=LAST) for _ in range(2))
+        results = backend.bind_act_backward(ACT, torch.device("cuda"))(gy.cuda(), saved.cuda())
+        exact = reference.act_backward(ACT.activation, as_numpy(gy), as_numpy(saved))
+        errors += [("act_backward", worst_violation(*both)[0]) for both in zip(results, exact, strict=True)]
         families += ["act_backward"] * (len(runtime.asked) - len(families))
     rows = []
     for family, (launch, tensors), got in zip(families, runtime.asked, stubdriver.launches(), strict=True):
@@ -132,7 +154,38 @@ def every_family() -> dict[str, Any]:
                 got.values[: len(tensors)],
             ],
         })  # fmt: skip
-    return {"rows": rows, "refusals": stubdriver.driver().stub_refusals()}
+    return {"rows": rows, "errors": errors, "refusals": stubdriver.driver().stub_refusals()}
+
+
+class Mistaken(CupyRuntime):
+    """The runtime with a mistake in every launch."""
+
+    def __init__(self, mistake: str) -> None:
+        super().__init__()
+        self.mistake = mistake
+
+    def launch(self, launch: Launch, device: torch.device, tensors: tuple[torch.Tensor | None, ...]) -> None:
+        if self.mistake == "a block too few":
+            launch = Launch(launch.instance, launch.blocks - 1, launch.conv)
+        else:
+            tensors = (tensors[1], tensors[0], *tensors[2:])
+        super().launch(launch, device, tensors)
+
+
+def with_mistakes() -> dict[str, Any]:
+    """What is computed, or said, if a launch is not as it is to be."""
+    found: dict[str, Any] = {}
+    for mistake in ("a block too few", "two tensors swapped"):
+        backend = CudaBackend()
+        backend.runtimes["cuda"] = Mistaken(mistake)
+        operands = operands_of(NARROW, "forward")
+        run = backend.bind(NARROW, "forward", torch.device("cuda"), Activation("none"), operands, BLOCK)
+        try:
+            with executor.Executor():
+                found[mistake] = judged(NARROW, "forward", run)
+        except Exception as error:
+            found[mistake] = str(error)
+    return found
 
 
 def tensors_of(problem: ConvProblem, device: int = 0) -> tuple[torch.Tensor | None, ...]:
@@ -238,8 +291,19 @@ def _all(run: Callable[[], None], count: int, failures: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    torch.manual_seed(0)
+    on_host.install()
+    torch.set_deterministic_debug_mode("warn")  # fills new tensors with NaN, so that what is not written is not right
     found = {}
-    for part in (every_family, shared_memory, in_threads, on_the_second, after_clear_memo, while_capturing):
+    for part in (
+        every_family,
+        with_mistakes,
+        shared_memory,
+        in_threads,
+        on_the_second,
+        after_clear_memo,
+        while_capturing,
+    ):
         torch.cuda.synchronize()
         stubdriver.driver().stub_clear()
         try:

@@ -1,6 +1,7 @@
 /* A CUDA driver without a GPU: libcuda.so.1 as far as the launch code of gpuconv's backends calls it.
  *
- * It loads cubins as far as reading their headers, runs nothing, and writes down every launch for the test to look at.
+ * It loads cubins as far as reading their headers, and writes down every launch for the test to look at. It runs nothing
+ * itself: who wants launches to compute hands it functions that execute them (`stub_execute`; executor.py does).
  * What a driver refuses it refuses: a thread without a context, a function or a stream of another GPU, grids, blocks,
  * shared memory and registers beyond the limits, code for another architecture, loading while a stream is captured.
  * GPUs are given by the environment, STUB_GPUS=90,90,80: two of compute capability 9.0 and one of 8.0, whose memory is the
@@ -16,21 +17,24 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "allocations.h"
 #include "cubin.h"
+#include "devices.h"
+#include "graph.h"
+#include "tensor_map.h"
 
-enum { MOST_GPUS = 8, MOST_LAUNCHES = 1 << 14, MOST_BLOCKS = 1 << 14, SHARED_WITHOUT_ASKING = 48 << 10 };
+enum { MOST_GPUS = 8, MOST_LAUNCHES = 1 << 14 };
 
 typedef struct { int device; } Context;                 /* each GPU has its primary one and no other */
-typedef struct { int device, capturing; CUstreamCaptureMode mode; } Stream;
+typedef struct { int device, capturing; CUstreamCaptureMode mode; Graph *graph; } Stream;
 typedef struct Function Function;
 typedef struct { Context *context; void *image; Function *functions; } Module;
 struct Function { Module *module; Kernel kernel; int dynamic_allowed; Function *next; };
-typedef struct { char *at; size_t bytes; int device; } Block;
 
 typedef struct {                                        /* what a test is shown of a launch */
     char name[128];
     int device, thread;                                 /* threads are counted in the order of their first launch */
-    uint32_t grid[3], block[3], shared, attributes;
+    uint32_t grid[3], block[3], cluster[3], shared, attributes;
     void *stream, *function;
     int parameters;
     int sizes[MOST_PARAMETERS];                         /* bytes, as the cubin says */
@@ -46,9 +50,8 @@ static int captures_global = 0;                         /* begun by any thread i
 static Launched launches[MOST_LAUNCHES];
 static int launched = 0, loaded = 0, unloaded = 0, refusals = 0, threads = 0;
 static _Thread_local int thread = -1;
-static char refusal[256] = "";
-static Block blocks[MOST_BLOCKS];
-static int block_count = 0;
+static char refusal[960] = "";                          /* Triton puts it into 1024 bytes */
+static CUresult failed = CUDA_SUCCESS;                  /* the last error of a launch's execution */
 
 /* ---- what a test asks and tells ---- */
 
@@ -58,7 +61,7 @@ int stub_modules_loaded(void) { return loaded; }
 int stub_modules_unloaded(void) { return unloaded; }
 int stub_refusals(void) { return refusals; }
 const char *stub_refusal(void) { return refusal; }      /* the last one, in words */
-void stub_clear(void) { launched = refusals = 0; refusal[0] = 0; }
+void stub_clear(void) { launched = refusals = 0; refusal[0] = 0; failed = CUDA_SUCCESS; }
 
 static CUresult refuse(CUresult error, const char *why, ...) {
     va_list rest;
@@ -69,56 +72,26 @@ static CUresult refuse(CUresult error, const char *why, ...) {
     return error;
 }
 
-/* ---- devices ---- */
+/* ---- execution: by whoever is given it ---- */
 
-/* The capability of device `d`, times ten; 0 where STUB_GPUS names none. */
-static int capability(int d) {
-    const char *at = getenv("STUB_GPUS");
-    for (; at && d > 0; --d) at = (at = strchr(at, ',')) ? at + 1 : NULL;
-    return at && d == 0 ? atoi(at) : 0;
-}
+/* `prepare` notes a launch: all that it would need again when a graph repeats it. `perform` executes what was noted, and
+ * forgets it unless it is kept. `assemble` gives the cubin of PTX, as the compiler within a driver would. */
+typedef CUresult (*Prepare)(const Launched *, const void *image, size_t bytes, void **parameters, int *prepared);
+typedef CUresult (*Perform)(int prepared, int keep);
+typedef const void *(*Assemble)(const char *ptx, int capability);
+static Prepare prepare = NULL;
+static Perform perform = NULL;
+static Assemble assemble = NULL;
 
-int stub_capability(int d) { return capability(d); }
+void stub_execute(Prepare p, Perform q, Assemble a) { prepare = p, perform = q, assemble = a; }
 
-static int shared_optin(int of) { return of == 80 ? 163 << 10 : of == 86 || of == 89 || of == 120 ? 99 << 10 : 227 << 10; }
-
-int stub_device_attribute(int attribute, int d) {
-    int of = capability(d);
-    switch (attribute) {
-    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: return of / 10;
-    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: return of % 10;
-    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK: return SHARED_WITHOUT_ASKING;
-    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: return shared_optin(of);
-    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR: return shared_optin(of) + 1024;
-    case CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK: return 65536;
-    case CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK: return 1024;
-    case CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR: return of % 10 || of == 120 ? 1536 : 2048;
-    case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: return of == 80 ? 108 : of == 90 ? 132 : 148;
-    case CU_DEVICE_ATTRIBUTE_WARP_SIZE: return 32;
-    case CU_DEVICE_ATTRIBUTE_CLOCK_RATE: return 1830000;
-    case CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE: return 2619000;
-    case CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH: return 5120;
-    case CU_DEVICE_ATTRIBUTE_PCI_BUS_ID: return d + 1;
-    case CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING: return 1;
-    default: return 0;
-    }
-}
-
-CUresult cuInit(unsigned flags) { return capability(0) ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE; }
-CUresult cuDriverGetVersion(int *version) { *version = 13000; return CUDA_SUCCESS; }
-CUresult cuDeviceGetCount(int *n) { for (*n = 0; capability(*n); ++*n); return CUDA_SUCCESS; }
-CUresult cuDeviceGet(CUdevice *d, int i) { *d = i; return capability(i) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE; }
-CUresult cuDeviceGetAttribute(int *v, CUdevice_attribute a, CUdevice d) { *v = stub_device_attribute(a, d); return CUDA_SUCCESS; }
-CUresult cuDeviceTotalMem(size_t *n, CUdevice d) { *n = 80ull << 30; return CUDA_SUCCESS; }
-CUresult cuDeviceGetName(char *name, int size, CUdevice d) {
-    int of = capability(d);
-    snprintf(name, size, "%s", of == 80 ? "NVIDIA A100-SXM4-40GB" : of == 90 ? "NVIDIA H100 80GB HBM3" : "NVIDIA stub");
-    return CUDA_SUCCESS;
-}
+/* A launch that failed where it was executed: the error that its caller gets, and in what words. */
+CUresult stub_fail(CUresult error, const char *why) { return refuse(failed = error, "%s", why); }
 
 CUresult cuGetErrorName(CUresult e, const char **s) { *s = "CUDA_ERROR"; return CUDA_SUCCESS; }
 CUresult cuGetErrorString(CUresult e, const char **s) {
-    *s = e == CUDA_ERROR_INVALID_CONTEXT ? "invalid device context"
+    *s = e && e == failed ? refusal  /* a driver says less */
+       : e == CUDA_ERROR_INVALID_CONTEXT ? "invalid device context"
        : e == CUDA_ERROR_INVALID_VALUE ? "invalid argument"
        : e == CUDA_ERROR_INVALID_HANDLE ? "invalid resource handle"
        : e == CUDA_ERROR_INVALID_IMAGE ? "device kernel image is invalid"
@@ -153,33 +126,6 @@ CUresult cuDevicePrimaryCtxGetState(CUdevice d, unsigned *flags, int *active) { 
 
 /* ---- memory: the host's ---- */
 
-/* The device whose memory `p` points to, or -1. */
-int stub_owner(const void *p) {
-    int found = -1;
-    pthread_mutex_lock(&lock);
-    for (int i = 0; i < block_count && found < 0; ++i)
-        if (blocks[i].at <= (char *)p && (char *)p < blocks[i].at + blocks[i].bytes) found = blocks[i].device;
-    pthread_mutex_unlock(&lock);
-    return found;
-}
-
-/* Let memory that the test has be a device's. */
-void stub_own(void *p, size_t bytes, int device) {
-    pthread_mutex_lock(&lock);
-    if (block_count == MOST_BLOCKS) abort();
-    blocks[block_count++] = (Block){p, bytes, device};
-    pthread_mutex_unlock(&lock);
-}
-
-static int disown(void *p, size_t *bytes) {
-    int found = 0;
-    pthread_mutex_lock(&lock);
-    for (int i = 0; i < block_count && !found; ++i)
-        if (blocks[i].at == p) { *bytes = blocks[i].bytes; blocks[i] = blocks[--block_count]; found = 1; }
-    pthread_mutex_unlock(&lock);
-    return found;
-}
-
 /* Whether a call that could upset a capture is forbidden now. */
 static int capture_forbids(void) {
     if (thread_mode == CU_STREAM_CAPTURE_MODE_RELAXED) return 0;
@@ -192,13 +138,13 @@ CUresult cuMemAlloc(CUdeviceptr *p, size_t bytes) {
     if (bytes > 64ull << 30) return CUDA_ERROR_OUT_OF_MEMORY;
     void *at = mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (at == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
-    stub_own(at, bytes, current->device);
+    stub_own(at, bytes ? bytes : 1, current->device);
     *p = (CUdeviceptr)at;
     return CUDA_SUCCESS;
 }
 CUresult cuMemFree(CUdeviceptr p) {
-    size_t bytes;
-    if (disown((void *)p, &bytes)) munmap((void *)p, bytes);
+    size_t bytes = stub_disown((void *)p);
+    if (bytes) munmap((void *)p, bytes);
     return CUDA_SUCCESS;
 }
 CUresult cuPointerGetAttribute(void *v, CUpointer_attribute a, CUdeviceptr p) {
@@ -225,6 +171,7 @@ CUresult cuStreamBeginCapture(CUstream s, CUstreamCaptureMode mode) {
     if ((uintptr_t)s < 16) return refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "a default stream is not captured");
     ((Stream *)s)->capturing = 1;
     ((Stream *)s)->mode = mode;
+    ((Stream *)s)->graph = calloc(1, sizeof(Graph));
     captures_here += mode != CU_STREAM_CAPTURE_MODE_RELAXED;
     __sync_fetch_and_add(&captures_global, mode == CU_STREAM_CAPTURE_MODE_GLOBAL);
     return CUDA_SUCCESS;
@@ -234,8 +181,33 @@ CUresult cuStreamEndCapture(CUstream s, CUgraph *graph) {
     stream->capturing = 0;
     captures_here -= stream->mode != CU_STREAM_CAPTURE_MODE_RELAXED;
     __sync_fetch_and_sub(&captures_global, stream->mode == CU_STREAM_CAPTURE_MODE_GLOBAL);
-    *graph = (CUgraph)calloc(1, 8);
+    *graph = (CUgraph)stream->graph;
     return CUDA_SUCCESS;
+}
+CUresult cuGraphInstantiateWithFlags(CUgraphExec *x, CUgraph g, unsigned long long flags) {
+    *x = (CUgraphExec)graph_copy((Graph *)g);
+    return CUDA_SUCCESS;
+}
+CUresult cuGraphDestroy(CUgraph g) { graph_free((Graph *)g); return CUDA_SUCCESS; }
+CUresult cuGraphExecDestroy(CUgraphExec x) { graph_free((Graph *)x); return CUDA_SUCCESS; }
+CUresult cuGraphLaunch(CUgraphExec x, CUstream s) {
+    const Graph *graph = (Graph *)x;
+    for (int i = 0; i < graph->count; ++i) {
+        const Node *node = &graph->nodes[i];
+        if (node->from) memmove(node->to, node->from, node->bytes);
+        else if (node->to) memset(node->to, node->value, node->bytes);
+        else if (perform) { CUresult e = perform(node->kernel, 1); if (e) return e; }
+    }
+    return CUDA_SUCCESS;
+}
+
+static Graph *captured(CUstream s) { return (uintptr_t)s >= 16 && ((Stream *)s)->capturing ? ((Stream *)s)->graph : NULL; }
+
+/* `bytes` copied, or filled with `value` where there is no `from`: at once, or by the graph that the stream is captured to. */
+void stub_move(CUstream s, void *to, const void *from, int value, size_t bytes) {
+    if (captured(s)) graph_add(captured(s), (Node){-1, to, from, value, bytes});
+    else if (from) memmove(to, from, bytes);
+    else memset(to, value, bytes);
 }
 CUresult cuStreamIsCapturing(CUstream s, CUstreamCaptureStatus *status) {
     *status = (uintptr_t)s >= 16 && ((Stream *)s)->capturing ? CU_STREAM_CAPTURE_STATUS_ACTIVE : CU_STREAM_CAPTURE_STATUS_NONE;
@@ -253,7 +225,9 @@ CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
 CUresult cuModuleLoadData(CUmodule *m, const void *image) {
     if (!current) return refuse(CUDA_ERROR_INVALID_CONTEXT, "cuModuleLoadData: no context is current in this thread");
     if (capture_forbids()) return refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "a module is loaded while a stream is captured");
-    int built_for = cubin_architecture(image), have = capability(current->device);
+    int have = capability(current->device);
+    if (assemble && !cubin_architecture(image)) image = assemble(image, have);
+    int built_for = cubin_architecture(image);
     if (!built_for) return refuse(CUDA_ERROR_INVALID_IMAGE, "what is loaded is no cubin");
     if (built_for / 10 != have / 10 || built_for > have)
         return refuse(CUDA_ERROR_NO_BINARY_FOR_GPU, "code for sm_%d is loaded on sm_%d", built_for, have);
@@ -363,7 +337,7 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **paramete
                       c->sharedMemBytes, allowed);
     Launched made = {.device = current->device, .grid = {c->gridDimX, c->gridDimY, c->gridDimZ},
                      .block = {c->blockDimX, c->blockDimY, c->blockDimZ}, .shared = c->sharedMemBytes,
-                     .attributes = c->numAttrs, .stream = (void *)c->hStream, .function = function,
+                     .cluster = {1, 1, 1}, .attributes = c->numAttrs, .stream = (void *)c->hStream, .function = function,
                      .parameters = k->parameters};
     snprintf(made.name, sizeof made.name, "%s", k->name);
     for (int i = 0; i < k->parameters; ++i) {
@@ -374,17 +348,34 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **paramete
             return refuse(CUDA_ERROR_INVALID_VALUE, "launch of %s on device %d: parameter %d points to memory of device %d",
                           k->name, current->device, i, owner);
     }
+    for (unsigned i = 0; i < c->numAttrs; ++i)
+        if (c->attrs[i].id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION) memcpy(made.cluster, &c->attrs[i].value.clusterDim, sizeof made.cluster);
     pthread_mutex_lock(&lock);
     if (thread < 0) thread = threads++;
     made.thread = thread;
     if (launched < MOST_LAUNCHES) launches[launched++] = made;
     pthread_mutex_unlock(&lock);
+    if (!prepare) return CUDA_SUCCESS;
+    int prepared = -1;
+    CUresult e = prepare(&made, function->module->image, cubin_bytes(function->module->image), parameters, &prepared);
+    if (e) return e;
+    if (!captured(c->hStream)) return perform(prepared, 0);
+    graph_add(captured(c->hStream), (Node){.kernel = prepared});
     return CUDA_SUCCESS;
 }
 CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                         unsigned shared, CUstream s, void **parameters, void **extra) {
     CUlaunchConfig c = {gx, gy, gz, bx, by, bz, shared, s, NULL, 0};
     return cuLaunchKernelEx(&c, f, parameters, extra);
+}
+
+CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank, void *address, const cuuint64_t *sizes,
+                                const cuuint64_t *strides, const cuuint32_t *box, const cuuint32_t *element_strides,
+                                CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle, CUtensorMapL2promotion l2,
+                                CUtensorMapFloatOOBfill fill) {
+    const char *wrong = tensor_map_encode((TensorMap *)map, type, rank, address, sizes, strides, box, element_strides, interleave,
+                                          swizzle, fill);
+    return wrong ? refuse(CUDA_ERROR_INVALID_VALUE, "a descriptor for the copy engine: %s", wrong) : CUDA_SUCCESS;
 }
 
 /* ---- where a runtime finds all of these ---- */

@@ -1,8 +1,8 @@
 /* A CUDA runtime without a GPU, preloaded before PyTorch's libcudart.so.13: torch.cuda finds the GPUs of libcuda.c.
  *
  * Memory is the host's, copies copy, streams and events are in order by being synchronous. PyTorch's own kernels do
- * nothing, so their values mean nothing; graphs are recorded and do nothing. What a test relies on is real: PyTorch's
- * allocator, streams, captures, autograd threads, and every module that is loaded and kernel that is launched through the
+ * nothing, so their values mean nothing; a graph repeats what its capture launched and copied, but for those. What a test
+ * relies on is real: PyTorch's allocator, streams, captures, autograd threads, and every module that is loaded and kernel that is launched through the
  * driver. What is not defined here goes to the real runtime, which finds no GPU and says so. */
 #define _GNU_SOURCE
 #include <cuda.h>
@@ -14,6 +14,7 @@
 #include <string.h>
 
 extern int stub_capability(int device), stub_device_attribute(int attribute, int device), stub_owner(const void *);
+extern void stub_move(CUstream, void *to, const void *from, int value, size_t bytes);
 
 static _Thread_local int device = 0;
 static _Thread_local cudaError_t last = cudaSuccess;
@@ -104,11 +105,11 @@ cudaError_t cudaHostAlloc(void **p, size_t n, unsigned flags) { *p = malloc(n); 
 cudaError_t cudaFreeHost(void *p) { free(p); OK; }
 cudaError_t cudaMemGetInfo(size_t *free, size_t *total) { *free = 79ull << 30; *total = 80ull << 30; OK; }
 cudaError_t cudaMemcpy(void *to, const void *from, size_t n, enum cudaMemcpyKind k) { NEEDS_CONTEXT; memmove(to, from, n); OK; }
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcpyKind k, cudaStream_t s) { return cudaMemcpy(to, from, n, k); }
-cudaError_t cudaMemcpyPeerAsync(void *to, int a, const void *from, int b, size_t n, cudaStream_t s) { return cudaMemcpy(to, from, n, cudaMemcpyDefault); }
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcpyKind k, cudaStream_t s) { NEEDS_CONTEXT; stub_move(s, to, from, 0, n); OK; }
+cudaError_t cudaMemcpyPeerAsync(void *to, int a, const void *from, int b, size_t n, cudaStream_t s) { return cudaMemcpyAsync(to, from, n, cudaMemcpyDefault, s); }
 cudaError_t cudaMemcpyToSymbol(const void *symbol, const void *from, size_t n, size_t at, enum cudaMemcpyKind k) { OK; }
 cudaError_t cudaMemset(void *p, int v, size_t n) { NEEDS_CONTEXT; memset(p, v, n); OK; }
-cudaError_t cudaMemsetAsync(void *p, int v, size_t n, cudaStream_t s) { return cudaMemset(p, v, n); }
+cudaError_t cudaMemsetAsync(void *p, int v, size_t n, cudaStream_t s) { NEEDS_CONTEXT; stub_move(s, p, NULL, v, n); OK; }
 cudaError_t cudaGetSymbolAddress(void **p, const void *symbol) { return cudaMalloc(p, 4096); }
 cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *a, const void *p) {
     memset(a, 0, sizeof *a);
@@ -183,10 +184,10 @@ cudaError_t cudaStreamGetCaptureInfo(cudaStream_t s, enum cudaStreamCaptureStatu
     if (n) *n = 0;
     return cudaStreamIsCapturing(s, status);
 }
-cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *x, cudaGraph_t g, unsigned long long flags) { *x = (cudaGraphExec_t)calloc(1, 8); OK; }
-cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s) { NEEDS_CONTEXT; OK; }
-cudaError_t cudaGraphDestroy(cudaGraph_t g) { free(g); OK; }
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t x) { free(x); OK; }
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *x, cudaGraph_t g, unsigned long long flags) { return told(cuGraphInstantiateWithFlags(x, g, flags)); }
+cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s) { NEEDS_CONTEXT; return told(cuGraphLaunch(x, s)); }
+cudaError_t cudaGraphDestroy(cudaGraph_t g) { return told(cuGraphDestroy(g)); }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t x) { return told(cuGraphExecDestroy(x)); }
 cudaError_t cudaGraphGetNodes(cudaGraph_t g, cudaGraphNode_t *nodes, size_t *n) { *n = 1; OK; }
 cudaError_t cudaUserObjectCreate(cudaUserObject_t *o, void *p, cudaHostFn_t destroy, unsigned count, unsigned flags) { *o = (cudaUserObject_t)calloc(1, 8); OK; }
 cudaError_t cudaGraphRetainUserObject(cudaGraph_t g, cudaUserObject_t o, unsigned count, unsigned flags) { OK; }

@@ -62,6 +62,20 @@ def launch(
     return driver.cuLaunchKernel(function, *map(ctypes.c_uint, (*grid, *block, shared)), stream, parameters, None)
 
 
+def descriptor(
+    memory: ctypes.c_void_p, offset: int = 0, box: tuple[int, int] = (32, 8), stride: int = 128, swizzle: int = 3,
+    element_stride: int = 1,
+) -> int:  # fmt: skip
+    """Of a matrix of 64 columns and 16 rows of float32 (7), for the copy engine."""
+    got = (ctypes.c_uint8 * 192)()
+    at = ctypes.addressof(got) + -ctypes.addressof(got) % 64
+    return driver.cuTensorMapEncodeTiled(
+        ctypes.c_void_p(at), 7, 2, ctypes.c_void_p(memory.value + offset), (ctypes.c_uint64 * 2)(64, 16),
+        (ctypes.c_uint64 * 1)(stride), (ctypes.c_uint32 * 2)(*box), (ctypes.c_uint32 * 2)(element_stride, 1),
+        0, swizzle, 0, 0,
+    )  # fmt: skip
+
+
 def report(what: str, error: int) -> None:
     print(json.dumps([what, error, driver.stub_refusal().decode()]))
     driver.stub_clear()
@@ -118,6 +132,13 @@ def main() -> None:
     report("no cubin", driver.cuModuleLoadData(ctypes.byref(module), KERNEL.encode()))
     report("a cubin for another GPU", driver.cuModuleLoadData(ctypes.byref(module), ampere))
     report("memory of the host", driver.cuPointerGetAttribute(ctypes.byref(out), 3, ctypes.c_void_p(id(out))))
+    report("a descriptor", descriptor(memory))
+    report("a descriptor of memory that is not aligned", descriptor(memory, offset=8))
+    report("a descriptor of rows that are not aligned", descriptor(memory, stride=136))
+    report("a descriptor with a box that is too large", descriptor(memory, box=(32, 257)))
+    report("a descriptor with a box of no whole 16 bytes", descriptor(memory, box=(3, 8), swizzle=0))
+    report("a descriptor with a box beyond its swizzle", descriptor(memory, swizzle=2))
+    report("a descriptor of every ninth element", descriptor(memory, element_stride=9))
     driver.cuStreamBeginCapture_v2(stream, 0)
     report("load during a capture", driver.cuModuleLoadData(ctypes.byref(module), hopper))
     report("memory during a capture", driver.cuMemAlloc_v2(ctypes.byref(out), ctypes.c_size_t(64)))

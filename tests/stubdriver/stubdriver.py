@@ -3,17 +3,22 @@
 `libcuda.c` stands for the CUDA driver, `libcudart.c` for the runtime that PyTorch is linked with; they say what they
 do. They are compiled with the C compiler when first needed, and preloaded into a process of its own:
 
-    driven_alone.py      the driver alone: what our short way gives Triton's C launcher, beside Triton's ordinary one
-    driven_by_torch.py   driver and runtime: torch.cuda finds GPUs, and models are trained on them
-    without_compiler.py  what is said where Triton cannot compile its launcher
-    refused.py           that the stub refuses what a driver refuses
+    driven_alone.py         the driver alone: what our short way gives Triton's C launcher, beside Triton's ordinary one
+    driven_by_torch.py      driver and runtime: torch.cuda finds GPUs, and models are trained on them (steps.py)
+    driven_through_cupy.py  the same for CUDA C
+    without_compiler.py     what is said where Triton cannot compile its launcher
+    refused.py              that the stub refuses what a driver refuses
 
     python tests/stubdriver/stubdriver.py 90,90,80 gpuconv doctor      # anything else, on two "H100"s and an "A100"
 
+Nothing runs by itself. Within `executor.Executor` gpuconv's emulator executes what is launched, and what PyTorch
+launches of its own its kernels for the CPU compute (on_host.py), as far as a training step needs.
+
 What that proves: what reaches the driver is what the compiled kernels want (number, order, width and values of their
-parameters, grid, block, shared memory), on the right device, stream and context, and nothing is asked that a driver
-refuses. What it cannot: nothing runs on a device, so no kernel is shown to be right or quick; and cuDNN, cuBLAS, NCCL
-and CuPy's own copy of the runtime have no stub.
+parameters, grid, block, shared memory), on the right device, stream and context, nothing is asked that a driver
+refuses, and what it makes the kernels compute is right. What it cannot: launches are executed one after the other in
+the order of their calls, so streams that do not wait for each other are not found out, and nothing is quick; and cuDNN,
+cuBLAS, NCCL and CuPy's own copy of the runtime have no stub.
 """
 
 import ctypes
@@ -136,13 +141,14 @@ def _toolkit() -> Path:
 # ---- within such a process -------------------------------------------------------------------------------------------
 
 
-class _Launched(ctypes.Structure):
+class LaunchedStruct(ctypes.Structure):
     _fields_ = [
         ("name", ctypes.c_char * 128),
         ("device", ctypes.c_int),
         ("thread", ctypes.c_int),
         ("grid", ctypes.c_uint32 * 3),
         ("block", ctypes.c_uint32 * 3),
+        ("cluster", ctypes.c_uint32 * 3),
         ("shared", ctypes.c_uint32),
         ("attributes", ctypes.c_uint32),
         ("stream", ctypes.c_void_p),
@@ -173,8 +179,15 @@ def driver() -> ctypes.CDLL:
     """The stub that is loaded in this process."""
     library = ctypes.CDLL(DRIVER)
     library.stub_refusal.restype = ctypes.c_char_p
-    library.stub_launch.restype = ctypes.POINTER(_Launched)
+    library.stub_launch.restype = ctypes.POINTER(LaunchedStruct)
     library.stub_own.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return library
+
+
+def runtime() -> ctypes.CDLL:
+    """The stub of PyTorch's runtime that is loaded in this process."""
+    library = ctypes.CDLL(RUNTIME)
+    library.stub_runtime_kernels.restype = ctypes.c_long
     return library
 
 

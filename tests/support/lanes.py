@@ -1,6 +1,9 @@
-"""Which (backend, device) pairs can be tested in this process: every one that runs here, named `backend-device`."""
+"""Which (backend, device) pairs can be tested in this process: every one that runs here, named `backend-device`; and on
+which GPUs, emulated on the CPU, named `backend@gpu`."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import host_cuda
@@ -8,6 +11,7 @@ import pytest
 import torch
 
 import gpuconv
+from gpuconv.emulator import device as emulator
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -48,9 +52,30 @@ if INTERPRETING:
 class Lane(NamedTuple):
     backend: str
     device: str
+    gpu: str | None = None  # that the CPU stands for
 
     def __str__(self) -> str:
-        return f"{self.backend}-{self.device}"
+        return f"{self.backend}@{self.gpu}" if self.gpu else f"{self.backend}-{self.device}"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the tensors are a GPU's, or stand for such."""
+        return self.device == "cuda" or self.gpu is not None
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """What a test of this lane runs in. Skips it where the GPU cannot be emulated."""
+        if self.gpu is None:
+            yield
+            return
+        reason = emulator.why_not()
+        if reason is not None:
+            pytest.skip(f"no GPU can be emulated: {reason}")
+        with emulator.on(self.gpu):
+            reason = gpuconv.backends.get(self.backend).unavailable()
+            if reason is not None:
+                pytest.skip(f"nothing is compiled for {self}: {reason}")
+            yield
 
 
 def _lanes() -> list[Lane]:
@@ -73,5 +98,20 @@ def _runs_on(backend: gpuconv.backends.Backend, device: torch.device) -> bool:
     return (backend.unavailable() or backend.refuses(problem, "forward", device)) is None
 
 
+# Of the emulated lanes one of each backend runs always.
+EMULATED = {
+    Lane("triton", "cpu", "h100"): True,
+    Lane("triton", "cpu", "a100"): False,
+    Lane("cuda", "cpu", "h100"): False,
+    Lane("cuda", "cpu", "a100"): True,
+    Lane("cuda", "cpu", "t4"): False,
+}
 LANES = _lanes()
 each_lane = pytest.mark.parametrize("lane", LANES, ids=str)
+each_lane_and_gpu = pytest.mark.parametrize(
+    "lane",
+    LANES
+    if INTERPRETING
+    else [*LANES, *(pytest.param(lane, marks=[] if always else pytest.mark.full) for lane, always in EMULATED.items())],
+    ids=str,
+)

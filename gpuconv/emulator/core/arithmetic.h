@@ -542,6 +542,7 @@ template <class Op> Handler function_by(s32 type) {  // of floats alone
     return pair ? pair : by_float(type, [](auto a) -> Handler { return unary<Op, decltype(a)>; });
 }
 template <class Op> Handler binary_by(s32 type) {
+    if (type == U16X2 || type == S16X2) return type == U16X2 ? (Handler)pairs<Op, u16> : pairs<Op, s16>;
     Handler pair = by_pair<Op>(type);
     return pair ? pair : by_number(type, [](auto a) -> Handler { return binary<Op, decltype(a)>; });
 }

@@ -353,17 +353,19 @@ inline TensorMap map_at(Machine& m, Warp& w, const Instruction& i, int l, u64 ad
     }
     return map;
 }
-// Operands: to, map, mbarrier, coordinates …, and the blocks of a multicast (or −1). modifier[0]: rank; [1]: multicast.
+// Operands: to, map, mbarrier, coordinates …, and the blocks of a multicast (or −1). modifier[0]: rank; [1]: multicast;
+// [2], [3], [4]: what is added to the first three.
 inline void tensor_load(Machine& m, Warp& w, const Instruction& i, u32 mask) {
     const int rank = i.modifier[0];
     each_lane(mask, [&](int l) {
         BulkCopy c;
         c.by = &i, c.warp = &w, c.lane = l;
-        c.map = map_at(m, w, i, l, w.reg(i[1])[l]);
+        c.map = map_at(m, w, i, l, w.reg(i[1])[l] + i.modifier[3]);
         check_map(m, w, i, l, c.map, rank);
         for (int a = 0; a < rank; a++) c.at[a] = (s32)w.reg(i[3 + a])[l];
         const u32 bytes = tile_bytes(c.map);
-        const Place to = m.place(w, i, l, w.reg(i[0])[l], bytes, 128), counted = m.place(w, i, l, w.reg(i[2])[l], 8, 8);
+        const Place to = m.place(w, i, l, w.reg(i[0])[l] + i.modifier[2], bytes, 128);
+        const Place counted = m.place(w, i, l, w.reg(i[2])[l] + i.modifier[4], 8, 8);
         if (i.modifier[1]) {
             const u32 blocks = (u32)w.reg(i[3 + rank])[l];
             for (size_t b = 0; b < m.blocks.size(); b++)
@@ -384,16 +386,16 @@ inline void tensor_load(Machine& m, Warp& w, const Instruction& i, u32 mask) {
         else m.loads.push_back(c);
     });
 }
-// Operands: map, from, coordinates …. modifier[0]: rank; [1]: −1, or how to reduce.
+// Operands: map, from, coordinates …. modifier[0]: rank; [1]: −1, or how to reduce; [2], [3]: what is added to the first two.
 inline void tensor_store(Machine& m, Warp& w, const Instruction& i, u32 mask) {
     const int rank = i.modifier[0];
     each_lane(mask, [&](int l) {
         BulkCopy c;
         c.by = &i, c.warp = &w, c.lane = l, c.store = true, c.reduce = i.modifier[1], c.group = w.store_group;
-        c.map = map_at(m, w, i, l, w.reg(i[0])[l]);
+        c.map = map_at(m, w, i, l, w.reg(i[0])[l] + i.modifier[2]);
         check_map(m, w, i, l, c.map, rank);
         for (int a = 0; a < rank; a++) c.at[a] = (s32)w.reg(i[2 + a])[l];
-        c.shared = m.place(w, i, l, w.reg(i[1])[l], tile_bytes(c.map), 128);
+        c.shared = m.place(w, i, l, w.reg(i[1])[l] + i.modifier[3], tile_bytes(c.map), 128);
         if (m.checks) {
             const Shadow::Access access{i.index, m.components.bulk_store(w.index), w.store_group, true};
             each_chunk(c, c.shared.offset, [&](u32 offset, u32, u64, u32, u32) { m.shared_access(w, i, l, {c.shared.block, offset}, 16, false, access); });
@@ -405,7 +407,7 @@ inline void tensor_store(Machine& m, Warp& w, const Instruction& i, u32 mask) {
     });
 }
 // cp.async.bulk without a tensor. modifier[0]: 0 to shared memory (operands: to, from, bytes, mbarrier), 1 from it (to,
-// from, bytes), 2 to the shared memory of another block.
+// from, bytes), 2 to the shared memory of another block; [1], [2], [3]: what is added to to, from and mbarrier.
 inline void bulk_copy(Machine& m, Warp& w, const Instruction& i, u32 mask) {
     each_lane(mask, [&](int l) {
         BulkCopy c;
@@ -414,14 +416,14 @@ inline void bulk_copy(Machine& m, Warp& w, const Instruction& i, u32 mask) {
         if (c.bytes % 16) m.fail(COPY_ENGINE, w, i, l, "a bulk copy of %u bytes: not a multiple of 16", c.bytes);
         if (i.modifier[0] == 2) m.fail(UNSUPPORTED, w, i, l, "a bulk copy between blocks");
         if (c.store) {
-            c.address = w.reg(i[0])[l], c.group = w.store_group;
-            c.shared = m.place(w, i, l, w.reg(i[1])[l], c.bytes, 16);
+            c.address = w.reg(i[0])[l] + i.modifier[1], c.group = w.store_group;
+            c.shared = m.place(w, i, l, w.reg(i[1])[l] + i.modifier[2], c.bytes, 16);
             w.last_store = w.store_group, w.last_store_by = &i;
             if (m.checks) m.shared_access(w, i, l, c.shared, c.bytes, false, {i.index, m.components.bulk_store(w.index), w.store_group, true});
         } else {
-            c.address = w.reg(i[1])[l];
-            c.to.push_back(m.place(w, i, l, w.reg(i[0])[l], c.bytes, 16));
-            c.counted.push_back(m.place(w, i, l, w.reg(i[3])[l], 8, 8));
+            c.address = w.reg(i[1])[l] + i.modifier[2];
+            c.to.push_back(m.place(w, i, l, w.reg(i[0])[l] + i.modifier[1], c.bytes, 16));
+            c.counted.push_back(m.place(w, i, l, w.reg(i[3])[l] + i.modifier[3], 8, 8));
             const Mbarrier& b = mbarrier_at(m, w, i, l, c.counted[0]);
             m.last_loads[b.component] = {b.time(), &i, &w};
             if (m.checks) m.shared_access(w, i, l, c.to[0], c.bytes, true, {i.index, b.component, b.time(), true});
@@ -488,8 +490,8 @@ inline void tensormap_replace(Machine& m, Warp& w, const Instruction& i, u32 mas
 // tensormap.cp_fenceproxy: from shared to global memory, by the whole warp. Operands: to, from.
 inline void tensormap_publish(Machine& m, Warp& w, const Instruction& i, u32 mask) {
     const int l = __builtin_ctz(mask);
-    const Place from = m.place(w, i, l, w.reg(i[1])[l], 128, 128);
-    const u64 to = w.reg(i[0])[l];
+    const Place from = m.place(w, i, l, w.reg(i[1])[l] + i.modifier[1], 128, 128);
+    const u64 to = w.reg(i[0])[l] + i.modifier[0];
     if (m.checks) {
         m.generic_access(w, i, l, from, 128, nullptr);
         if (!Machine::all_written(&from.block->written[from.offset], 128)) m.fail(UNINITIALISED, w, i, l, "the descriptor at byte %u of shared memory was never written", from.offset);

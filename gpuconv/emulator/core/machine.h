@@ -207,7 +207,7 @@ class Machine {
 
     // ---- memory --------------------------------------------------------------------------------------------------
     Place place(Warp& w, const Instruction& i, int lane, u64 address, u32 bytes, u32 alignment) {
-        const u64 a = address >= SHARED_WINDOW && address < LOCAL_WINDOW ? address - SHARED_WINDOW : address;
+        const u64 a = (u32)address;  // 32 bits: a register and an offset wrap around, and the generic window is above
         const u64 rank = a >> BLOCK_SHIFT, offset = a & ((1u << BLOCK_SHIFT) - 1);
         Block* block = rank == 0 ? w.block : rank <= blocks.size() ? &blocks[rank - 1] : nullptr;
         if (!block || offset + bytes > block->shared.size())

@@ -94,7 +94,7 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
     u64* registers[16];
     for (int k = 0; k < values; k++) registers[k] = i[k] < 0 ? nullptr : w.reg(i[k]);
     const bool checks = m.checks;
-    u32 bad = 0, result_bad = 0;
+    u32 bad = 0, result_bad[16] = {};  // by register: a vector may be read whole and used in part
     if (checks && Store)
         for (int k = 0; k < values; k++) bad |= w.undefined[i[k]] & mask;
     if (space == GLOBAL) {
@@ -132,7 +132,7 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
                         known.join(w.clock);
                     }
                 } else if (!Machine::all_written(written, bytes)) {
-                    result_bad |= 1u << l;
+                    for (int k = 0; k < values; k++) result_bad[k] |= (u32)!Machine::all_written(written + k * each, each) << l;
                 }
             }
             if (Store) std::memcpy(memory, value, bytes);
@@ -145,7 +145,7 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
         if (Store && i.modifier[2] == 2) w.tick();
     } else if (space == LOCAL) {
         each_lane(mask, [&](int l) {
-            const u64 a = address[l] >= LOCAL_WINDOW ? address[l] - LOCAL_WINDOW : address[l];
+            const u64 a = (u32)address[l];  // as in Machine::place
             if (a + bytes > (u64)m.program.local) m.fail(BOUNDS, w, i, l, "local memory at %llu, %u bytes: a thread has %d", (unsigned long long)a, bytes, m.program.local);
             if (a % bytes) m.fail(ALIGNMENT, w, i, l, "local memory at %llu: not a multiple of %u", (unsigned long long)a, bytes);
             const size_t at = ((size_t)w.in_block * 32 + l) * m.program.local + a;
@@ -157,7 +157,8 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
                     registers[k][l] = loaded(&w.block->local[at + k * each], i.type);
                 }
             }
-            if (!Store && !Machine::all_written(&w.block->local_written[at], bytes)) result_bad |= 1u << l;
+            for (int k = 0; !Store && k < values; k++)
+                result_bad[k] |= (u32)!Machine::all_written(&w.block->local_written[at + k * each], each) << l;
         });
     } else {
         if (Store) m.fail(UNSUPPORTED, w, i, -1, "a store to a parameter");
@@ -170,7 +171,7 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
     }
     if (checks && !Store)
         for (int k = 0; k < values; k++)
-            if (i[k] >= 0) w.undefined[i[k]] = (w.undefined[i[k]] & ~mask) | result_bad;
+            if (i[k] >= 0) w.undefined[i[k]] = (w.undefined[i[k]] & ~mask) | result_bad[k];
 }
 
 // ---- atomics ---------------------------------------------------------------------------------------------------------

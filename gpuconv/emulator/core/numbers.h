@@ -22,10 +22,10 @@ using u128 = unsigned __int128;
 
 // In the order of gpuconv/emulator/decode.py.
 enum Type : s32 {
-    B8, U8, S8, B16, U16, S16, B32, U32, S32, B64, U64, S64, F16, BF16, F32, F64, F16X2, BF16X2, F32X2, TF32, E4M3X2,
-    E5M2X2, PRED, NONE
+    B8, U8, S8, B16, U16, S16, B32, U32, S32, B64, U64, S64, F16, BF16, F32, F64, F16X2, BF16X2, F32X2, U16X2, S16X2,
+    TF32, E4M3X2, E5M2X2, PRED, NONE
 };
-constexpr int BYTES[] = {1, 1, 1, 2, 2, 2, 4, 4, 4, 8, 8, 8, 2, 2, 4, 8, 4, 4, 8, 4, 2, 2, 1, 0};
+constexpr int BYTES[] = {1, 1, 1, 2, 2, 2, 4, 4, 4, 8, 8, 8, 2, 2, 4, 8, 4, 4, 8, 4, 4, 4, 2, 2, 1, 0};
 
 // .rn .rz .rm .rp .rna: to the nearest (ties to even), to zero, down, up, to the nearest (ties away from zero).
 enum Rounding : s32 { NEAREST, ZERO, DOWN, UP, AWAY };

@@ -1,4 +1,5 @@
-"""The launches of the CUDA kernels through the real CuPy, without a GPU: tests/stubdriver stands for it."""
+"""The launches of the CUDA kernels through the real CuPy, without a GPU: tests/stubdriver stands for it, and the
+emulator computes."""
 
 import functools
 import json
@@ -6,17 +7,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import driven_through_cupy
+import executor
 import pytest
 import stubdriver
 
+from gpuconv import emulator
 from gpuconv.backends import cuda_compile
 from gpuconv.backends.cuda import FAMILIES
 from gpuconv.problem import DIRECTIONS
 
-reason = cuda_compile.why_not() or stubdriver.why_not(runtime=True)
+reason = cuda_compile.why_not() or stubdriver.why_not(runtime=True) or emulator.why_not()
 pytestmark = pytest.mark.skipif(reason is not None, reason=f"no launches through CuPy: {reason}")
 
 
@@ -40,15 +44,34 @@ def _happened(environment: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """What driven_through_cupy.py prints. What it launches is compiled here, as NVRTC may ask a driver for its secrets;
     there it comes from the cache."""
     with tempfile.TemporaryDirectory() as cache, pytest.MonkeyPatch.context() as patch:
+        executor.share_core(Path(cache))  # before the folder is another one
         patch.setenv("GPUCONV_CACHE", cache)
-        for instance in driven_through_cupy.instances():
-            cuda_compile.kept_cubin(instance, "sm_90a")
-        told = stubdriver.environment({**dict(environment), "GPUCONV_CACHE": cache}, "90,90", runtime=True)
+        texts = _ptx_of_every_cubin(patch)
+        for instance in dict.fromkeys(driven_through_cupy.instances()):
+            cubin = cuda_compile.kept_cubin(instance, "sm_90a")
+            executor.remember(Path(cache, "ptx"), instance.function, cubin, texts[-1])
+        own = {"GPUCONV_CACHE": cache, "STUB_PTX": str(Path(cache, "ptx"))}
+        told = stubdriver.environment({**dict(environment), **own}, "90,90", runtime=True)
         command = [sys.executable, driven_through_cupy.__file__]
         done = subprocess.run(command, env=told, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def _ptx_of_every_cubin(patch: pytest.MonkeyPatch) -> list[str]:
+    """The PTX behind every cubin that NVRTC makes from now on, the last one last: nothing is compiled twice."""
+    from cupy_backends.cuda.libs import nvrtc
+
+    texts: list[str] = []
+    get = nvrtc.getCUBIN
+
+    def get_both(program: Any) -> bytes:
+        texts.append(nvrtc.getPTX(program).decode())
+        return get(program)
+
+    patch.setattr(nvrtc, "getCUBIN", get_both)
+    return texts
 
 
 def test_every_family_gives_the_driver_what_its_kernels_want(happened: Happened) -> None:
@@ -59,8 +82,16 @@ def test_every_family_gives_the_driver_what_its_kernels_want(happened: Happened)
     families = {f"{family} {direction}" for family in FAMILIES for direction in DIRECTIONS}
     families -= {"halo grad_weight", "grouped_halo grad_weight"}
     assert {row["family"] for row in rows} == {*families, "act_backward"}
+    assert {family for family, _ in found["errors"]} == {row["family"] for row in rows}
+    assert [one for one in found["errors"] if not one[1] <= 1] == []
     assert {"sum_partials", "sum_channels"} < {row["got"][0] for row in rows}
     assert found["refusals"] == 0
+
+
+def test_mistakes_in_a_launch_are_seen_in_what_it_computes(happened: Happened) -> None:
+    found = happened("with_mistakes")
+    assert not found["a block too few"] <= 1
+    assert "bounds: global memory" in found["two tensors swapped"]  # the filters are fewer than the pixels
 
 
 def test_shared_memory_that_was_allowed_stays_allowed(happened: Happened) -> None:

@@ -1,0 +1,254 @@
+"""A GPU that is emulated in place of the CPU: launches of both backends run on it, on CPU tensors.
+
+    with gpuconv.emulator.on("h100") as gpu:
+        y = gpuconv.conv2d(x, w, backend="triton")  # planned as on an H100, compiled for it, run on the emulator
+        gpu.launches, gpu.counters()
+
+A `VirtualGpu` stands where a GPU's driver stands: it is given launches, which say everything but the tensors, compiles
+each once for its GPU, by Triton or NVRTC, and runs the PTX. GPUCONV_EMULATE=h100 makes one for a whole process.
+"""
+
+import functools
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from gpuconv import gpu as gpus, plan
+from gpuconv.backends import cuda_launch
+from gpuconv.emulator.build import why_not
+from gpuconv.emulator.errors import EmulatorUnavailable
+from gpuconv.gpu import Gpu, named
+
+if TYPE_CHECKING:
+    from gpuconv.backends.triton_launch import Launch as TritonLaunch
+    from gpuconv.emulator.counters import Counters
+    from gpuconv.emulator.machine import Program
+
+SCHEDULES = ("early", "late", "random")
+VARIABLE = "GPUCONV_EMULATE"
+
+
+class DoesNotFit(RuntimeError):
+    """The GPU has less shared memory than a block of a kernel asks for; a real one would refuse the launch."""
+
+
+class _Compiled(NamedTuple):
+    """A kernel as it is launched, but for its tensors and numbers."""
+
+    program: "Program"
+    threads: int  # of a block
+    shared: int  # bytes of dynamic shared memory of a block
+    given: tuple[int, ...] = ()  # which arguments of a Triton kernel became parameters: the others were compiled in
+    scratch: int = 0  # bytes of global memory for each program of it, to make descriptors in
+    alignment: int = 1  # of that
+
+
+class VirtualGpu:
+    """A GPU that is emulated: what it has run, and what those runs counted."""
+
+    def __init__(
+        self, gpu: Gpu, schedule: str = "early", seed: int = 0, checks: bool = True, keeps: bool = True
+    ) -> None:
+        """schedule, seed, checks: see `on`. keeps: the counters of every launch, for `counters`."""
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, but got {schedule!r}")
+        self._gpu = gpu
+        self._how = {"schedule": schedule, "seed": seed, "checks": checks}
+        self._keeps = keeps
+        self._one_at_a_time = threading.Lock()
+        self._launches: list[str] = []
+        self._counters: list[Counters] = []
+        self.triton = _TritonRuntime(self)
+        self.cuda = _CudaRuntime(self)
+
+    @property
+    def gpu(self) -> Gpu:
+        """Which GPU it is. Raises EmulatorUnavailable for one that is asked for and cannot be emulated here."""
+        return self._gpu
+
+    @property
+    def launches(self) -> list[str]:
+        """The names of the kernels that were launched, in order."""
+        return [*self._launches]
+
+    def counters(self) -> "list[Counters]":
+        """What each launch counted, in order."""
+        return [*self._counters]
+
+    def run(self, compiled: _Compiled, blocks: int, arguments: list[Any]) -> None:
+        """Run a kernel. Raises EmulationError for what is wrong with it."""
+        with self._one_at_a_time:
+            counted = compiled.program.run(blocks, compiled.threads, compiled.shared, arguments, **self._how)
+            if self._keeps:
+                self._launches.append(compiled.program.name)
+                self._counters.append(counted)
+
+
+class _AskedFor(VirtualGpu):
+    """The GPU that GPUCONV_EMULATE names. The name is not looked at before something is planned."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(gpus.INTERPRETER, keeps=False)
+        self._name: str | None = name
+
+    @property
+    def gpu(self) -> Gpu:
+        if self._name is not None:
+            try:
+                self._gpu, self._name = _available(self._name, VARIABLE), None
+            except ValueError as error:
+                raise EmulatorUnavailable(str(error)) from None
+        return self._gpu
+
+
+@contextmanager
+def on(name: str, schedule: str = "early", seed: int = 0, checks: bool = True) -> Iterator[VirtualGpu]:
+    """Within this context CPU tensors stand for those of the GPU called `name` ("h100", "a100", "t4", "sm_90", …).
+
+    `auto` plans our kernels as it would there; backends `triton` and `cuda` take CPU tensors, compile for that GPU and
+    run what is compiled on the emulator; float32 is multiplied as TF32 where PyTorch is set so. `numpy` and `aten` are
+    what they always are. It holds for the whole process while it is active, autograd's threads included: enter and
+    leave it while no other thread computes. Contexts nest; the innermost holds.
+
+    schedule: asynchronous work is done "early", "late" (as late as its wait allows), or in "random" order, with warps
+    and blocks, from `seed`. checks: find races and uninitialised values too. Gives the `VirtualGpu`, which has
+    `counters()` and `launches`.
+
+    Raises ValueError for a name or a schedule that is not known, EmulatorUnavailable, with the reason, where the
+    emulator cannot run; within it a kernel that does what it must not raises EmulationError.
+    """
+    gpu = VirtualGpu(_available(name, "name"), schedule, seed, checks)
+    world = plan.emulate(gpu)
+    try:
+        yield gpu
+    finally:
+        plan.leave(world)
+
+
+@contextmanager
+def unrecorded(name: str, called: str) -> Iterator[None]:
+    """The same without counters, for many launches. `called`: what the name is called in an error."""
+    world = plan.emulate(VirtualGpu(_available(name, called), keeps=False))
+    try:
+        yield
+    finally:
+        plan.leave(world)
+
+
+def as_asked() -> None:
+    """Emulate, from now on, the GPU that GPUCONV_EMULATE names, if it does. Whether it can be is seen, and said, when
+    something is planned first."""
+    name = os.environ.get(VARIABLE)
+    if name:
+        plan.emulate(_AskedFor(name))
+
+
+def _available(name: str, called: str) -> Gpu:
+    """The GPU of this name, which can be emulated here."""
+    if not isinstance(name, str):
+        raise TypeError(f"{called} must be a str, but got {type(name).__name__}")
+    found = named(name, called)
+    reason = why_not()
+    if reason is not None:
+        raise EmulatorUnavailable(f"{found.name} cannot be emulated here: {reason}")
+    return found
+
+
+# ---- from launches to programs ---------------------------------------------------------------------------------------
+
+
+class _CudaRuntime:
+    """Runs launches of CUDA C: a `gpuconv.backends.cuda_launch.Runtime`."""
+
+    def __init__(self, gpu: VirtualGpu) -> None:
+        self._gpu = gpu
+
+    def unavailable(self) -> str | None:
+        from gpuconv.backends import cuda_compile
+
+        return cuda_compile.why_not()
+
+    def launch(
+        self, launch: cuda_launch.Launch, device: torch.device, tensors: tuple[torch.Tensor | None, ...]
+    ) -> None:
+        compiled = _nvrtc(launch.instance, self._gpu.gpu)
+        self._gpu.run(compiled, launch.blocks, [*tensors, launch.conv.tobytes()])
+
+    def cannot_build(self, error: Exception) -> bool:
+        return isinstance(error, DoesNotFit)
+
+
+@functools.lru_cache(maxsize=1024)
+def _nvrtc(instance: cuda_launch.Instance, gpu: Gpu) -> _Compiled:
+    from gpuconv.backends import cuda_compile
+    from gpuconv.emulator.machine import load
+
+    if instance.shared > gpu.shared_memory:
+        raise DoesNotFit(f"{instance.function} asks for {instance.shared:,} bytes of shared memory, and {gpu.name} has "
+                         f"{gpu.shared_memory:,}")  # fmt: skip
+    text = cuda_compile.ptx(instance, cuda_compile.architecture(gpu.capability), lines=True)
+    return _Compiled(load(text, instance.function), instance.threads, instance.shared)
+
+
+class _TritonRuntime:
+    """The same for launches of Triton kernels."""
+
+    def __init__(self, gpu: VirtualGpu) -> None:
+        self._gpu = gpu
+        self._compiled: weakref.WeakKeyDictionary[TritonLaunch, dict[tuple[bool, ...], _Compiled]]
+        self._compiled = weakref.WeakKeyDictionary()
+        self._one_at_a_time = threading.Lock()
+
+    def unavailable(self) -> str | None:
+        from gpuconv.backends import triton_launch
+
+        return triton_launch.why_no_compiler()
+
+    def launch(self, launch: "TritonLaunch", device: torch.device, tensors: tuple[torch.Tensor | None, ...]) -> None:
+        # What Triton compiles for, beside the launch: which pointers are multiples of 16 bytes.
+        aligned = tuple(t is None or t.data_ptr() % 16 == 0 for t in tensors)
+        with self._one_at_a_time:
+            known = self._compiled.setdefault(launch, {})
+            compiled = known.get(aligned)
+            if compiled is None:
+                compiled = known[aligned] = _triton(launch, tensors, self._gpu.gpu)
+        arguments = (*tensors, *launch.rest)
+        given: list[Any] = [arguments[i] for i in compiled.given]
+        if compiled.scratch:
+            given.append(_scratch(compiled.scratch * launch.programs, compiled.alignment))
+        given += [None] * (len(compiled.program.parameters) - len(given))  # what a profiler would write to
+        self._gpu.run(compiled, launch.programs, given)
+
+    def cannot_build(self, error: Exception) -> bool:
+        return False  # but for what Triton itself raises, which the backend knows
+
+
+def _triton(launch: "TritonLaunch", tensors: tuple[torch.Tensor | None, ...], gpu: Gpu) -> _Compiled:
+    from triton.runtime.errors import OutOfResources
+
+    from gpuconv.emulator.machine import load
+    from gpuconv.inspect import compile_for
+
+    major, minor = gpu.capability
+    compiled = compile_for(launch, 10 * major + minor, tensors)
+    metadata = compiled.metadata
+    if metadata.shared > gpu.shared_memory:
+        raise OutOfResources(metadata.shared, gpu.shared_memory, "shared memory")
+    program = load(compiled.asm["ptx"])
+    signature = compiled.src.signature
+    given = tuple(i for i, name in enumerate(launch.kernel.arg_names) if signature[name] != "constexpr")
+    threads = program.threads[0] if program.threads else 32 * metadata.num_warps
+    return _Compiled(
+        program, threads, metadata.shared, given, metadata.global_scratch_size, metadata.global_scratch_align
+    )
+
+
+def _scratch(size: int, alignment: int) -> torch.Tensor:
+    memory = torch.empty(size + alignment, dtype=torch.uint8)
+    begin = -memory.data_ptr() % alignment
+    return memory[begin : begin + size]
