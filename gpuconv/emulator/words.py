@@ -1,4 +1,4 @@
-"""The words that an opcode may have and the decoder heeds or may pass over; any other would change the meaning unseen."""
+"""The words that an opcode may have: those that the decoder heeds or may pass over. Others may change what it means."""
 
 import re
 
@@ -26,9 +26,7 @@ _WORDS = {
     "shf": "l r wrap clamp",
     "prmt": "f4e b4e rc8 ecl ecr rc16",
     "testp": "finite infinite number notanumber normal subnormal",
-    **dict.fromkeys(
-        ("setp", "set"), "eq ne lt le gt ge lo ls hi hs equ neu ltu leu gtu geu num nan and or xor ftz"
-    ),
+    **dict.fromkeys(("setp", "set"), "eq ne lt le gt ge lo ls hi hs equ neu ltu leu gtu geu num nan and or xor ftz"),
     "cvt": f"{_FLOAT} rna rni rzi rmi rpi satfinite relu",
     "cvta": f"to {_SPACES}",
     "mapa": "shared::cluster",
@@ -42,9 +40,9 @@ _WORDS = {
     "elect": "sync",
     **dict.fromkeys(("bra", "ret", "exit", "call"), "uni"),
     "brx": "idx uni",
-    "mma": f"{_TOGETHER} row col",
+    "mma": f"{_TOGETHER} row col satfinite",
     **dict.fromkeys(("ldmatrix", "stmatrix"), f"{_TOGETHER} m8n8 x1 x2 x4 trans shared shared::cta"),
-    "wgmma": f"{_TOGETHER} fence commit_group wait_group mma_async",
+    "wgmma": f"{_TOGETHER} satfinite fence commit_group wait_group mma_async",
     "cp": (
         f"async bulk tensor 1d 2d 3d 4d 5d tile commit_group wait_group wait_all read mbarrier arrive noinc prefetch"
         f" reduce bulk_group mbarrier::complete_tx::bytes multicast::cluster noftz L2 {_REDUCTIONS} {_MEMORY}"
@@ -54,8 +52,7 @@ _WORDS = {
         f" swizzle_mode fill_mode b1024 cp_fenceproxy tensormap::generic {_TOGETHER} {_SPACES} {_ORDER}"
     ),
     "mbarrier": (
-        "init inval arrive expect_tx complete_tx noComplete try_wait test_wait parity pending_count"
-        f" {_SPACES} {_ORDER}"
+        f"init inval arrive expect_tx complete_tx noComplete try_wait test_wait parity pending_count {_SPACES} {_ORDER}"
     ),
     **dict.fromkeys(("bar", "barrier"), f"{_TOGETHER} warp cluster cta arrive wait red popc and or {_ORDER}"),
     "fence": f"proxy alias async tensormap::generic mbarrier_init {_ORDER} {_SPACES}",
