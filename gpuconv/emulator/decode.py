@@ -16,6 +16,7 @@ import numpy as np
 
 from gpuconv.emulator.errors import UnknownInstruction
 from gpuconv.emulator.ptx import SIZES, Entry, Statement, split
+from gpuconv.emulator.words import unknown_word
 
 # In the order of `Type` in core/numbers.h.
 TYPES = {
@@ -166,6 +167,8 @@ class Decoding:
             decoder = DECODERS.get(op.base)
             if decoder is None:
                 raise self.unknown()
+            if (word := unknown_word(op.base, op.words, op.types)) is not None:
+                raise self.unknown(f" (what .{word} means is not)")
             try:
                 decoder(self, op, statement.operands)
             except UnknownInstruction:
@@ -493,9 +496,11 @@ def _select_by_sign(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
 
 @decodes("cvt")
 def _convert(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
-    if len(op.types) != 2 or op.has("pack"):
+    if len(op.types) != 2:
         raise d.unknown()
     to, source = op.types
+    if op.has("satfinite") and not to.endswith("x2"):
+        raise d.unknown()
     rounding, saturated, special, flush = op.float_modifiers
     integral = int(to in ("f16", "bf16", "f32", "f64") and any(word in _INTEGRAL for word in op.words))
     if to[0] in "usb" and to not in ("bf16", "bf16x2") and source[0] in "fb" and source != "b32":
@@ -557,6 +562,8 @@ def _is_space(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
 @decodes("ld", "ldu", "st")
 def _memory(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
     loads = op.base != "st"
+    if op.has("L2::cache_hint"):
+        operands = operands[:-1]
     registers, memory = operands if loads else operands[::-1]
     base, offset = d.address(memory)
     space = d.space_of(base)

@@ -32,9 +32,13 @@ def _mma(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
     result, a, b, c = kinds
     if a not in (*_SMALL, "s8", "u8") or (m == 8 and a != "f64") or result != c:
         raise d.unknown()
+    if op.has("satfinite") and result != "s32":
+        raise d.unknown()
     registers = [d.vector(operand) for operand in operands]
     modifiers = [m, k, _type(result), *(len(registers[i]) for i in (1, 2, 0))]
-    d.emit("mma", registers[0], [*registers[1], *registers[2], *registers[3]], a, b, modifiers)
+    d.emit(
+        "mma", registers[0], [*registers[1], *registers[2], *registers[3]], a, b, modifiers, int(op.has("satfinite"))
+    )
 
 
 def _type(name: str) -> int:
@@ -69,8 +73,14 @@ def _wgmma(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
     else:
         shape = next(word for word in op.words if re.fullmatch(r"m64n\d+k\d+", word))
         n, k = map(int, re.findall(r"\d+", shape)[1:])
-        kinds = [word for word in op.words if word in (*_SMALL, "f32")]
-        if len(kinds) != 3 or op.has("sp") or kinds[1] not in ("f16", "bf16", "tf32") or kinds[0] == "bf16":
+        kinds = [word for word in op.words if word in (*_SMALL, "f32", "s32", "s8", "u8")]
+        if (
+            len(kinds) != 3
+            or (kinds[0] == "s32") != (kinds[1] in ("s8", "u8"))
+            or kinds[0] not in ("f32", "f16", "s32")
+        ):
+            raise d.unknown()
+        if op.has("satfinite") and kinds[0] != "s32":
             raise d.unknown()
         results = d.vector(operands[0])
         in_registers = operands[1].startswith("{")
@@ -79,9 +89,9 @@ def _wgmma(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
         sign_a, sign_b = (int(rest[i]) if len(rest) > i else 1 for i in (1, 2))
         transposed = [int(flag) for flag in rest[3:]]
         a_t, b_t = (0, *transposed, 0)[:2] if in_registers else (*transposed, 0, 0)[:2]
-        flags = int(in_registers) | 2 * a_t | 4 * b_t | 8 * (kinds[0] == "f16")
+        flags = int(in_registers) | 2 * a_t | 4 * b_t | 8 * (kinds[0] == "f16") | 16 * op.has("satfinite")
         sources = [*d.vector(operands[1]), d.operand(operands[2]), added]
-        d.emit("wgmma", results, sources, kinds[1], modifiers=[n, k, flags, sign_a, sign_b])
+        d.emit("wgmma", results, sources, kinds[1], kinds[2], modifiers=[n, k, flags, sign_a, sign_b])
 
 
 # ---- asynchronous copies ---------------------------------------------------------------------------------------------

@@ -50,6 +50,17 @@ def test_sums_and_products(name: str, kind: str) -> None:
     holds(f"{name}.{kind} %d, %a, %b;", kind, BINARY[name], *operands(kind))
 
 
+@pytest.mark.parametrize("kind", ["u16", "s16"])
+@pytest.mark.parametrize("name", ["add", "min", "max"])
+def test_pairs_of_16_bits(name: str, kind: str) -> None:
+    a, b = operands(kind)
+    words = [v.view(np.uint16).astype(np.uint32) << 16 | np.roll(v, 1).view(np.uint16) for v in (a, b)]
+    got = apply(f"{name}.{kind}x2 %d, %a, %b;", "u32", *words)
+    expected = wrapped([BINARY[name](int(x), int(y)) for x, y in zip(a, b, strict=True)], kind).view(np.uint16)
+    np.testing.assert_array_equal(got >> 16, expected)
+    np.testing.assert_array_equal(got & 0xFFFF, np.roll(expected, 1))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_high_half_of_a_product(kind: str) -> None:
     bits = 8 * TYPES[kind].itemsize

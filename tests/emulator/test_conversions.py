@@ -21,10 +21,10 @@ def nearest(values: np.ndarray, form: str, mode: str = "rn") -> np.ndarray:
     step = 2.0 ** (np.maximum(np.frexp(np.where(np.isfinite(x), x, 1))[1] - 1, least) - bits)
     way = {"rn": np.rint, "rz": np.trunc, "rm": np.floor, "rp": np.ceil}[mode]
     y = np.copysign(way(x / step) * step, x)
-    over = np.abs(y) > float(largest)
+    over = np.abs(y) > largest
     stays = np.zeros(x.shape, bool) if mode == "rn" else (mode == "rz") | (x > 0 if mode == "rm" else x < 0)
     stays &= np.isfinite(x)
-    return np.where(over, np.copysign(np.where(stays, float(largest), np.inf), x), y)
+    return np.where(over, np.copysign(np.where(stays, largest, np.inf), x), y)
 
 
 def around(numbers: np.ndarray) -> np.ndarray:
@@ -235,7 +235,7 @@ def test_eight_bit_floats(form: str) -> None:
     x = np.concatenate([finite, (finite[1:] + finite[:-1]) / 2, [1e6, -1e6, np.inf, -np.inf]]).astype(np.float32)
     x = np.concatenate([x, np.nextafter(x, np.float32(9e9)), np.nextafter(x, np.float32(-9e9))])
     got = apply(f"cvt.rn.satfinite.{form}x2.f32 %d, %a, %b;", "u16", x, -x)
-    expected = np.clip(nearest(x, form), -float(largest), float(largest))
+    expected = np.clip(nearest(x, form), -largest, largest)
     same_numbers(numbers[got >> 8], expected)
     same_numbers(numbers[got & 255], -expected)
 

@@ -85,7 +85,7 @@ def registers(matrix: np.ndarray, places: Places) -> np.ndarray:
     return fragment if fragment.itemsize == 8 else fragment.view(np.uint32)
 
 
-def multiply(shape: str, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+def multiply(shape: str, a: np.ndarray, b: np.ndarray, c: np.ndarray, word: str = "") -> np.ndarray:
     """d = a b + c by one instruction."""
     *_, in_a, in_b, in_c, inputs, outputs = SHAPES[shape]
     fragments = [registers(inputs(a), in_a), registers(inputs(b), in_b), registers(outputs(c), in_c)]
@@ -99,7 +99,7 @@ def multiply(shape: str, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndar
         body += "".join(f"ld.global.b{bits} {name}, [%l0+{j * bits // 8}];" for j, name in enumerate(names))
         operands.append("{" + ", ".join(names) + "}")
     a_names, b_names, c_names = operands
-    body += f"mma.sync.aligned.{shape} {c_names}, {a_names}, {b_names}, {c_names};"
+    body += f"mma.sync.aligned.{shape.replace('.col', f'.col{word}')} {c_names}, {a_names}, {b_names}, {c_names};"
     body += f"mul.wide.u32 %l0, %lane, {d[0].nbytes}; add.u64 %l0, %l0, %x3;"
     body += "".join(
         f"st.global.b{bits} [%l0+{j * bits // 8}], {name};" for j, name in enumerate(c_names[1:-1].split(", "))
@@ -130,11 +130,14 @@ def test_tf32_operands_lose_what_is_below_ten_bits(shape: str) -> None:
     assert np.abs(got - exact).max() <= 2.0**-22 * (np.abs(a.astype(np.float64)) @ np.abs(b.astype(np.float64))).max()
 
 
-def test_byte_products_wrap() -> None:
+def test_byte_products_wrap_or_stay_at_the_end() -> None:
     a, b = np.full((16, 32), 127), np.full((32, 8), 127)
-    c = np.full((16, 8), 2**31 - 1000)
+    b[:, ::2] *= -1
+    c = np.where(b[:16, :8] > 0, 2**31 - 1000, -(2**31) + 1000)
     shape = "m16n8k32.row.col.s32.s8.s8.s32"
-    np.testing.assert_array_equal(multiply(shape, a, b, c), a @ b + c - 2**32)
+    np.testing.assert_array_equal(multiply(shape, a, b, c), (a @ b + c).astype(np.int32))
+    clamped = np.clip(a @ b + c, -(2**31), 2**31 - 1)
+    np.testing.assert_array_equal(multiply(shape, a, b, c, ".satfinite"), clamped)
 
 
 def test_non_finite_operands() -> None:

@@ -4,7 +4,9 @@ import struct
 
 import numpy as np
 import pytest
-from ptx import TYPES, apply, fault, run
+from ptx import TYPES, apply, fault, run, text
+
+from gpuconv.emulator import run_ptx
 
 BYTES = np.random.default_rng(0).integers(0, 256, 4096, dtype=np.uint8)
 KINDS = ["u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64", "f32", "f64"]
@@ -63,6 +65,32 @@ def test_offsets_and_generic_addresses() -> None:
         ld.global.nc.u32 %r2, [%l3+-128]; add.u32 %r2, %r2, %r0; st.global.u32 [%l1+128], %r2;"""
     run(body, source, to)
     np.testing.assert_array_equal(to, np.concatenate([source[32:], source[:32] + source[32:]]))
+
+
+def test_cache_policies_change_nothing() -> None:
+    source, to = np.arange(32, dtype=np.uint32), np.zeros(32, np.uint32)
+    body = f"""{mine(0, 0, 4)} {mine(1, 1, 4)} createpolicy.fractional.L2::evict_last.b64 %l5, 1.0;
+        ld.global.L1::evict_last.L2::cache_hint.b32 %r1, [%l0], %l5;
+        st.global.L1::evict_first.L2::cache_hint.b32 [%l1], %r1, %l5;"""
+    run(body, source, to)
+    np.testing.assert_array_equal(to, source)
+
+
+def test_variables_of_the_module() -> None:
+    """Tables in global and constant memory with their first values, and one that is written."""
+    tables = """.global .align 4 .u32 table[4] = {5, 6, 0x7, 8};
+        .const .align 8 .f64 half = 0d3FE0000000000000;
+        .global .align 1 .b8 name[3] = {65, 66};"""
+    to = np.zeros(4, np.float64)
+    body = """mov.u64 %l0, table; ld.global.u32 %r0, [%l0+8]; ld.global.u32 %r1, [table+4];
+        ld.const.f64 %l1, [half];
+        mov.u64 %l2, name; cvta.global.u64 %l2, %l2; ld.u8 %r2, [%l2+1]; st.global.u32 [table+12], %r1;
+        ld.global.u32 %r3, [table+12];
+        add.u32 %r0, %r0, %r3; cvt.rn.f64.u32 %l3, %r0; st.global.f64 [%x0], %l3; cvt.rn.f64.u32 %l3, %r1;
+        st.global.f64 [%x0+8], %l3; st.global.f64 [%x0+16], %l1; cvt.rn.f64.u32 %l3, %r2;
+        st.global.f64 [%x0+24], %l3;"""
+    run_ptx(text(body, (to,)).replace(".visible", tables + "\n.visible"), "k", 1, 1, 0, (to,))
+    np.testing.assert_array_equal(to, [7 + 6, 6, 0.5, 66])
 
 
 def test_parameters_with_offsets() -> None:

@@ -6,6 +6,9 @@ from ptx import bf16, fault, run
 
 SWIZZLES = {0: 0, 32: 3, 64: 2, 128: 1}  # bytes: the number in the descriptor
 ENCODE = {"f16": lambda x: x.astype(np.float16), "bf16": bf16, "tf32": lambda x: x.astype(np.float32)}
+ENCODE |= {"s8": lambda x: x.astype(np.int8)}
+OUT = {"f32": np.float32, "f16": np.float16, "s32": np.int32}
+STEP = {"f16": 16, "bf16": 16, "tf32": 8, "s8": 32}  # of k
 THREAD = np.arange(128)[:, None]
 B_AT = 16384  # the second operand's place in shared memory
 
@@ -55,10 +58,10 @@ def accumulators(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def fragment(a: np.ndarray) -> np.ndarray:
     """Four registers of each thread for 64 rows of A."""
-    row, place, i = 16 * (THREAD >> 5) + (THREAD >> 2 & 7), THREAD & 3, np.arange(32 // a.itemsize // 2)[None]
-    if a.itemsize == 4:
-        return a[row + 8 * (i & 1), place + 4 * (i >> 1)].view(np.uint32)
-    return np.ascontiguousarray(a[row + 8 * (i >> 1 & 1), 2 * place + (i & 1) + 8 * (i >> 2)]).view(np.uint32)
+    e = 4 // a.itemsize  # elements of a register
+    row, place, i = 16 * (THREAD >> 5) + (THREAD >> 2 & 7), THREAD & 3, np.arange(4 * e)[None]
+    r = i // e
+    return np.ascontiguousarray(a[row + 8 * (r & 1), e * place + i % e + 4 * e * (r >> 1)]).view(np.uint32)
 
 
 def multiply(
@@ -88,13 +91,12 @@ def multiply(
         for byte in range(size):
             image[at + byte] = np.ascontiguousarray(matrix).view(np.uint8).reshape(*matrix.shape, size)[..., byte]
         descriptors.append(descriptor(start, leading, stride, layout[1]))
-    registers = n // 2 if out == "f32" else n // 4
+    out = "s32" if kind == "s8" else out
+    registers = n // 4 if out == "f16" else n // 2
     d = np.zeros((128, registers), np.uint32)
     if c is not None:
         row, column = accumulators(n)
-        d[...] = np.ascontiguousarray(c[row, column].astype({"f32": np.float32, "f16": np.float16}[out])).view(
-            np.uint32
-        )
+        d[...] = np.ascontiguousarray(c[row, column].astype(OUT[out])).view(np.uint32)
     words = fragment(x) if a_from is None else np.zeros((128, 4), np.uint32)
     body = f"""mul.lo.u32 %r0, %thread, 16; add.u32 %r1, %r0, %at; cvt.u64.u32 %l0, %r0; add.u64 %l0, %l0, %x0;
         mov.u32 %r2, 0; COPY: ld.global.v4.u32 {{%r4, %r5, %r6, %r7}}, [%l0];
@@ -112,15 +114,15 @@ def multiply(
     body += "wgmma.fence.sync.aligned;"
     first = "{%r4, %r5, %r6, %r7}" if a_from is None else "%l2"
     major = lambda layout: str(int(layout[0] == "mn"))  # noqa: E731
-    majors = "" if kind == "tf32" else "".join(f", {major(f)}" for f in (a_from, b_from) if f)
+    majors = "" if size != 2 else "".join(f", {major(f)}" for f in (a_from, b_from) if f)
     for s in range(slices):
         body += "add.u64 %l2, %l2, 2; add.u64 %l3, %l3, 2; setp.eq.u32 %p2, 0, 0;" * (s > 0)
         body += f"""wgmma.mma_async.sync.aligned.m64n{n}k{step}.{out}.{kind}.{kind} {{{", ".join(names)}}},
-            {first}, %l3, %p2, {signs[0]}, {signs[1]}{majors};"""
+            {first}, %l3, %p2{"" if kind == "s8" else f", {signs[0]}, {signs[1]}"}{majors};"""
     body += "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;"
     body += "".join(f"st.global.u32 [%l4+{4 * i}], {name};" for i, name in enumerate(names))
     run(body, image, words, d, threads=128, shared=B_AT + 32768, **named)
-    result = np.full((64, n), 99.0, {"f32": np.float32, "f16": np.float16}[out])
+    result = np.full((64, n), 99.0, OUT[out])
     result[accumulators(n)] = d.view(result.dtype).reshape(128, -1)
     return result
 
@@ -131,7 +133,7 @@ def numbers(n: int, k: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def layouts(kind: str) -> list[tuple[str, int]]:
-    return [(major, s) for major in (("k",) if kind == "tf32" else ("k", "mn")) for s in SWIZZLES]
+    return [(major, s) for major in (("k",) if kind in ("tf32", "s8") else ("k", "mn")) for s in SWIZZLES]
 
 
 def name(layout: object) -> str:
@@ -146,15 +148,15 @@ def name(layout: object) -> str:
 
 @pytest.mark.parametrize(("kind", "layout"), [(k, f) for k in ENCODE for f in (*layouts(k), None)], ids=name)
 def test_first_operand(kind: str, layout: tuple[str, int] | None) -> None:
-    a, b, c = numbers(32, 8 if kind == "tf32" else 16)
+    a, b, c = numbers(32, STEP[kind])
     np.testing.assert_array_equal(multiply(a, b, kind, a_from=layout), a @ b.T)
     np.testing.assert_array_equal(multiply(a, b, kind, a_from=layout, c=c), a @ b.T + c)
 
 
 @pytest.mark.parametrize(("kind", "layout"), [(k, f) for k in ENCODE for f in layouts(k)], ids=name)
-@pytest.mark.parametrize("n", [8, 72, 192])
+@pytest.mark.parametrize("n", [8, 80, 192])
 def test_second_operand(kind: str, layout: tuple[str, int], n: int) -> None:
-    a, b, _ = numbers(n, 8 if kind == "tf32" else 16)
+    a, b, _ = numbers(n, STEP[kind])
     np.testing.assert_array_equal(multiply(a, b, kind, b_from=layout), a @ b.T)
 
 
@@ -168,8 +170,7 @@ def test_widths(n: int) -> None:
 @pytest.mark.parametrize("swizzle", [64, 128])
 def test_steps_of_k_in_one_swizzled_row(kind: str, swizzle: int) -> None:
     """The start address moves by 32 bytes inside the swizzled row, under every schedule."""
-    size = 4 if kind == "tf32" else 2
-    a, b, c = numbers(48, swizzle // size)
+    a, b, c = numbers(48, swizzle // 32 * STEP[kind])
     got = multiply(a, b, kind, a_from=("k", swizzle), b_from=("k", swizzle), c=c, slices=swizzle // 32, schedules=True)
     np.testing.assert_array_equal(got, a @ b.T + c)
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from math import inf
+from math import inf, ldexp
 
 import numpy as np
 import pytest
@@ -111,13 +111,12 @@ def pairs(edges: list, dtype: np.dtype, seed: int = 0, count: int = 400) -> tupl
 
 # Fraction bits, least exponent of a normal number, largest finite number.
 FORMATS = {
-    "f64": (52, -1022, Fraction(2**53 - 1) * Fraction(2) ** 971),
-    "f32": (23, -126, Fraction(2**24 - 1) * Fraction(2) ** 104),
-    "tf32": (10, -126, Fraction(2**11 - 1) * Fraction(2) ** 117),
-    "f16": (10, -14, Fraction(65504)),
-    "bf16": (7, -126, Fraction(2**8 - 1) * Fraction(2) ** 120),
-    "e5m2": (2, -14, Fraction(57344)),
-    "e4m3": (3, -6, Fraction(448)),
+    "f64": (52, -1022, ldexp(2**53 - 1, 971)),
+    "f32": (23, -126, ldexp(2**24 - 1, 104)),
+    "f16": (10, -14, 65504.0),
+    "bf16": (7, -126, ldexp(2**8 - 1, 120)),
+    "e5m2": (2, -14, 57344.0),
+    "e4m3": (3, -6, 448.0),
 }
 
 
@@ -126,19 +125,18 @@ def rounded(exact: Fraction, form: str, mode: str = "rn") -> float:
     bits, least, largest = FORMATS[form]
     if exact == 0:
         return 0.0
-    size = abs(exact)
-    exponent = size.numerator.bit_length() - size.denominator.bit_length()
-    exponent -= size < Fraction(2) ** exponent  # now 2^exponent ≤ size < 2^(exponent + 1)
-    step = Fraction(2) ** (max(exponent, least) - bits)
-    below, rest = divmod(size, step)
-    away = {"rn": rest * 2 > step or (rest * 2 == step and below % 2), "rz": False, "rm": exact < 0, "rp": exact > 0}[
-        mode
-    ]
-    size = step * (below + (1 if away and rest else 0))
-    if size > largest:
-        away = {"rn": True, "rz": False, "rm": exact < 0, "rp": exact > 0}[mode]
-        return (inf if away else float(largest)) * (-1 if exact < 0 else 1)
-    return float(size) * (-1.0 if exact < 0 else 1.0)
+    n, d = abs(exact.numerator), exact.denominator
+    exponent = n.bit_length() - d.bit_length()
+    exponent -= n << max(-exponent, 0) < d << max(exponent, 0)  # now 2^exponent ≤ n / d < 2^(exponent + 1)
+    power = max(exponent, least) - bits  # of a step
+    step = d << max(power, 0)
+    below, rest = divmod(n << max(-power, 0), step)
+    beyond = {"rn": 2 * rest > step or (2 * rest == step and below % 2 == 1), "rz": False, "rm": exact < 0}
+    steps = below + int(beyond.get(mode, exact > 0) and rest > 0)
+    sign = -1.0 if exact < 0 else 1.0
+    if power + steps.bit_length() > 1024 or (size := ldexp(steps, power)) > largest:
+        return sign * (inf if beyond.get(mode, exact > 0) or mode == "rn" else largest)
+    return sign * size
 
 
 def same_numbers(got: np.ndarray, expected: np.ndarray) -> None:

@@ -7,13 +7,20 @@ inline float element(u32 bits, s32 type) {
     switch (type) {
         case F16: return half_to_float((u16)bits);
         case BF16: return bfloat_to_float((u16)bits);
+        case S8: return (s8)bits;
+        case U8: return (u8)bits;
         default: return tf32_to_float(bits);
     }
+}
+// Sums of integers wrap, or stay at the ends of what 32 bits hold.
+inline s32 integer_sum(s32 old, s32 products, bool saturate) {
+    const s64 sum = (s64)old + products;
+    return saturate ? (s32)std::min<s64>(std::max<s64>(sum, INT32_MIN), INT32_MAX) : (s32)(u32)sum;
 }
 
 // ---- mma -------------------------------------------------------------------------------------------------------------
 // D[M, N] = A[M, K] · B[K, N] + C, N = 8. type, type2: of A and of B; modifier[0]: M, [1]: K, [2]: type of C and D,
-// [3], [4], [5]: registers of A, of B, of D. With g = lane / 4, t = lane % 4 and e elements in a register:
+// [3], [4], [5]: registers of A, of B, of D; immediate: .satfinite. With g = lane / 4, t = lane % 4 and e elements in a register:
 //   A, register i: row g + 8 (i % 2), columns t·e + 4e (i / 2) …      B: rows t·e + 4e·i …, column g
 //   C, D: row g + 8 (i / 2), column 2t + i % 2 (two of them in a register where they are float16: row g + 8 i)
 
@@ -52,7 +59,10 @@ template <class Sum, class Of> inline void multiply(const Instruction& i, Warp& 
         } else {
             for (int k = 0; k < K; k++)
                 for (int n = 0; n < 8; n++) sum[n] += A[row][k] * B[k][n];
-            for (int n = 0; n < 8; n++) D[row][n] += sum[n];
+            for (int n = 0; n < 8; n++) {
+                if constexpr (std::is_same<Sum, s32>::value) D[row][n] = integer_sum(D[row][n], sum[n], i.immediate);
+                else D[row][n] += sum[n];
+            }
         }
     }
     for (int r = 0; r < i.modifier[5]; r++) {
@@ -158,7 +168,7 @@ template <bool Store> void matrices(Machine& m, Warp& w, const Instruction& i, u
 
 // ---- wgmma -----------------------------------------------------------------------------------------------------------
 // D[64, N] = A[64, K] · B[K, N] + D by four warps, each 16 rows. modifier[0]: N, [1]: K, [2]: 1 A in registers, 2 A is
-// M-major, 4 B is N-major, 8 D is float16; [3], [4]: signs of A and B. Operands: D; then sources: A (4 registers or a
+// M-major, 4 B is N-major, 8 D is float16, 16 .satfinite; [3], [4]: signs of A and B. type, type2: of A, of B. Operands: D; then sources: A (4 registers or a
 // descriptor), B's descriptor, whether D is added.
 
 // A matrix in shared memory by its descriptor: for every 16 bytes of it f(offset, row, k), the place of its first element;
@@ -197,11 +207,11 @@ inline void perform(Machine& m, Warp& w, Product& p) {
     u64 bad_columns[4] = {};
     u32 bad_rows = 0;
     std::vector<u8>&shared = w.block->shared, &written = w.block->written;
-    auto each = [&](u32 offset, auto f) {
+    auto each = [&](u32 offset, s32 type, auto f) {
         for (int k = 0; k < T; k++) {
             u32 v = 0;
             std::memcpy(&v, &shared[offset + k * bytes], bytes);
-            f(k, element(v, i.type), !m.checks || Machine::all_written(&written[offset + k * bytes], bytes));
+            f(k, element(v, type), !m.checks || Machine::all_written(&written[offset + k * bytes], bytes));
         }
     };
     if (g.a_in_registers) {
@@ -209,15 +219,15 @@ inline void perform(Machine& m, Warp& w, Product& p) {
             const u64* from = w.reg(g.a[r]);
             for (int l = 0; l < 32; l++) {
                 const int row = l / 4 + 8 * (r % 2);
-                if (bytes == 2)
-                    for (int h = 0; h < 2; h++) A[row * K + l % 4 * 2 + h + r / 2 * 8] = element((u32)(from[l] >> 16 * h) & 0xffff, i.type);
-                else A[row * K + l % 4 + r / 2 * 4] = tf32_to_float((u32)from[l]);
+                const int e = 4 / bytes;
+                for (int h = 0; h < e; h++)
+                    A[row * K + (l % 4 + r / 2 * 4) * e + h] = element((u32)(from[l] >> 8 * bytes * h) & (u32)ones(8 * bytes), i.type);
                 if (m.checks) bad_rows |= (w.held[g.a[r]] >> l & 1) << row;
             }
         }
     } else {
         each_core_row(p.a, first, 16, K, bytes, g.a_k_major, [&](u32 offset, int row, int k) {
-            each(offset, [&](int e, float value, bool good) {
+            each(offset, i.type, [&](int e, float value, bool good) {
                 const int r = row - first + (g.a_k_major ? 0 : e);
                 A[r * K + k + (g.a_k_major ? e : 0)] = value;
                 bad_rows |= (u32)!good << r;
@@ -225,7 +235,7 @@ inline void perform(Machine& m, Warp& w, Product& p) {
         });
     }
     each_core_row(p.b, 0, N, K, bytes, g.b_k_major, [&](u32 offset, int row, int k) {
-        each(offset, [&](int e, float value, bool good) {
+        each(offset, i.type2, [&](int e, float value, bool good) {
             const int n = row + (g.b_k_major ? 0 : e);
             B[(size_t)(k + (g.b_k_major ? e : 0)) * N + n] = value;
             bad_columns[n / 64] |= (u64)!good << n % 64;
@@ -247,7 +257,8 @@ inline void perform(Machine& m, Warp& w, Product& p) {
                 d = (d & ~(0xffffull << shift)) | (u64)float_to_half(old + sum[n]) << shift;
             } else {
                 u64& d = w.reg(i[n / 8 * 4 + r / 8 * 2 + n % 2])[lane];
-                d = to_bits((p.accumulate ? from_bits<float>(d) : 0) + sum[n]);
+                if (bytes == 1) d = to_bits(integer_sum(p.accumulate ? from_bits<s32>(d) : 0, (s32)sum[n], i.modifier[2] & 16));
+                else d = to_bits((p.accumulate ? from_bits<float>(d) : 0) + sum[n]);
             }
         }
     }
