@@ -203,9 +203,11 @@ Machine::Stop Machine::run_fragment(Warp& w, size_t at, u32& budget) {
             c.lanes += __builtin_popcount(mask);
             if (checks) {
                 if (i.undefined == SPREADS) {
-                    if (i.guard >= 0) undefined |= w.undefined[i.guard >> 1] & f.lanes;
+                    if (undefined && i.run == pack) remember_parts(w, i, mask);
+                    const std::vector<u32>* parts = undefined && i.run == unpack ? parts_of(w, i) : nullptr;
+                    const u32 unknown = i.guard >= 0 ? w.undefined[i.guard >> 1] & f.lanes : 0;
                     for (int k = 0; k < i.results; k++)
-                        if (i[k] >= 0) w.undefined[i[k]] = (w.undefined[i[k]] & ~mask) | undefined;
+                        if (i[k] >= 0) w.undefined[i[k]] = (w.undefined[i[k]] & ~mask) | (parts ? undefined & (*parts)[k] : undefined) | unknown;
                 } else if (i.undefined == REFUSED) {
                     for (int k = 0; k < i.results; k++)
                         if (i[k] >= 0) w.undefined[i[k]] &= ~mask;
@@ -387,6 +389,7 @@ void Machine::start(const s32* first, u32 block_count) {
             w.last_store = 0;
             w.copies.clear(), w.products.clear(), w.stores.clear(), w.acquired.clear();
             std::fill(w.undefined.begin(), w.undefined.end(), ~0u);
+            w.parts.clear();
             std::fill(w.in_flight.begin(), w.in_flight.end(), 0);
             std::fill(w.unfenced.begin(), w.unfenced.end(), 1);
             w.any_unfenced = true;

@@ -128,6 +128,7 @@ struct Warp {
     u32 live = 0;
     std::vector<u64> registers;
     std::vector<u32> undefined;        // by register, the lanes whose value was never written
+    std::unordered_map<s32, std::vector<u32>> parts;  // the same for each part of a register that was put together of several
     std::vector<u8> in_flight;         // registers that a wgmma reads or writes: how many do
     std::vector<u32> held;             // their undefined lanes meanwhile
     std::vector<u8> unfenced;          // registers of wgmma that were written since the last wgmma.fence
