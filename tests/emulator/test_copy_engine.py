@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from ptx import fault, run
+from ptx import TYPES, fault, run
 
 from gpuconv.emulator import EmulationError
 
@@ -179,6 +179,34 @@ def test_boxes_stored(name: str, i: int) -> None:
     body = made(sizes, strides, box, kind, swizzle) + PUBLISH + copied(data.size, True)
     body += "fence.proxy.async; bar.warp.sync -1;" + store(len(box), at)
     run(body, memory, descriptor_memory(), data, shared=DATA + data.size, schedules=i == 0)
+    np.testing.assert_array_equal(memory, expected)
+
+
+REDUCTIONS = [
+    ("f32", "add"),
+    ("f16", "add"),
+    ("u32", "min"),
+    ("s32", "max"),
+    ("u32", "xor"),
+    ("u64", "add"),
+    ("u32", "or"),
+]
+
+
+@pytest.mark.parametrize(("kind", "how"), REDUCTIONS)
+def test_boxes_reduced_into_a_tensor(kind: str, how: str) -> None:
+    """Elements inside the tensor are combined, the others left alone."""
+    dtype, sizes, box, at = TYPES[kind], (24, 6), (8, 4), (20, -1)
+    random = np.random.default_rng(3)
+    memory, values = random.integers(0, 99, (6, 24)).astype(dtype), random.integers(0, 99, (4, 8)).astype(dtype)
+    ufunc = {"add": np.add, "min": np.minimum, "max": np.maximum, "xor": np.bitwise_xor, "or": np.bitwise_or}[how]
+    expected = memory.copy()
+    expected[:3, 20:] = ufunc(memory[:3, 20:], values[1:, :4])
+    body = made(sizes, [memory.strides[0]], box, kind) + PUBLISH + copied(values.nbytes, True)
+    reduce = store(2, at).replace("cp.async.bulk.tensor", "cp.reduce.async.bulk.tensor")
+    reduce = reduce.replace("shared::cta.bulk_group", f"shared::cta.{how}.tile.bulk_group")
+    body += "fence.proxy.async; bar.warp.sync -1;" + reduce
+    run(body, memory, descriptor_memory(), values, shared=DATA + values.nbytes, schedules=True)
     np.testing.assert_array_equal(memory, expected)
 
 

@@ -120,6 +120,8 @@ NO_RACE = {
         st.shared.u32 [%r4], %r3; bar.sync 0; ld.shared.u32 %r9, [%r4]; {OUT}""",
     "bytes_beside_each_other": f"""{WORDS} add.u32 %r3, %at, %thread; st.shared.u8 [%r3], %thread; bar.sync 0;
         ld.shared.u8 %r9, [%r3]; {OUT}""",
+    "fenced_by_who_stores": f"""{WORDS} {INIT} {WRITE_BUFFER} bar.sync 0; fence.proxy.async; {STORE}
+        @%p1 cp.async.bulk.wait_group 0;""",
     "read_by_all": f"""{WORDS} @%p1 st.shared.u32 [%at], %r2; bar.sync 0; ld.shared.u32 %r9, [%at];
         ld.shared.u32 %r9, [%at]; {OUT}""",
     "atomics_of_all": f"""{WORDS} @%p1 st.shared.u32 [%at], %r2; bar.sync 0; red.shared.add.u32 [%at], 5;
