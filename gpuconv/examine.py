@@ -158,9 +158,9 @@ def examine(
     ptx: keep the PTX of CUDA C kernels too, which takes a compilation more. run: launch them once on a virtual GPU,
     with random data, hold the result to the oracle and keep what was counted.
 
-    Raises BackendUnavailable where the backend has no kernels for this GPU, what compiles or runs them is missing, or
-    they have an instruction that the virtual GPU does not know; `gpuconv.emulator.EmulationError` where one of its
-    checks finds a fault in them.
+    Raises BackendUnavailable where the backend has no kernels for this GPU, what compiles or runs them is missing, they
+    do not fit, or they have an instruction that the virtual GPU does not know; `gpuconv.emulator.EmulationError` where
+    one of its checks finds a fault in them.
     """
     if backend not in BACKENDS:
         raise BackendUnavailable(
@@ -202,16 +202,16 @@ def _run(kernels: list[Kernel]) -> list[Kernel]:
     a, b = map(draw, problem.operand_shapes(direction))
     bias = draw((problem.out_channels,))
     rest = {"forward": (bias, None), "grad_input": (), "grad_weight": (True,)}[direction]
-    try:
-        with emulator.on(gpu.name) as virtual:
-            ours = backends.get(first.backend)
+    ours = backends.get(first.backend)
+    with emulator.on(gpu.name) as virtual:
+        try:
             bound = ours.bind(problem, direction, torch.device("cpu"), IDENTITY, first.operands, first.tile)
             got = bound(a, b, *rest)
-            counted = virtual.counters()
-    except emulator.EmulationError as error:
-        if error.kind != "unknown instruction":
-            raise
-        raise BackendUnavailable(f"backend {first.backend!r} on {gpu.name}: {error}") from error
+        except Exception as error:
+            if not isinstance(error, emulator.UnknownInstruction) and not ours.cannot_build(error):
+                raise
+            raise BackendUnavailable(f"backend {first.backend!r} on {gpu.name}: {error}") from error
+    counted = virtual.counters()
     if [counters.kernel for counters in counted] != [kernel.name for kernel in kernels]:
         raise RuntimeError(f"expected launches of {[k.name for k in kernels]}, got {[c.kernel for c in counted]}")
     error_of_bound = _error(first, as_numpy(a), as_numpy(b), as_numpy(bias), got if isinstance(got, tuple) else (got,))

@@ -58,7 +58,7 @@ class VirtualGpu:
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, but got {schedule!r}")
         self._gpu = gpu
-        self._how = {"schedule": schedule, "seed": seed, "checks": checks}
+        self._how: dict[str, Any] = {"schedule": schedule, "seed": seed, "checks": checks}
         self._keeps = keeps
         self._one_at_a_time = threading.Lock()
         self._launches: list[str] = []

@@ -47,7 +47,10 @@ class Signature:
             raise TypeError(f"{kernel} takes {len(self.types)} arguments, but got {len(given)}")
         arguments, found = Arguments(), iter(self.descriptors)
         for (name, kind), value in zip(self.types.items(), given, strict=True):
-            self._add(f"{kernel}: {name}", kind, value, found, arguments)
+            try:
+                self._add(str(name), kind, value, found, arguments)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{kernel}: {error}") from None
         return arguments
 
     def _add(self, name: str, kind: Any, value: Any, found: Iterator[dict[str, Any]], arguments: Arguments) -> None:

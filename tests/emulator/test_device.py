@@ -43,7 +43,7 @@ pytestmark = [
 
 @pytest.fixture
 def h100() -> Iterator[emulator.VirtualGpu]:
-    with emulator.on("h100") as gpu:
+    with Lane("triton", "cpu", "h100").emulated() as gpu:
         yield gpu
 
 
@@ -68,7 +68,7 @@ def operands(dtype: torch.dtype = torch.float32, layout: str = "contiguous") -> 
     ids=str,
 )
 def test_a_training_step_is_right(lane: Lane, dtype: torch.dtype, layout: str) -> None:
-    with lane.entered(), emulator.on(lane.gpu) as gpu:
+    with lane.entered(), lane.emulated() as gpu:
         x, w, b, gy = operands(dtype, layout)
         leaves = [t.requires_grad_() for t in (x, w, b)]
         y = gpuconv.conv2d(x, w, b, padding=1, backend=lane.backend)
@@ -89,7 +89,7 @@ def test_a_training_step_is_right(lane: Lane, dtype: torch.dtype, layout: str) -
 
 @each_backend
 def test_act_backward_runs_on_it_too(lane: Lane) -> None:
-    with emulator.on(lane.gpu) as gpu:
+    with lane.emulated() as gpu:
         gy, z = (torch.linspace(a, b, 2 * 5 * 12).view(2, 5, 3, 4) for a, b in ((-1, 2), (-3, 3)))
         key = Settings((1, 1), ((0, 0), (0, 0)), (1, 1), 1, "silu", lane.backend).encode()
         gz, gb = torch.ops.gpuconv.act_backward(gy, z, True, key)
@@ -127,7 +127,7 @@ def test_tensors_that_lie_oddly(lane: Lane, layout: str, dtype: torch.dtype) -> 
     else:
         x = x[..., ::2] if layout == "sliced" else x.transpose(2, 3)
     problem = ConvProblem.of(x.shape, w.shape, padding=1, dtype=dtype)
-    with emulator.on(lane.gpu) as gpu:
+    with lane.emulated() as gpu:
         y = gpuconv.conv2d(x, w, b, padding=1, backend=lane.backend)
         tf32 = plan.uses_tf32(x)
     assert gpu.launches
@@ -136,7 +136,7 @@ def test_tensors_that_lie_oddly(lane: Lane, layout: str, dtype: torch.dtype) -> 
 
 @each_backend
 def test_an_empty_batch_launches_nothing(lane: Lane) -> None:
-    with emulator.on(lane.gpu) as gpu:
+    with lane.emulated() as gpu:
         x, w = torch.empty(0, 16, 9, 7), torch.empty(24, 16, 3, 3)
         assert gpuconv.conv2d(x, w, padding=1, backend=lane.backend).shape == (0, 24, 9, 7)
         assert not gpu.launches
@@ -147,7 +147,7 @@ def test_float32_is_multiplied_as_pytorch_is_set(lane: Lane) -> None:
     x, w, b, _ = operands()
     exact = reference.forward(PROBLEM, *map(as_numpy, (x, w, b)))
     got = {}
-    with emulator.on(lane.gpu):
+    with lane.emulated():
         for numbers in ("float32", "tf32"):
             with float32_as(numbers):
                 got[numbers] = gpuconv.conv2d(x, w, b, padding=1, backend=lane.backend)
@@ -162,7 +162,7 @@ def test_every_schedule_gives_the_same_bits(lane: Lane) -> None:
     x, w, b, _ = operands(torch.bfloat16, "channels_last")
     found = []
     for how in ({"schedule": "early"}, {"schedule": "late"}, {"schedule": "random", "seed": 5}, {"checks": False}):
-        with emulator.on(lane.gpu, **how):
+        with lane.emulated(**how):
             found.append(gpuconv.conv2d(x, w, b, padding=1, backend=lane.backend))
     assert all(torch.equal(found[0], other) for other in found[1:])
 
@@ -171,7 +171,7 @@ def test_every_schedule_gives_the_same_bits(lane: Lane) -> None:
 def test_a_fault_names_the_kernel_and_the_line_of_its_source(lane: Lane) -> None:
     """A launch that is told of a larger input than it is given."""
     operands_ = contiguous_operands(PROBLEM, "forward")
-    with emulator.on(lane.gpu):
+    with lane.emulated():
         ours = backends.get(lane.backend)
         tile, _ = ranked(
             ours.tiles(PROBLEM, "forward", Gpu.of(CPU), operands_), PROBLEM, "forward", Gpu.of(CPU), False
@@ -356,7 +356,7 @@ def child(code: str, environment: dict[str, str], **more: str) -> tuple[str, str
 
 def test_a_whole_process_can_be_on_it(clean_environment: dict[str, str]) -> None:
     """Nothing is imported for it before something is planned."""
-    assert child(_CHILD, clean_environment, GPUCONV_EMULATE="h100") == ("H100 (emulated) True\n", "")
+    assert child(_CHILD, clean_environment, GPUCONV_EMULATE="a100") == ("A100 (emulated) True\n", "")
 
 
 def test_a_wrong_name_in_the_environment_is_one_line_when_something_is_planned(
@@ -400,8 +400,8 @@ def test_the_command_line_takes_a_gpu(capsys: pytest.CaptureFixture[str], tmp_pa
     assert losses[0] == pytest.approx(losses[1], rel=1e-2) and losses[0] != losses[1]
     assert Gpu.of(CPU) is INTERPRETER
     check = ["check", "--backend", "triton", "--problem", "1x1", "--dtype", "float32", "--direction", "forward"]
-    assert cli.run([*check, "--on", "h100"]) == 0
-    assert "triton on H100 (emulated): " in capsys.readouterr().out
+    assert cli.run([*check, "--on", "a100"]) == 0
+    assert "triton on A100 (emulated): " in capsys.readouterr().out
     for command in (["train", *few], check):
         for options, message in (
             (["--on", "h200"], "--on must be one of T4, A100, .*but got 'h200'"),

@@ -1,5 +1,6 @@
 """`gpuconv inspect --run`: our kernels, run once on a virtual GPU; what they count is what theory says."""
 
+import dataclasses
 import json
 import re
 from importlib.resources import files
@@ -10,6 +11,8 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
 
 from gpuconv import cli, emulator, reference
+from gpuconv.backends import cuda_compile
+from gpuconv.emulator import device
 from gpuconv.examine import Kernel, examine
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import ConvProblem
@@ -150,3 +153,35 @@ def test_instructions_of_sm_100_are_named_in_a_line(capsys: pytest.CaptureFixtur
     assert error.count("\n") == 1 and "tcgen05." in error
     assert cli.run([*command, "--arch", "sm_100", "--arch", "sm_80"]) == 0  # the others are shown
     assert "virtual A100" in (text := capsys.readouterr().out) and "tcgen05." in text
+
+
+def test_a_fault_is_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA C without its barriers."""
+    needs("cuda")
+    text = cuda_compile.source
+    monkeypatch.setattr(cuda_compile, "source", lambda file: text(file).replace("__syncthreads();", ""))
+    monkeypatch.setattr(device, "_nvrtc", device._nvrtc.__wrapped__)  # whose results are kept
+    command = ["inspect", "--layer", LAYER, "--backend", "cuda", "--arch", "t4", "--direction", "forward", "--run"]
+    assert cli.run([*command, "--dtype", "float32"]) == 1
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1
+    assert re.match(rf"error: {LAYER} forward, backend 'cuda' on T4: simt_forward: (race|uninitialised): ", error)
+
+
+def test_a_kernel_that_does_not_fit_is_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("cuda")
+    small = dataclasses.replace(KNOWN["T4"], shared_memory=1024)
+    monkeypatch.setattr(device, "_available", lambda name, called: small)
+    command = ["inspect", "--layer", LAYER, "--backend", "cuda", "--arch", "t4", "--direction", "forward", "--run"]
+    assert cli.run(command) == 1
+    assert re.fullmatch("error: backend 'cuda' on T4: .* bytes of shared memory[^\n]*\n", capsys.readouterr().err)
+
+
+def test_no_compiler_is_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert cli.run(["inspect", "--layer", LAYER, "--backend", "triton", "--arch", "a100", "--run"]) == 1
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1
+    assert error.startswith("error: kernels cannot be run on a virtual GPU: ") and "C++ compiler" in error

@@ -11,8 +11,10 @@ import triton.language as tl
 import tutorials
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from gpuconv.emulator import triton_gpu
+from gpuconv.emulator import triton_gpu, why_not
 from gpuconv.emulator.triton_jit import TritonGpu
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no GPU can be emulated: {why_not()}")
 
 
 @pytest.fixture(params=["h100", "a100"])

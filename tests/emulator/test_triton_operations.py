@@ -8,7 +8,9 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from gpuconv.emulator import EmulationError, UnknownInstruction, triton_gpu
+from gpuconv.emulator import EmulationError, UnknownInstruction, triton_gpu, why_not
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no GPU can be emulated: {why_not()}")
 
 N = 256
 EVERY = pytest.mark.parametrize("gpu", ["h100", pytest.param("a100", marks=pytest.mark.full)])

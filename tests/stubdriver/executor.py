@@ -45,6 +45,9 @@ _ASSEMBLE = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int)
 _DESCRIPTOR = 128  # bytes of one for the copy engine, which begin with the address of its tensor
 
 
+_numbers = itertools.count()  # of all executors together: a graph of another one is found out
+
+
 class Prepared(NamedTuple):
     """A launch as the emulator takes it."""
 
@@ -70,7 +73,6 @@ class Executor:
         self.counters: list[Any] = []
         self._how = {"schedule": schedule, "seed": seed, "checks": RELEASE >= (3, 8)}
         self._prepared: dict[int, Prepared] = {}
-        self._numbers = itertools.count()
         self._ptx: dict[tuple[str, bytes], str] = {}
         self._loaded: list[ctypes.Array[Any]] = []
         self._one_at_a_time = threading.Lock()
@@ -133,7 +135,7 @@ class Executor:
                 at, size = allocations.around(int.from_bytes(raw[:8], "little"))
                 if size:
                     buffers[at, size] = f"the tensor of parameter {index}"
-        number[0] = next(self._numbers)
+        number[0] = next(_numbers)
         self._prepared[number[0]] = Prepared(
             program, tuple(launched.grid), tuple(launched.block), tuple(launched.cluster), launched.shared, arguments,
             [(*where, called) for where, called in buffers.items()],

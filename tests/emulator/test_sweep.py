@@ -1,0 +1,73 @@
+"""Every kernel as it is compiled for GPUs computes what the oracle says, under every schedule, and no check fires.
+
+Triton's kernels compiled for sm_80 (A100) and sm_90 (H100), CUDA C's for sm_75 (T4) too. What runs by default:
+
+- every (backend, GPU, family, direction, number type, layout) that any family says it takes, on a problem that is small;
+- what the planner chooses for each curated problem and for 20 random ones, in each direction, for one of the GPUs, in one
+  number type and layout (sliced and expanded ones among them): another one for each direction and problem;
+- with each family's forward passes every epilogue: no bias, a bias, a residual, each activation;
+- every tile that the planner chooses for the thirty layers (bench/suites.py), for one of the GPUs, number types and
+  layouts that it is chosen for: the kernel that is compiled for the layer, on a problem that has less of everything.
+
+Each within the oracle's bound, every element written and none beside it, inputs as they were, and the same bits whether
+asynchronous work is done early, late or in two random orders (tiles of real layers: in two of these four, in turn).
+
+`--full` takes the whole product: all curated problems and 300 random ones, on each GPU, in each number type and layout,
+with each epilogue; each tile for each GPU, number type and layout that it is chosen for, under all four schedules.
+"""
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
+pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy, whose NVRTC compiles CUDA C, is not installed")
+
+import sweep
+from emulated import SCHEDULES, complaint
+from lanes import INTERPRETING
+
+from gpuconv.bench.selftest import NUMBERS
+from gpuconv.emulator import device as emulator
+from gpuconv.problem import DIRECTIONS, Direction
+
+pytestmark = [
+    pytest.mark.skipif(emulator.why_not() is not None, reason=f"no GPU can be emulated: {emulator.why_not()}"),
+    pytest.mark.skipif(INTERPRETING, reason="what is interpreted is not compiled"),
+]
+
+
+def cases(config: pytest.Config, backend: str) -> tuple[tuple[sweep.Case, ...], tuple[sweep.Case, ...]]:
+    full = config.getoption("--full")
+    return sweep.cases(backend, 300 if full else 20, full)
+
+
+@pytest.mark.parametrize("numbers", NUMBERS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("backend", sweep.GPUS)
+def test_compiled_kernels_are_right_under_every_schedule(
+    backend: str, direction: Direction, numbers: str, pytestconfig: pytest.Config
+) -> None:
+    small, tiles = cases(pytestconfig, backend)
+    mine = [case for case in small if (case.direction, case.numbers) == (direction, numbers)]
+    wrong = [complaint(case) for case in mine]
+    for at, case in enumerate(tiles):
+        if (case.direction, case.numbers) == (direction, numbers):
+            two = SCHEDULES[at % 2], SCHEDULES[2 + at // 2 % 2]
+            wrong.append(complaint(case, SCHEDULES if pytestconfig.getoption("--full") else two))
+    assert mine and not any(wrong), "\n".join(filter(None, wrong))
+
+
+@pytest.mark.parametrize("backend", sweep.GPUS)
+def test_the_cases_are_all_that_any_family_says_it_takes(backend: str, pytestconfig: pytest.Config) -> None:
+    small, tiles = cases(pytestconfig, backend)
+    claimed = {kind for lane in sweep.LANES if lane[0] == backend for kind in sweep.claimed(lane)}
+    assert claimed <= {case.kind for case in (*small, *tiles)}
+    forward = [case for case in small if case.direction == "forward"]
+    families = sweep.MODULES[backend].FAMILIES
+    assert {family for _, _, family, *_ in claimed} == {*families}
+    for family in families:
+        assert {case.epilogue for case in forward if case.tile.kernel == family} == {*sweep.EPILOGUES}, family
+    assert {(case.name, case.direction) for case in small} >= {
+        (name, direction) for name in sweep.CURATED for direction in DIRECTIONS
+    }
+    kernels = {key for case in tiles for key in map(sweep.key_of, case.launches)}
+    assert len(kernels) >= len(tiles) > 100 and all(case.plain.flops < 5e8 for case in tiles)

@@ -1,0 +1,259 @@
+"""What the emulator's sweep runs: which kernels, with which tiles, on which problems. Chosen without compiling anything.
+
+A lane is a backend on a GPU. A kind is what must be exercised: (backend, GPU, family, direction, number type, layout).
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+import operator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+from gpuconv import backends
+from gpuconv.backends import cuda, triton
+from gpuconv.backends.base import Operands, Tile
+from gpuconv.backends.cuda_launch import Launch as CudaLaunch
+from gpuconv.backends.triton_launch import Launch
+from gpuconv.bench import check, suites
+from gpuconv.bench.problems import CURATED, LAYOUTS, LONG_SUMS, OF_FAMILIES, laid_out, problem_called
+from gpuconv.bench.selftest import NUMBERS
+from gpuconv.gpu import KNOWN
+from gpuconv.predict import programs_and_steps, ranked
+from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, memory_format_of
+from gpuconv.reference import Activation
+
+GPUS = {"triton": ("A100", "H100"), "cuda": ("T4", "A100", "H100")}
+LANES = [(backend, gpu) for backend, gpus in GPUS.items() for gpu in gpus]
+MODULES = {"triton": triton, "cuda": cuda}
+SMALL = {name: p for name, p in (CURATED | OF_FAMILIES | LONG_SUMS).items() if p.batch}
+LAYERS = {f"thirty.{name}": suites.layer(f"thirty.{name}") for name in suites.SUITES["thirty"].layers}
+_ENOUGH = 3e6  # products, those beside the image included: some milliseconds for the emulator
+Kind = tuple[str, str, str, str, str, str]
+
+
+class Epilogue(NamedTuple):
+    """What a forward pass adds."""
+
+    bias: bool = False
+    residual: bool = False
+    activation: str = "none"
+
+
+EPILOGUES = (
+    Epilogue(), Epilogue(True), Epilogue(True, True), Epilogue(False, True),
+    *(Epilogue(True, True, activation) for activation in check.ACTIVATIONS),
+)  # fmt: skip
+
+
+class Case(NamedTuple):
+    """One call: of a backend's kernels with a tile, compiled for a GPU."""
+
+    backend: str
+    gpu: str
+    direction: Direction
+    numbers: str
+    layout: str
+    name: str  # what random data are drawn from
+    plain: ConvProblem  # without element type and layout
+    tile: Tile
+    epilogue: Epilogue = Epilogue()
+
+    @property
+    def kind(self) -> Kind:
+        return self.backend, self.gpu, self.tile.kernel, self.direction, self.numbers, self.layout
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return NUMBERS[self.numbers]
+
+    @property
+    def problem(self) -> ConvProblem:
+        return _told(self)[0]
+
+    @property
+    def operands(self) -> Operands:
+        return _told(self)[1]
+
+    @property
+    def launches(self) -> tuple[Launch | CudaLaunch, ...]:
+        activation = Activation.parse(self.epilogue.activation)
+        module = MODULES[self.backend]
+        return module.launches(self.problem, self.direction, self.operands, self.tile, activation, with_bias=True)
+
+    def __str__(self) -> str:
+        e = self.epilogue
+        extra = ["bias"] * e.bias + ["residual"] * e.residual + [e.activation] * (e.activation != "none")
+        how = f"{self.backend} on {self.gpu}, {self.direction} {self.numbers} {self.layout}"
+        return f"{self.name!r}, {how}, {self.tile}, {' + '.join(extra)}".rstrip(", ") + f" ({self.problem})"
+
+
+def _told(case: Case) -> tuple[ConvProblem, Operands]:
+    return _operands(case.plain, case.direction, case.numbers, case.layout, case.epilogue)
+
+
+@functools.lru_cache(maxsize=None)
+def _operands(
+    plain: ConvProblem, direction: Direction, numbers: str, layout: str, epilogue: Epilogue = Epilogue()
+) -> tuple[ConvProblem, Operands]:
+    """The problem and the operands that the planner would tell a backend of a call with such tensors."""
+
+    def empty(shape: tuple[int, ...]) -> torch.Tensor:
+        return laid_out(torch.empty(shape, dtype=NUMBERS[numbers], device="meta"), layout)
+
+    a, b = map(empty, plain.operand_shapes(direction))
+    problem = dataclasses.replace(plain, dtype=a.dtype, memory_format=memory_format_of(a, b))
+    residual = empty(plain.output_shape).stride() if epilogue.residual else None
+    return problem, Operands((a.stride(), b.stride()), residual, epilogue.bias, numbers == "tf32")
+
+
+@functools.lru_cache(maxsize=None)
+def menu(
+    backend: str, gpu: str, direction: Direction, numbers: str, layout: str, plain: ConvProblem
+) -> tuple[Tile, ...]:
+    """The tiles that the planner may choose from, what it predicts to be quickest first."""
+    problem, operands = _operands(plain, direction, numbers, layout)
+    tiles = backends.get(backend).tiles(problem, direction, KNOWN[gpu], operands)
+    return tuple(tile for tile, _ in ranked(tiles, problem, direction, KNOWN[gpu], operands.tf32))
+
+
+def _each(lane: tuple[str, str], problems: dict[str, ConvProblem], most: int | None = None) -> Iterator[Case]:
+    """The first tiles of each menu: in each direction, number type and layout."""
+    for direction, numbers, (name, plain) in itertools.product(DIRECTIONS, NUMBERS, problems.items()):
+        for layout in LAYOUTS[: min(2, plain.ndim)]:
+            for tile in menu(*lane, direction, numbers, layout, plain)[:most]:
+                yield Case(*lane, direction, numbers, layout, name, plain, tile)
+
+
+@functools.lru_cache(maxsize=None)
+def claimed(lane: tuple[str, str]) -> frozenset[Kind]:
+    """The kinds of kernels that the families of a lane say they have, for real layers and for small problems."""
+    return frozenset(case.kind for problems in (LAYERS, SMALL) for case in _each(lane, problems))
+
+
+# ---- cases -----------------------------------------------------------------------------------------------------------
+
+
+def chosen(lane: tuple[str, str], randoms: int, full: bool) -> list[Case]:
+    """What the planner chooses for the curated problems and for random ones: each in each direction for one GPU of the
+    backend, in one number type and layout; if `full` in all."""
+    found, gpus = [], GPUS[lane[0]]
+    names = [*CURATED, *(f"random {seed}" for seed in range(randoms))]
+    for (at, name), direction, (i, numbers) in itertools.product(enumerate(names), DIRECTIONS, enumerate(NUMBERS)):
+        turn = at + DIRECTIONS.index(direction)
+        if full or (turn % 5 == i and turn // 5 % len(gpus) == gpus.index(lane[1])):
+            for layout in LAYOUTS if full else (LAYOUTS[turn % 2 if turn % 8 < 6 else 2 + turn % 2],):
+                plain = problem_called(name)
+                for tile in menu(*lane, direction, numbers, layout, plain)[:1]:
+                    found.append(Case(*lane, direction, numbers, layout, name, plain, tile))
+    return found
+
+
+_SIZES = operator.attrgetter("kernel", "rows", "columns", "depth", "warps", "stages", "width")
+
+
+def tiles_of_layers(backend: str, full: bool) -> list[Case]:
+    """The tiles that the planner chooses for the thirty layers, each for one of the GPUs, number types and layouts that
+    it is chosen for; if `full` for all of them. On the smallest problem that the same kernel is launched for."""
+    by_tile: dict[object, dict[Kind, Case]] = {}
+    for lane in LANES:
+        for case in _each(lane, LAYERS, 1) if lane[0] == backend else ():
+            key = case.direction, _SIZES(case.tile), case.kind if full else None
+            by_tile.setdefault(key, {}).setdefault(case.kind, case)
+    kinds: set[Kind] = set()
+    found = []
+    for at, offers in enumerate(by_tile.values()):
+        new = [kind for kind in offers if kind not in kinds]
+        kind = (new or [*offers])[at % len(new or offers)]
+        kinds.add(kind)
+        found.append(smallest(offers[kind]))
+    return found
+
+
+def smallest(case: Case) -> Case:
+    """The case with the least problem that the same kernels are launched for, with a tile that differs in how many
+    programs share a sum, or take tiles in turn."""
+    keys = {key_of(launch) for launch in case.launches}
+    for plain in _smaller(case.plain):
+        if case.tile.persistent:  # few programs, so that each takes several tiles
+            tiles = [dataclasses.replace(case.tile, splits=min(case.tile.splits, 2), persistent=3)]
+        else:
+            tiles = [t for t in menu(*case[:5], plain) if _SIZES(t) == _SIZES(case.tile)]
+            tiles.sort(key=lambda t: ((t.splits > 1) != (case.tile.splits > 1), t.splits))
+        for tile in tiles[:1]:
+            less = case._replace(plain=plain, tile=tile)
+            if {key_of(launch) for launch in less.launches} == keys:
+                return less
+    return case
+
+
+def key_of(launch: Launch | CudaLaunch) -> object:
+    """What tells kernels that are compiled apart."""
+    if isinstance(launch, CudaLaunch):
+        return launch.instance
+    return (launch.kernel, launch.dtypes, *launch.constants.items(), *launch.options.items())
+
+
+def _smaller(plain: ConvProblem) -> list[ConvProblem]:
+    """The problem with fewer images, pixels, channels, filters and groups, the least work first."""
+
+    def few(n: int, *counts: int) -> list[int]:
+        return [*(count for count in counts if count < n), n]
+
+    c, k = plain.in_channels // plain.groups, plain.out_channels // plain.groups
+    axes = zip(plain.filter_size, plain.dilation, plain.padding, strict=True)
+    need = [d * (r - 1) + 1 - sum(p) for r, d, p in axes]
+    found = []
+    for groups, c_, k_ in itertools.product(few(plain.groups, 8, 32), few(c, 40, 72, 144), few(k, 24, 72, 144)):
+        for size, n in itertools.product(few(plain.input_size[0], 7, 8, 10, 12, 14, 16, 24, 28), (1, 2, 8, 16, 32)):
+            sizes = (max(size, h) for h in need)
+            found.append(((n, groups * c_, *sizes), (groups * k_, c_, *plain.filter_size), groups))
+    found.sort(key=lambda shapes: math.prod(shapes[0]) * shapes[1][0] / shapes[2])
+    settings = plain.stride, plain.padding, plain.dilation
+    return [ConvProblem.of(x, w, *settings, groups) for x, w, groups in found]
+
+
+def of_kinds(lane: tuple[str, str], covered: set[Kind]) -> list[Case]:
+    """For each kind that a family claims and that is not covered, the largest problem that is still small."""
+    best: dict[Kind, tuple[Case, float]] = {}
+    for case in _each(lane, SMALL):
+        if case.kind in covered:
+            continue
+        programs, steps = programs_and_steps(case.plain, case.direction, case.tile)
+        work = programs * (steps + 1) * case.tile.rows * case.tile.columns * max(case.tile.depth, 8)
+        _, before = best.get(case.kind, (case, math.inf))
+        if work < before > _ENOUGH or before < work <= _ENOUGH:
+            best[case.kind] = case, work
+    return [case for case, _ in best.values()]
+
+
+def with_epilogues(cases: Sequence[Case], full: bool) -> list[Case]:
+    """The forward passes among them with an epilogue each, in turn, so that each family gets all; or all, if `full`."""
+    found, left = [], {}
+    for case in cases:
+        if case.direction != "forward":
+            found.append(case)
+        elif full:
+            found += [case._replace(epilogue=epilogue) for epilogue in EPILOGUES]
+        else:
+            left.setdefault(case.tile.kernel, []).append(case)
+    for some in left.values():
+        turns = max(len(EPILOGUES), len(some))
+        found += [some[i % len(some)]._replace(epilogue=EPILOGUES[i % len(EPILOGUES)]) for i in range(turns)]
+    return found
+
+
+@functools.lru_cache(maxsize=None)
+def cases(backend: str, randoms: int = 20, full: bool = False) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """All of a backend: on small problems, and those with the tiles of real layers (whose kernels take more time)."""
+    lanes = [lane for lane in LANES if lane[0] == backend]
+    tiles = tiles_of_layers(backend, full)
+    small = [case for lane in lanes for case in chosen(lane, randoms, full)]
+    families = {case.tile.kernel for case in small}  # what is left of these takes its epilogues from the others
+    others = [case for case in tiles if case.direction != "forward" or case.tile.kernel in families]
+    covered = {case.kind for case in (*small, *others)}
+    small += [case for lane in lanes for case in of_kinds(lane, covered)]
+    return tuple(with_epilogues(small, full)), tuple(tiles)
