@@ -144,6 +144,7 @@ struct Warp {
     std::unordered_map<u64, std::pair<u32, u32>> acquired;  // descriptors: which write of them was acquired, and when
     bool in_cluster_barrier = false;
     u32 cluster_generation = 0;  // of the barrier that it has arrived at
+    u32 tired = 0;               // turns that ended while its lanes were apart
     u32 last_store = 0;          // the group of its last bulk store
     const Instruction* last_store_by = nullptr;
 
@@ -275,6 +276,6 @@ class Machine {
     void random_work();
     void end();
     [[noreturn]] void deadlock();
-    u64 steps_ = 0, idle_ = 0;
+    u64 steps_ = 0, idle_ = 0, stale_ = 0, turns_ = 0;
     bool started_ = false;
 };
