@@ -1,6 +1,7 @@
 """The gather kernels under Triton's interpreter: run by `test_interpreted.py`, in a process of its own.
 
-Small tiles make small problems take several programs, steps and splits; buffers have NaN around them.
+Small tiles make small problems take several programs, steps and splits; buffers have NaN around them. A few of each
+kind: what is compiled runs on the emulator (tests/emulator/test_sweep.py). All of them with --full.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from interpreter import SMALL, check, guarded  # noqa: F401 (a fixture)
+from interpreter import SMALL, check, few, guarded  # noqa: F401 (a fixture)
 from lanes import check_integer_overflow
 
 from gpuconv import ops, plan, reference
@@ -148,7 +149,7 @@ def test_pixels_are_counted_on_over_every_kind_of_image(image: tuple[int, int]) 
     check(ConvProblem.of((3, 2, 2, *image), (3, 2, 2, 1, 1)), f"volumes {image}", "contiguous", Tile(64, 16, 16, 4, 2))
 
 
-@pytest.mark.parametrize("seed", range(0, 16, 3))
+@pytest.mark.parametrize("seed", few(range(0, 16, 3), 2))
 def test_random_problems_in_several_types_layouts_and_activations(seed: int) -> None:
     dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     layouts = ("contiguous", "channels_last", "sliced", "expanded")
@@ -200,14 +201,8 @@ def test_stem_small_tiles(name: str) -> None:
     check(problem, name, layout, dataclasses.replace(STEM, splits=splits), directions=STEM_DIRECTIONS)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", few(range(300), 2))
 def test_stem_random_problems(seed: int) -> None:
-    check_stem(seed)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("seed", range(20, 300))
-def test_stem_many_random_problems(seed: int) -> None:
     check_stem(seed)
 
 
@@ -223,14 +218,8 @@ def check_planes(seed: int) -> None:
     check(problem, f"planes {seed}", "contiguous", tile, activation)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", few(range(300), 2))
 def test_planes_random_problems(seed: int) -> None:
-    check_planes(seed)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("seed", range(20, 300))
-def test_planes_many_random_problems(seed: int) -> None:
     check_planes(seed)
 
 
