@@ -27,7 +27,7 @@ def passes_in_the_interpreter(suites: list[str], environment: dict[str, str], *f
 
 
 def test_suite_passes_in_the_interpreter(clean_environment: dict[str, str]) -> None:
-    passes_in_the_interpreter([*SUITES, "test_op_db.py"], clean_environment)
+    passes_in_the_interpreter(SUITES, clean_environment)
 
 
 @pytest.mark.full

@@ -21,9 +21,12 @@ SMALL = Tile(16, 16, 16, warps=4, stages=2)
 
 
 def few(all_of_them: Iterable[Any], by_default: int) -> list[Any]:
-    """Parameters of a test, of which the first ones run by default and all with --full."""
+    """Parameters of a test (tuples are several), of which the first ones run by default and all with --full."""
     return [
-        pytest.param(value, marks=pytest.mark.full if at >= by_default else ()) for at, value in enumerate(all_of_them)
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.full if at >= by_default else ()
+        )
+        for at, value in enumerate(all_of_them)
     ]
 
 

@@ -68,16 +68,19 @@ def test_grad_bias_is_the_exact_sum_whatever_the_filters_groups_pixels_and_split
 
 @pytest.mark.parametrize(
     ("name", "splits"),
-    [
-        ("1x1", 1),
-        ("3x3-one-image", 2),
-        ("3x3-empty-batch", 3),
-        ("3x3-stride3-dilation2", 3),
-        ("3x3-asymmetric-stride2", 1),
-        ("3x3-groups2-stride2", 2),
-        ("1x2-stride3-untouched-pixels", 4),
-        ("1d-dilation3", 2),
-    ],
+    few(
+        [
+            ("3x3-asymmetric-stride2", 1),
+            ("1d-dilation3", 2),
+            ("3x3-empty-batch", 3),
+            ("1x2-stride3-untouched-pixels", 4),
+            ("1x1", 1),
+            ("3x3-one-image", 2),
+            ("3x3-stride3-dilation2", 3),
+            ("3x3-groups2-stride2", 2),
+        ],
+        4,
+    ),
 )
 @pytest.mark.usefixtures("checked")
 def test_small_tiles(name: str, splits: int) -> None:
@@ -85,10 +88,10 @@ def test_small_tiles(name: str, splits: int) -> None:
     check(CURATED[name], name, layout, dataclasses.replace(SMALL, splits=splits))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", few([torch.bfloat16, torch.float32, torch.float16, torch.float64], 2), ids=str)
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"padding": 1, "stride": 2, "groups": 2}],
+    few([{"padding": 1, "stride": 2, "groups": 2}, {}], 1),
     ids=str,
 )
 def test_vectors(settings: dict[str, object], dtype: torch.dtype) -> None:
@@ -189,7 +192,9 @@ def check_stem(seed: int) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["1x1", "3x3-empty-batch", "7x7-stride2-stem", "3x3-stride2-dilation3", "1d", "3d"])
+@pytest.mark.parametrize(
+    "name", few(["1d", "3x3-empty-batch", "3x3-stride2-dilation3", "1x1", "7x7-stride2-stem", "3d"], 3)
+)
 @pytest.mark.usefixtures("checked")
 def test_stem_small_tiles(name: str) -> None:
     problem = CURATED[name]
