@@ -231,10 +231,7 @@ __device__ __forceinline__ void store_runs(const accumulator* s_y, const Results
       }
     }
 #pragma unroll
-    for (int e = 0; e < SIZE; ++e) {
-      const accumulator z = e >= begin && e < end ? b_z[e] : accumulator(0);  // beside a run nothing was written
-      b_y.at[e] = narrow<TYPE>(finished(z, widen(b_residual.at[e]), to));
-    }
+    for (int e = 0; e < SIZE; ++e) b_y.at[e] = narrow<TYPE>(finished(b_z[e], widen(b_residual.at[e]), to));
     if (Y_VECTOR && m_whole) {
       store_16(to.p + o, *reinterpret_cast<const uint4*>(&b_y));
     } else {
