@@ -62,13 +62,15 @@ class _Fault(ctypes.Structure):
 class Program:
     """A kernel, decoded. `load` makes it.
 
-    name; target ("sm_90a"); parameters; threads of a block, where the PTX says so; shared: bytes of static shared memory.
+    ptx: its text; name; target ("sm_90a"); parameters; threads of a block, where the PTX says so; shared: bytes of
+    static shared memory.
     """
 
     def __init__(self, ptx: str, name: str | None) -> None:
         library = _library()
         entry = parse(ptx, name)
         code = decode(entry)
+        self.ptx = ptx
         self.name, self.target, self.threads = entry.name, entry.target, entry.threads
         self.parameters: tuple[Parameter, ...] = tuple(entry.parameters.values())
         self.shared = code.shared

@@ -182,6 +182,11 @@ def test_deadlocks_are_found(body: str) -> None:
             + "@%p1 mbarrier.inval.shared::cta.b64 [%at]; @%p1 mbarrier.arrive.shared::cta.b64 _, [%at];",
             id="after_inval",
         ),
+        pytest.param(
+            INIT.format(count=1) + "@%p1 mbarrier.init.shared::cta.b64 [%at], 1;", id="a_second_init_without_inval"
+        ),
+        pytest.param(INIT.format(count=1) + "@%p1 st.shared.u32 [%at+4], %r9;", id="written_over"),
+        pytest.param(INIT.format(count=1) + "@%p1 ld.shared.u8 %r9, [%at+7];", id="read_as_memory"),
     ],
 )
 def test_misuse_is_found(body: str) -> None:

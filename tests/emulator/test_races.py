@@ -90,6 +90,19 @@ TWINS = {
     "written_while_bulk_store_reads": f"""{WORDS} {INIT} {WRITE_BUFFER} fence.proxy.async; bar.sync 0;
         {STORE} «@%p1 cp.async.bulk.wait_group.read 0;»
         add.u32 %r2, %r2, 9; @%p1 st.shared.u32 [%r11], %r2; @%p1 cp.async.bulk.wait_group 0;""",
+    "written_by_a_lane_then_read_by_another": f"""{WORDS} st.shared.u32 [%r0], %r2; «bar.warp.sync -1;»
+        xor.b32 %r3, %r0, 4; ld.shared.u32 %r9, [%r3]; {OUT}""",
+    "read_by_a_lane_then_written_by_another": f"""{WORDS} xor.b32 %r3, %r0, 4; ld.shared.u32 %r9, [%r3];
+        «bar.warp.sync -1;» st.shared.u32 [%r0], %r2; {OUT}""",
+    "written_by_two_lanes": f"""{WORDS} st.shared.u32 [%r0], %r2; «bar.warp.sync -1;»
+        xor.b32 %r3, %r0, 4; st.shared.u32 [%r3], %r9; {OUT}""",
+    "an_atomic_of_another_lane": f"""{WORDS} st.shared.u32 [%r0], %r2; «bar.warp.sync -1;» xor.b32 %r3, %r0, 4;
+        red.shared.add.u32 [%r3], 1; {OUT}""",
+    "matrices_of_lanes": f"""{WORDS} st.shared.u32 [%r0], %r2; «bar.warp.sync -1;» and.b32 %r3, %lane, 7;
+        shl.b32 %r3, %r3, 4; shl.b32 %r4, %warp, 7; add.u32 %r3, %r3, %r4; add.u32 %r3, %r3, %at;
+        ldmatrix.sync.aligned.m8n8.x1.shared.b16 {{%r9}}, [%r3]; {OUT}""",
+    "cp_async_of_another_lane": f"""{WORDS} {SOURCE} {COPY.format(to='%r0')} cp.async.wait_group 0;
+        «bar.warp.sync -1;» xor.b32 %r3, %r0, 4; ld.shared.u32 %r9, [%r3]; {OUT}""",
 }  # fmt: skip
 
 
@@ -142,6 +155,10 @@ NO_RACE = {
         bar.sync 0; ld.shared.u32 %r9, [%at]; {OUT}""",
     "a_warps_own_words": f"""{WORDS} st.shared.u32 [%r0], %r2; bar.warp.sync -1; xor.b32 %r3, %r0, 4;
         ld.shared.u32 %r9, [%r3]; {OUT}""",
+    "a_lanes_own_word": f"""{WORDS} st.shared.u32 [%r0], %r2; ld.shared.u32 %r3, [%r0];
+        st.shared.u32 [%r0], %r9; {OUT}""",
+    "atomics_of_all_lanes_after_the_first": f"""{WORDS} @%p1 st.shared.u32 [%at], %r2; bar.sync 0;
+        red.shared.add.u32 [%at], 5; red.shared.add.u32 [%at], 5; bar.sync 0; ld.shared.u32 %r9, [%at]; {OUT}""",
 }  # fmt: skip
 
 

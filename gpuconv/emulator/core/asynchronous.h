@@ -24,7 +24,10 @@ inline void copy_async(Machine& m, Warp& w, const Instruction& i, u32 mask) {
         address[l] = c.from;
         offset[l] = c.to.offset;
         if (c.from_bytes) reading |= 1u << l, m.global(w, i, l, c.from, c.from_bytes, bytes);
-        if (m.checks) m.shared_access(w, i, l, c.to, bytes, true, {i.index, m.components.cp_async(w.index), w.copy_group});
+        if (m.checks) {
+            m.beside_mbarriers(w, i, l, c.to, bytes);
+            m.shared_access(w, i, l, c.to, bytes, true, {i.index, m.components.cp_async(w.index), w.copy_group, false, false, (u32)l, w.index, w.step});
+        }
         if (now) perform(m, w, c);
         else w.copies.push_back(c);
     });
@@ -53,7 +56,7 @@ inline void copy_wait(Machine& m, Warp& w, const Instruction& i, u32) {  // modi
 inline Mbarrier& mbarrier_at(Machine& m, Warp& w, const Instruction& i, int lane, Place at) {
     auto found = at.block->mbarriers.find(at.offset);
     if (found == at.block->mbarriers.end()) m.fail(BARRIER, w, i, lane, "there is no mbarrier at byte %u of shared memory", at.offset);
-    if (m.checks) m.shared_access(w, i, lane, at, 8, false, {i.index, m.components.generic(w.index), w.time()});  // after its initialisation
+    if (m.checks) m.shared_access(w, i, lane, at, 8, false, {i.index, m.components.generic(w.index), w.time(), false, false, (u32)lane, w.index, w.step});  // after its initialisation
     return found->second;
 }
 inline void settle(Machine& m, Mbarrier& b) {
@@ -70,8 +73,9 @@ inline void mbarrier_init(Machine& m, Warp& w, const Instruction& i, u32 mask) {
         const Place at = m.place(w, i, l, w.reg(i[0])[l] + i.immediate, 8, 8);
         const u32 expected = (u32)w.reg(i[1])[l];
         if (!expected || expected >= 1u << 20) m.fail(BARRIER, w, i, l, "an mbarrier for %u arrivals: 1 to 2^20 - 1 are possible", expected);
+        if (at.block->mbarriers.count(at.offset)) m.fail(BARRIER, w, i, l, "mbarrier.init of one that is there already: no mbarrier.inval has ended it");
         const u8 value[8] = {(u8)expected, (u8)(expected >> 8), (u8)(expected >> 16), 1};
-        if (m.checks) m.shared_access(w, i, l, at, 8, true, {i.index, m.components.generic(w.index), w.time()});
+        if (m.checks) m.shared_access(w, i, l, at, 8, true, {i.index, m.components.generic(w.index), w.time(), false, false, (u32)l, w.index, w.step});
         std::memcpy(&at.block->shared[at.offset], value, 8);
         std::memset(&at.block->written[at.offset], 255, 8);
         Mbarrier b;
@@ -105,7 +109,7 @@ inline void mbarrier_invalidate(Machine& m, Warp& w, const Instruction& i, u32 m
         const Place at = m.place(w, i, l, w.reg(i[0])[l] + i.immediate, 8, 8);
         auto found = at.block->mbarriers.find(at.offset);
         if (found == at.block->mbarriers.end()) m.fail(BARRIER, w, i, l, "there is no mbarrier at byte %u of shared memory", at.offset);
-        if (m.checks) m.shared_access(w, i, l, at, 8, true, {i.index, m.components.generic(w.index), w.time()});
+        if (m.checks) m.shared_access(w, i, l, at, 8, true, {i.index, m.components.generic(w.index), w.time(), false, false, (u32)l, w.index, w.step});
         if (found->second.transactions) m.fail(BARRIER, w, i, l, "mbarrier.inval while %lld bytes are under way", (long long)found->second.transactions);
         at.block->components[at.offset].second = found->second.before + found->second.phase + 1;
         at.block->mbarriers.erase(found);
@@ -163,6 +167,7 @@ inline void mbarrier_wait(Machine& m, Warp& w, const Instruction& i, u32 mask) {
         if (done) w.clock.join(b.complete);
         else waiting |= 1u << l;
     });
+    w.step += waiting != mask;
     w.undefined[i[0]] &= ~mask;
     if (!waiting) return;
     if (i.modifier[0] && !m.coin(4)) {  // comes back when something has happened; sometimes, by chance, with `false` at once
@@ -378,7 +383,10 @@ inline void tensor_load(Machine& m, Warp& w, const Instruction& i, u32 mask) {
             m.last_loads[b.component] = {b.time(), &i, &w};
             if (m.checks) {
                 const Shadow::Access access{i.index, b.component, b.time(), true};
-                each_chunk(c, c.to[k].offset, [&](u32 offset, u32, u64, u32, u32) { m.shared_access(w, i, l, {c.to[k].block, offset}, 16, true, access); });
+                each_chunk(c, c.to[k].offset, [&](u32 offset, u32, u64, u32, u32) {
+                    m.beside_mbarriers(w, i, l, {c.to[k].block, offset}, 16);
+                    m.shared_access(w, i, l, {c.to[k].block, offset}, 16, true, access);
+                });
             }
         }
         m.count(i).tma_bytes += bytes;
@@ -426,7 +434,10 @@ inline void bulk_copy(Machine& m, Warp& w, const Instruction& i, u32 mask) {
             c.counted.push_back(m.place(w, i, l, w.reg(i[3])[l] + i.modifier[3], 8, 8));
             const Mbarrier& b = mbarrier_at(m, w, i, l, c.counted[0]);
             m.last_loads[b.component] = {b.time(), &i, &w};
-            if (m.checks) m.shared_access(w, i, l, c.to[0], c.bytes, true, {i.index, b.component, b.time(), true});
+            if (m.checks) {
+                m.beside_mbarriers(w, i, l, c.to[0], c.bytes);
+                m.shared_access(w, i, l, c.to[0], c.bytes, true, {i.index, b.component, b.time(), true});
+            }
         }
         m.global(w, i, l, c.address, c.bytes, 16);
         m.count(i).tma_bytes += c.bytes;
@@ -487,13 +498,14 @@ inline void tensormap_replace(Machine& m, Warp& w, const Instruction& i, u32 mas
         std::memcpy(at, &map, sizeof map);
     });
 }
-// tensormap.cp_fenceproxy: from shared to global memory, by the whole warp. Operands: to, from.
+// tensormap.cp_fenceproxy: from shared to global memory, by the whole warp, whose lanes it orders. Operands: to, from.
 inline void tensormap_publish(Machine& m, Warp& w, const Instruction& i, u32 mask) {
     const int l = __builtin_ctz(mask);
+    w.step++;
     const Place from = m.place(w, i, l, w.reg(i[1])[l] + i.modifier[1], 128, 128);
     const u64 to = w.reg(i[0])[l] + i.modifier[0];
     if (m.checks) {
-        m.generic_access(w, i, l, from, 128, nullptr);
+        m.generic_access(w, i, l, from, 128, nullptr, false, true);
         if (!Machine::all_written(&from.block->written[from.offset], 128)) m.fail(UNINITIALISED, w, i, l, "the descriptor at byte %u of shared memory was never written", from.offset);
     }
     std::memcpy(m.global(w, i, l, to, 128, 128), &from.block->shared[from.offset], 128);
@@ -535,6 +547,7 @@ inline void barrier(Machine& m, Warp& w, const Instruction& i, u32 mask) {
         }
         *w.ticket = -1;
         const u32 mine = w.time();
+        w.step++;
         w.clock.join(b.complete);
         w.clock.known[w.index] = std::max(mine, w.clock.known[w.index]);
         if (i.modifier[0] == 2) {
@@ -622,5 +635,6 @@ inline void cluster_barrier(Machine& m, Warp& w, const Instruction& i, u32 mask)
     }
     *w.ticket = -1;
     w.in_cluster_barrier = false;
+    w.step++;
     w.clock.join(m.cluster_complete);
 }

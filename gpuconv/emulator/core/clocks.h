@@ -3,7 +3,11 @@
 // Everything that acts by itself has a component of the vector clocks: each warp; and of each warp its wgmma, its bulk
 // stores and its cp.async, whose groups complete in order; and each mbarrier, which the copies that it counts complete
 // with, phase by phase. A clock says for each component how far it is known to have come. (C. J. Fidge, 1988; the last
-// write and the reads since as epochs: Flanagan and Freund, FastTrack, 2009. The order inside a warp is not looked at.)
+// write and the reads since as epochs: Flanagan and Freund, FastTrack, 2009.)
+//
+// The lanes of a warp are in no order either, but where they wait for each other (bar.warp.sync and all other barriers): what
+// happens between two such places is one step of the warp. What a lane does to a place that another has written in the same
+// step, or read, if it writes, is a race. (shfl, vote and the like wait, but order no memory.)
 //
 // What the threads write goes through the generic proxy, and so does cp.async; wgmma and the copy engine read and write
 // through the async proxy, which sees such writes only after a proxy fence. A second clock says for each component how
@@ -46,12 +50,16 @@ struct Components {
 // Shared memory, granule by granule: who wrote it last, and how far each component had come when it read it last.
 class Shadow {
   public:
+    static constexpr u32 ALL = 32, NOBODY = 33;
     struct Access {
         u32 instruction;
         int component;  // who accesses it
         u32 time;       // how far its component will have come when this is done
         bool async_proxy = false;
         bool atomic = false;  // atomics do not race with each other
+        u32 lane = NOBODY;    // of its warp; or all of them, together; or not looked at
+        int warp = 0;
+        u32 step = 0;  // of the warp
     };
     struct Conflict {
         const char* how;
@@ -64,12 +72,13 @@ class Shadow {
         writes_.assign(bytes / granule + 1, Write{});
         reads_.assign(writes_.size() * readers, 0);
         read_by_.assign(writes_.size(), 0);
+        lanes_.assign(writes_.size(), Lanes{});
     }
 
     // An access of `bytes` bytes from `first` on; the warp that makes or issues it knows `clock`. False: a race.
     bool read(u32 first, u32 bytes, const Access& access, const Clock& clock, Conflict& conflict) {
         for (u32 g = first / granule_; g <= (first + bytes - 1) / granule_; g++) {
-            if (!after_write(writes_[g], access, clock, conflict)) return false;
+            if (!after_write(writes_[g], access, clock, conflict) || !between_lanes(g, access, false, conflict)) return false;
             u32& read = reads_[(size_t)g * readers_ + access.component];
             if (read != 2 * access.time || !access.atomic) read = 2 * access.time + access.atomic;
             read_by_[g] = access.instruction;
@@ -87,6 +96,7 @@ class Shadow {
                 conflict = {"reads it", read_by_[g]};
                 return false;
             }
+            if (!between_lanes(g, access, true, conflict)) return false;
             last = {access.time, access.instruction, (s16)access.component, access.async_proxy, access.atomic};
         }
         return true;
@@ -112,7 +122,35 @@ class Shadow {
         return true;
     }
 
+    bool between_lanes(u32 g, const Access& access, bool write, Conflict& conflict) {
+        if (access.lane == NOBODY) return true;
+        Lanes& last = lanes_[g];
+        if (last.warp != access.warp || last.step != access.step) last = {access.step, 0, 0, 0, (s16)access.warp};
+        const u32 mine = access.lane == ALL ? ~0u : 1u << access.lane;
+        // What all do together, by one instruction, is in order with itself.
+        const u32 others = access.lane != ALL ? ~mine : last.together == access.instruction + 1 ? 0 : ~0u;
+        if (last.writers & others) {
+            conflict = {"lane of its warp writes it", writes_[g].instruction};
+            return false;
+        }
+        if (write && last.readers & others) {
+            conflict = {"lane of its warp reads it", read_by_[g]};
+            return false;
+        }
+        if (access.atomic) return true;  // of several lanes: no race
+        (write ? last.writers : last.readers) |= mine;
+        last.together = access.lane == ALL ? access.instruction + 1 : 0;
+        return true;
+    }
+
+    struct Lanes {  // that have accessed it in a step of a warp, the latest that did
+        u32 step = 0, writers = 0, readers = 0;
+        u32 together = 0;  // the instruction, from 1, if they did last by one
+        s16 warp = -1;
+    };
+
     int granule_ = 4, readers_ = 0;
     std::vector<Write> writes_;
+    std::vector<Lanes> lanes_;
     std::vector<u32> reads_, read_by_;  // reads: 2 · time + (1: by an atomic)
 };

@@ -83,7 +83,7 @@ const Operation OPERATIONS[] = {
     {"match", IS(match), MEMBERS},
     {"redux", IS(reduce), MEMBERS},
     {"elect", IS(elect), MEMBERS},
-    {"warp barrier", IS(nothing), MEMBERS, REFUSED},
+    {"warp barrier", IS(warp_barrier), MEMBERS, REFUSED},
     {"activemask", IS(active_mask)},
     {"clock", IS(clock)},
     {"nothing", IS(nothing)},
@@ -407,6 +407,7 @@ void Machine::start(const s32* first, u32 block_count) {
             w.any_unfenced = true;
             w.clock = all;
             w.tick();
+            w.step++;
             auto fill = [&](s32 slot, auto value) {
                 if (slot < 0) return;
                 u64* r = w.reg(slot);

@@ -137,6 +137,7 @@ struct Warp {
     bool blocked = false, yielded = false;  // what the handler that has just run says
     s64* ticket = nullptr;
     Clock clock;
+    u32 step = 1;  // how often its lanes have waited for each other
     u32 copy_group = 1, product_group = 1, store_group = 1;  // numbers of the open groups
     std::vector<Copy> copies;
     std::deque<Product> products;
@@ -247,11 +248,19 @@ class Machine {
         std::snprintf(fault.text, sizeof fault.text, "%s shared memory at byte %u while another %s, and nothing orders the two", write ? "writes" : "reads", at.offset, conflict.how);
         throw fault;
     }
-    // By the threads of the warp. Writing what is there already is no race.
-    void generic_access(Warp& w, const Instruction& i, int lane, Place at, u32 bytes, const u8* value, bool atomic = false) {
+    // By a lane of the warp, or by all together. Writing what is there already is no race.
+    void generic_access(Warp& w, const Instruction& i, int lane, Place at, u32 bytes, const u8* value, bool atomic = false, bool together = false) {
         if (!checks) return;
+        beside_mbarriers(w, i, lane, at, bytes);
         if (value && !atomic && !std::memcmp(&at.block->shared[at.offset], value, bytes) && all_written(&at.block->written[at.offset], bytes)) return;
-        shared_access(w, i, lane, at, bytes, value != nullptr, {i.index, components.generic(w.index), w.time(), false, atomic});
+        shared_access(w, i, lane, at, bytes, value != nullptr, {i.index, components.generic(w.index), w.time(), false, atomic, together ? Shadow::ALL : (u32)lane, w.index, w.step});
+    }
+    // Only instructions of its own may access an mbarrier, from mbarrier.init to mbarrier.inval.
+    void beside_mbarriers(const Warp& w, const Instruction& i, int lane, Place at, u32 bytes) const {
+        const auto& there = at.block->mbarriers;
+        if (there.empty()) return;
+        const auto next = there.lower_bound(at.offset > 7 ? at.offset - 7 : 0);
+        if (next != there.end() && next->first < at.offset + bytes) fail(BARRIER, w, i, lane, "shared memory at byte %u is an mbarrier, which no mbarrier.inval has ended", next->first);
     }
     static bool all_written(const u8* written, u32 bytes) {
         for (u32 k = 0; k < bytes; k++)

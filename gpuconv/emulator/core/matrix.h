@@ -135,7 +135,7 @@ template <bool Store> void matrices(Machine& m, Warp& w, const Instruction& i, u
                 for (int h = 0; h < 2; h++) (i.modifier[1] ? matrix[l % 4 * 2 + h][l / 4] : matrix[l / 4][l % 4 * 2 + h]) = (u16)(value[l] >> 16 * h);
         for (int r = 0; r < 8; r++) {
             u8 *memory = &rows[r].block->shared[offset[r]], *written = &rows[r].block->written[offset[r]];
-            m.generic_access(w, i, 8 * k + r, rows[r], 16, Store ? reinterpret_cast<u8*>(matrix[r]) : nullptr);
+            m.generic_access(w, i, 8 * k + r, rows[r], 16, Store ? reinterpret_cast<u8*>(matrix[r]) : nullptr, false, true);
             if (Store) {
                 std::memcpy(memory, matrix[r], 16);
                 std::memset(written, 255, 16);

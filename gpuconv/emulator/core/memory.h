@@ -121,7 +121,7 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
             if (checks) {
                 if (i.modifier[2] == 2 && !Store) {
                     auto known = at.block->atomics.find(at.offset);
-                    if (known != at.block->atomics.end()) w.clock.join(known->second);
+                    if (known != at.block->atomics.end()) w.clock.join(known->second), w.step++;
                 }
                 m.generic_access(w, i, l, at, bytes, Store ? value : nullptr, i.modifier[2] != 0);
                 if (Store) {
@@ -248,7 +248,7 @@ inline void atomic(Machine& m, Warp& w, const Instruction& i, u32 mask) {
                     m.fail(UNINITIALISED, w, i, l, "shared memory at byte %u was never written", place.offset);
                 Clock& known = place.block->atomics[place.offset];
                 if (known.known.empty()) known.reset(m.components.count());
-                if (i.modifier[2] & 2) w.clock.join(known);
+                if (i.modifier[2] & 2) w.clock.join(known), w.step++;
                 u8 nothing[64] = {};
                 m.generic_access(w, i, l, place, bytes * values, nothing, true);
                 if (i.modifier[2] & 4) known.join(w.clock);
@@ -404,4 +404,5 @@ inline void clock(Machine& m, Warp& w, const Instruction& i, u32 mask) {  // %cl
     each_lane(mask, [&](int l) { w.reg(i[0])[l] = runs & ones(width(i)); });
 }
 inline void nothing(Machine&, Warp&, const Instruction&, u32) {}
+inline void warp_barrier(Machine&, Warp& w, const Instruction&, u32) { w.step++; }
 inline void trap(Machine& m, Warp& w, const Instruction& i, u32 mask) { m.fail(TRAP, w, i, __builtin_ctz(mask), "the kernel stops itself (trap)"); }
