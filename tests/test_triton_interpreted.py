@@ -1,6 +1,7 @@
 """The suite again over the `triton` backend, whose kernels run under Triton's interpreter on a machine without a GPU.
 
-A process either interprets or compiles Triton's kernels, never both, so this starts processes of its own.
+A process either interprets or compiles Triton's kernels, never both, so this starts processes of its own. By default it
+is a quick check that interpreting works, for readers: what is compiled runs on the emulator. All of it with --full.
 """
 
 import subprocess
@@ -16,9 +17,8 @@ SHARDS = 4
 SUITES = ["test_oracle_suite.py", "test_ops.py", "test_functional.py", "test_act_backward.py"]
 
 
-def passes_in_the_interpreter(suites: list[str], request: pytest.FixtureRequest, environment, *flags: str) -> None:
-    full = ["--full"] if request.config.getoption("--full") else []
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-ktriton-cpu", *flags, *full]
+def passes_in_the_interpreter(suites: list[str], environment: dict[str, str], *flags: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-ktriton-cpu", *flags]
     command += ["-c", FOLDER.parent / "pyproject.toml", *(FOLDER / suite for suite in suites)]
     environment = environment | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -26,15 +26,20 @@ def passes_in_the_interpreter(suites: list[str], request: pytest.FixtureRequest,
     assert " passed" in run.stdout and "failed" not in run.stdout
 
 
+def test_suite_passes_in_the_interpreter(clean_environment: dict[str, str]) -> None:
+    passes_in_the_interpreter(SUITES, clean_environment)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("shard", range(SHARDS))
-def test_suite_passes_in_the_interpreter(shard: int, request: pytest.FixtureRequest, clean_environment) -> None:
-    passes_in_the_interpreter(SUITES, request, clean_environment, f"--shard={shard}/{SHARDS}")
+def test_all_of_the_suite_passes_in_the_interpreter(shard: int, clean_environment: dict[str, str]) -> None:
+    passes_in_the_interpreter(SUITES, clean_environment, "--full", f"--shard={shard}/{SHARDS}")
 
 
-def test_a_network_passes_in_the_interpreter(request: pytest.FixtureRequest, clean_environment) -> None:
+@pytest.mark.full
+@pytest.mark.parametrize("suite", ["test_models.py", "test_op_db.py"])
+def test_networks_and_the_operator_database_pass_in_the_interpreter(
+    suite: str, clean_environment: dict[str, str]
+) -> None:
     pytest.importorskip("timm", reason="timm is not installed")
-    passes_in_the_interpreter(["test_models.py"], request, clean_environment)
-
-
-def test_operator_database_passes_in_the_interpreter(request: pytest.FixtureRequest, clean_environment) -> None:
-    passes_in_the_interpreter(["test_op_db.py"], request, clean_environment)  # in one process: it loads slowly
+    passes_in_the_interpreter([suite], clean_environment, "--full")

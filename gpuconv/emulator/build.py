@@ -16,7 +16,7 @@ from gpuconv.emulator.errors import EmulatorUnavailable
 from gpuconv.files import alone, cache_folder, write_atomically
 
 # No contraction: a product and a sum are rounded as the PTX says. Rounding modes change while it runs.
-_FLAGS = ("-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-frounding-math", "-shared", "-fPIC")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-frounding-math", "-shared", "-fPIC")
 
 
 def compiler() -> str | None:

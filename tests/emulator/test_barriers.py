@@ -80,6 +80,15 @@ def test_an_mbarrier_of_threads(how: str) -> None:
     np.testing.assert_array_equal(threads(body, 128), 10 * (np.arange(128) ^ 64) + 45)
 
 
+@pytest.mark.parametrize("setter", [0, 1])
+def test_a_warp_may_go_round_until_another_has_written(setter: int) -> None:
+    body = f"""mov.u32 %r1, 0; setp.eq.u32 %p1, %thread, 0; @%p1 st.shared.u32 [%at], %r1; bar.sync 0;
+        setp.eq.u32 %p2, %warp, {setter}; @%p2 bra SET;
+        ROUND: ld.volatile.shared.u32 %r9, [%at]; setp.eq.u32 %p3, %r9, 0; @%p3 bra ROUND; bra END;
+        SET: mov.u32 %r9, 1; atom.shared.exch.b32 %r3, [%at], %r9; END:"""
+    assert (threads(body, 64) == 1).all()
+
+
 def test_an_mbarrier_counts_and_tells_its_phase() -> None:
     """Phase 0: a wait for parity 1 succeeds at once, one for parity 0 when all have arrived;
     then the other way round."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from ptx import fault, run
+from ptx import TYPES, aligned, fault, run
 
 from gpuconv.emulator import EmulationError
 
@@ -17,6 +17,7 @@ PUBLISH = """bar.warp.sync -1;
     tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned [%x1], [%at], 128;
     fence.proxy.tensormap::generic.acquire.gpu [%x1], 128;"""
 WAIT = "WAIT: mbarrier.try_wait.parity.shared::cta.b64 %p2, [%at+128], 0; @!%p2 bra WAIT;"
+MAP = np.zeros(128, np.uint8)
 DATA = 1024  # where the box lies in shared memory, after the descriptor and the mbarrier
 
 
@@ -46,13 +47,6 @@ def made(
         body += f"mov.u64 %l1, {stride};" + one("global_stride", "%l1", f"{axis}, ", 64)
     body += one("elemtype", ELEMENTS[kind]) + one("interleave_layout", 0)
     return body + one("swizzle_mode", SWIZZLES[swizzle]) + one("fill_mode", fill)
-
-
-def descriptor_memory() -> np.ndarray:
-    """128 bytes at a multiple of 128."""
-    memory = np.zeros(256, np.uint8)
-    start = -memory.ctypes.data % 128
-    return memory[start : start + 128]
 
 
 def load(rank: int, at: Sequence[int], size: int, told: int | None = None) -> str:
@@ -157,7 +151,7 @@ def test_boxes_loaded(name: str, i: int) -> None:
     expected, _ = cut(seen(memory, sizes, strides, kind), at, box)
     to = np.full(expected.nbytes, 77, np.uint8)
     body = made(sizes, strides, box, kind, swizzle) + PUBLISH + load(len(box), at, to.size) + copied(to.size, False)
-    run(body, memory, descriptor_memory(), to, shared=DATA + to.size, schedules=i == 0)
+    run(body, memory, aligned(MAP), to, shared=DATA + to.size, schedules=i == 0)
     np.testing.assert_array_equal(to, arranged(expected, swizzle))
 
 
@@ -178,7 +172,35 @@ def test_boxes_stored(name: str, i: int) -> None:
     data = arranged(values, swizzle)
     body = made(sizes, strides, box, kind, swizzle) + PUBLISH + copied(data.size, True)
     body += "fence.proxy.async; bar.warp.sync -1;" + store(len(box), at)
-    run(body, memory, descriptor_memory(), data, shared=DATA + data.size, schedules=i == 0)
+    run(body, memory, aligned(MAP), data, shared=DATA + data.size, schedules=i == 0)
+    np.testing.assert_array_equal(memory, expected)
+
+
+REDUCTIONS = [
+    ("f32", "add"),
+    ("f16", "add"),
+    ("u32", "min"),
+    ("s32", "max"),
+    ("u32", "xor"),
+    ("u64", "add"),
+    ("u32", "or"),
+]
+
+
+@pytest.mark.parametrize(("kind", "how"), REDUCTIONS)
+def test_boxes_reduced_into_a_tensor(kind: str, how: str) -> None:
+    """Elements inside the tensor are combined, the others left alone."""
+    dtype, sizes, box, at = TYPES[kind], (24, 6), (8, 4), (20, -1)
+    random = np.random.default_rng(3)
+    memory, values = random.integers(0, 99, (6, 24)).astype(dtype), random.integers(0, 99, (4, 8)).astype(dtype)
+    ufunc = {"add": np.add, "min": np.minimum, "max": np.maximum, "xor": np.bitwise_xor, "or": np.bitwise_or}[how]
+    expected = memory.copy()
+    expected[:3, 20:] = ufunc(memory[:3, 20:], values[1:, :4])
+    body = made(sizes, [memory.strides[0]], box, kind) + PUBLISH + copied(values.nbytes, True)
+    reduce = store(2, at).replace("cp.async.bulk.tensor", "cp.reduce.async.bulk.tensor")
+    reduce = reduce.replace("shared::cta.bulk_group", f"shared::cta.{how}.tile.bulk_group")
+    body += "fence.proxy.async; bar.warp.sync -1;" + reduce
+    run(body, memory, aligned(MAP), values, shared=DATA + values.nbytes, schedules=True)
     np.testing.assert_array_equal(memory, expected)
 
 
@@ -193,7 +215,7 @@ def test_nan_fill() -> None:
         + load(2, (32, -1), to.nbytes)
         + copied(to.nbytes, False)
     )
-    run(body, memory, descriptor_memory(), to, shared=DATA + to.nbytes)
+    run(body, memory, aligned(MAP), to, shared=DATA + to.nbytes)
     nan = np.ones((4, 16), bool)
     nan[1:, :8] = False
     np.testing.assert_array_equal(np.isnan(to.reshape(4, 16)), nan)
@@ -218,21 +240,21 @@ def test_rules_of_the_descriptor(name: str) -> None:
     size = int(np.prod(arguments["box"])) * 2
     body = made(**arguments) + PUBLISH + load(2, (0, 0), size)
     with fault("copy engine"):
-        run(body, memory, descriptor_memory(), np.zeros(128, np.uint8), shared=DATA + 32768)
+        run(body, memory, aligned(MAP), np.zeros(128, np.uint8), shared=DATA + 32768)
 
 
 def test_a_tensor_larger_than_its_memory() -> None:
     memory = np.zeros(96 * 8, np.uint8)
     body = made(**GOOD) + PUBLISH + load(2, (0, 6), 128)
     with fault("bounds"):
-        run(body, memory, descriptor_memory(), np.zeros(128, np.uint8), shared=DATA + 128)
+        run(body, memory, aligned(MAP), np.zeros(128, np.uint8), shared=DATA + 128)
 
 
 def test_a_box_beyond_shared_memory() -> None:
     memory = np.zeros(96 * 9, np.uint8)
     body = made(**GOOD) + PUBLISH + load(2, (0, 0), 128)
     with fault("bounds"):
-        run(body, memory, descriptor_memory(), np.zeros(128, np.uint8), shared=DATA + 64)
+        run(body, memory, aligned(MAP), np.zeros(128, np.uint8), shared=DATA + 64)
 
 
 def test_a_destination_off_by_16_bytes() -> None:
@@ -243,7 +265,7 @@ def test_a_destination_off_by_16_bytes() -> None:
         + load(2, (0, 0), 128).replace(f"add.u32 %r4, %at, {DATA}", f"add.u32 %r4, %at, {DATA + 16}")
     )
     with fault("alignment"):
-        run(body, memory, descriptor_memory(), np.zeros(128, np.uint8), shared=DATA + 256)
+        run(body, memory, aligned(MAP), np.zeros(128, np.uint8), shared=DATA + 256)
 
 
 @pytest.mark.parametrize("told", [0, 64, 256])
@@ -252,14 +274,14 @@ def test_a_wrong_count_of_bytes_is_found(told: int) -> None:
     memory = np.zeros(96 * 9, np.uint8)
     body = made(**GOOD) + PUBLISH + load(2, (0, 0), 128, told) + copied(128, False)
     with pytest.raises(EmulationError) as found:
-        run(body, memory, descriptor_memory(), np.zeros(128, np.uint8), shared=DATA + 128)
+        run(body, memory, aligned(MAP), np.zeros(128, np.uint8), shared=DATA + 128)
     assert found.value.kind in ("barrier", "deadlock", "race", "uninitialised")
 
 
 def test_bytes_that_are_no_descriptor() -> None:
     with fault("copy engine"):
         body = "setp.eq.u32 %p1, %lane, 0;" + load(2, (0, 0), 128)
-        run(body, np.zeros(96 * 9, np.uint8), descriptor_memory(), np.zeros(128, np.uint8), shared=DATA + 128)
+        run(body, np.zeros(96 * 9, np.uint8), aligned(MAP), np.zeros(128, np.uint8), shared=DATA + 128)
 
 
 def test_a_descriptor_used_without_its_fence() -> None:
@@ -267,4 +289,4 @@ def test_a_descriptor_used_without_its_fence() -> None:
     unfenced = PUBLISH.replace("fence.proxy.tensormap::generic.acquire.gpu [%x1], 128;", "")
     body = made(**GOOD) + unfenced + load(2, (0, 0), 128) + copied(128, False)
     with fault("copy engine"):
-        run(body, memory, descriptor_memory(), np.zeros(128, np.uint8), shared=DATA + 128)
+        run(body, memory, aligned(MAP), np.zeros(128, np.uint8), shared=DATA + 128)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from ptx import fault, run, text
+from ptx import aligned, fault, run, text
 
 from gpuconv.emulator import EmulationError, UnknownInstruction, load, run_ptx
 
@@ -61,17 +61,10 @@ MISALIGNED = {
 }
 
 
-def aligned(n: int) -> np.ndarray:
-    """n words at a multiple of 16 bytes."""
-    memory = np.zeros(n + 4, np.uint32)
-    start = -memory.ctypes.data % 16 // 4
-    return memory[start : start + n]
-
-
 @pytest.mark.parametrize("name", MISALIGNED)
 def test_alignment(name: str) -> None:
     with fault("alignment"):
-        run(MISALIGNED[name], aligned(32), shared=256)
+        run(MISALIGNED[name], aligned(np.zeros(32, np.uint32)), shared=256)
 
 
 UNDEFINED = {

@@ -154,6 +154,15 @@ def test_exponentials_and_tanh_of_every_pattern(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_functions_in_pairs_are_those_of_one(form: str) -> None:
+    every = np.arange(65536, dtype=np.uint16)
+    for line in (f"ex2.approx{'.ftz' * (form == 'bf16')}.{form}", f"tanh.approx.{form}"):
+        one = apply(f"{line} %d, %a;", "u16", every).astype(np.uint32)
+        got = apply(f"{line}x2 %d, %a;", "u32", every.astype(np.uint32) << 16 | every[::-1])
+        np.testing.assert_array_equal(got, one << 16 | one[::-1])
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_comparisons(form: str) -> None:
     a, b, _ = operands(form)
     x, y = numbers(a, form), numbers(b, form)

@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 import pytest
-from ptx import TYPES, apply, fault, run, text
+from ptx import TYPES, aligned, apply, fault, run, text
 
 from gpuconv.emulator import run_ptx
 
@@ -139,7 +139,7 @@ ATOMIC = {
     "or": (lambda old, b, c: old | b, ["b32", "b64"]),
     "xor": (lambda old, b, c: old ^ b, ["b32", "b64"]),
     "exch": (lambda old, b, c: b, ["b32", "b64"]),
-    "cas": (lambda old, b, c: c if old == b else old, ["b32", "b64"]),
+    "cas": (lambda old, b, c: c if old == b else old, ["b16", "b32", "b64"]),
     "inc": (lambda old, b, c: 0 if old >= b else old + 1, ["u32"]),
     "dec": (lambda old, b, c: b if old == 0 or old > b else old - 1, ["u32"]),
 }
@@ -218,6 +218,17 @@ def test_atomic_sums_of_floats(line: str) -> None:
     np.testing.assert_array_equal(returned, encode(a))
     np.testing.assert_array_equal(memory, encode(a + b))
     np.testing.assert_array_equal(reduced, encode(a + b))
+
+
+def test_atomics_of_vectors() -> None:
+    a, b = np.arange(128, dtype=np.float32), np.zeros(64, np.float32)
+    memory = aligned(a)
+    body = f"""{mine(0, 0, 16)} {mine(1, 1, 8)} mov.f32 %r1, 0f3F800000; mov.f32 %r2, 0f40000000;
+        red.global.add.v4.f32 [%l0], {{%r1, %r2, %r1, %r2}}; atom.global.v2.f32.add {{%r3, %r4}}, [%l0+8], {{%r2, %r1}};
+        st.global.v2.b32 [%l1], {{%r3, %r4}};"""
+    run(body, memory, b)
+    np.testing.assert_array_equal(memory.reshape(32, 4), a.reshape(32, 4) + np.array([1, 2, 3, 3]))
+    np.testing.assert_array_equal(b.reshape(32, 2), a.reshape(32, 4)[:, 2:] + np.array([1, 2]))
 
 
 def test_moves_that_pack_and_unpack() -> None:

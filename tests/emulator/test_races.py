@@ -66,6 +66,8 @@ TWINS = {
         mbarrier.arrive.shared::cta.b64 _, [%at+{FULL}]; «{wait(FULL, 0, "W")}» ld.shared.u32 %r9, [%r1]; {OUT}""",
     "cp_async_not_waited_for": f"""{WORDS} {SOURCE} {COPY.format(to='%r0')} «cp.async.wait_group 0;»
         ld.shared.u32 %r9, [%r0]; {OUT}""",
+    "cp_async_never_committed": f"""{WORDS} {SOURCE} cp.async.ca.shared.global [%r0], [%l1], 4; «cp.async.commit_group;»
+        cp.async.wait_group 0; ld.shared.u32 %r9, [%r0]; {OUT}""",
     "cp_async_waited_for_too_few": f"""{WORDS} {SOURCE} {COPY.format(to="%r0")} {COPY.format(to="%r0+512")}
         cp.async.wait_group 1; «cp.async.wait_group 0;»
         ld.shared.u32 %r9, [%r0+512]; {OUT}""",
@@ -128,11 +130,25 @@ def test_their_twins_are_sound(name: str) -> None:
     run(twin(TWINS[name], True), *arrays(64), threads=64, shared=2048, schedules=True)
 
 
+def test_a_consumer_that_says_too_early_that_it_has_read() -> None:
+    """It arrives at the barrier for which the refill waits, and reads after that."""
+    body = f"""{WORDS} {INIT} @%p2 bra CONSUMER;
+        {FILL} {wait(FULL, 0, "T")} {wait(EMPTY, 0, "W")} {FILL} {wait(FULL, 1, "U")} bra END;
+        CONSUMER: {wait(FULL, 0, "V")} FIRST mbarrier.arrive.shared::cta.b64 _, [%at+{EMPTY}]; THEN END: {OUT}"""
+    run(body.replace("FIRST", READ_BUFFER).replace("THEN", ""), *arrays(64), threads=64, shared=2048, schedules=True)
+    for schedule, seed in SCHEDULES:
+        with fault("race"):
+            early = body.replace("FIRST", "").replace("THEN", READ_BUFFER)
+            run(early, *arrays(64), threads=64, shared=2048, schedule=schedule, seed=seed)
+
+
 NO_RACE = {
     "the_same_value_by_two_warps": f"""{WORDS} and.b32 %r3, %thread, 31; shl.b32 %r4, %r3, 2; add.u32 %r4, %r4, %at;
         st.shared.u32 [%r4], %r3; bar.sync 0; ld.shared.u32 %r9, [%r4]; {OUT}""",
     "bytes_beside_each_other": f"""{WORDS} add.u32 %r3, %at, %thread; st.shared.u8 [%r3], %thread; bar.sync 0;
         ld.shared.u8 %r9, [%r3]; {OUT}""",
+    "fenced_by_who_stores": f"""{WORDS} {INIT} {WRITE_BUFFER} bar.sync 0; fence.proxy.async; {STORE}
+        @%p1 cp.async.bulk.wait_group 0;""",
     "read_by_all": f"""{WORDS} @%p1 st.shared.u32 [%at], %r2; bar.sync 0; ld.shared.u32 %r9, [%at];
         ld.shared.u32 %r9, [%at]; {OUT}""",
     "atomics_of_all": f"""{WORDS} @%p1 st.shared.u32 [%at], %r2; bar.sync 0; red.shared.add.u32 [%at], 5;
@@ -203,6 +219,11 @@ WGMMA = {
             mov.u32 %r2, 1; @%p1 st.shared.u32 [%r0+2048], %r2; {ALL} {END}""",
     ),
     "accumulators_read": ("wgmma", f"{OPERANDS} {READY} {START} {PRODUCT} «{ALL}» add.f32 %r4, %r4, %r4; {ALL} {END}"),
+    "accumulators_of_products_never_committed": (
+        "wgmma",
+        f"""{OPERANDS} {READY} {START} {PRODUCT.partition("wgmma.commit")[0]} «wgmma.commit_group.sync.aligned;» {ALL}
+            {END} wgmma.commit_group.sync.aligned; {ALL}""",
+    ),
     "accumulators_stored": ("wgmma", f"{OPERANDS} {READY} {START} {PRODUCT} «{ALL}» {END}"),
     "accumulators_written": ("wgmma", f"{OPERANDS} {READY} {START} {PRODUCT} «{ALL}» mov.u32 %r5, 0; {ALL} {END}"),
     "accumulators_without_the_first_fence": ("wgmma", f"{OPERANDS} {READY} «{START}» {PRODUCT} {ALL} {END}"),

@@ -147,7 +147,7 @@ def dot_kernel(a, b, c, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECI
 ], ids=lambda v: str(v).removeprefix("torch."))  # fmt: skip
 def test_products(gpu: str, dtype: torch.dtype, precision: str) -> None:
     torch.manual_seed(3)
-    M, N, K = 32 if dtype is torch.int8 else 64, 32, 64  # wgmma, of 64 rows and more, is not emulated for integers
+    M, N, K = 64, 32, 64
     a, b = torch.randn(M, K, dtype=torch.float64), torch.randn(K, N, dtype=torch.float64)
     a, b = ((t * 20).to(dtype) if dtype is torch.int8 else t.to(dtype) for t in (a, b))
     c = torch.empty(M, N, dtype={torch.int8: torch.int32, torch.float64: dtype}.get(dtype, torch.float32))
@@ -160,10 +160,10 @@ def test_products(gpu: str, dtype: torch.dtype, precision: str) -> None:
 
 
 def test_an_instruction_that_is_not_known_is_named_with_its_line() -> None:
-    a, c = torch.zeros(64, 64, dtype=torch.int8), torch.empty(64, 64, dtype=torch.int32)
+    a, c = torch.zeros(64, 64).to(torch.float8_e4m3fn), torch.empty(64, 64)
     with (
         triton_gpu("h100"),
-        pytest.raises(UnknownInstruction, match=r"dot_kernel: PTX line .*wgmma.*s32.s8.s8") as caught,
+        pytest.raises(UnknownInstruction, match=r"dot_kernel: PTX line .*wgmma.*f32.e4m3.e4m3") as caught,
     ):
         dot_kernel[(1,)](a, a, c, M=64, N=64, K=64, PRECISION="ieee")
     assert caught.value.kind == "unknown instruction" and caught.value.source in str(caught.value)

@@ -145,6 +145,16 @@ def test_branches_in_branches_join_again() -> None:
     np.testing.assert_array_equal(lanes(body), 11005 + 100 * (1 + (LANES >> 1 & 1) + 2 * (LANES & 1)))
 
 
+def test_lanes_that_wait_for_a_lock_that_another_holds() -> None:
+    """All 32 get it, one after the other: those that go round must let the one go on that has it."""
+    lock = np.zeros(2, np.uint32)
+    body = """mov.u32 %r9, 1; ROUND: atom.global.cas.b32 %r1, [%x1], 0, 1; setp.ne.u32 %p1, %r1, 0; @%p1 bra ROUND;
+        ld.global.u32 %r2, [%x1+4]; add.u32 %r2, %r2, 1; st.global.u32 [%x1+4], %r2;
+        atom.global.exch.b32 %r3, [%x1], 0;"""
+    lanes(body, lock, schedule="random")
+    np.testing.assert_array_equal(lock, [0, 32])
+
+
 def test_jump_table() -> None:
     body = """and.b32 %r1, %lane, 3; mov.u32 %r9, 0; JUMPS: .branchtargets A, B, C, A; brx.idx %r1, JUMPS;
         A: add.u32 %r9, %r9, 1; bra END; B: add.u32 %r9, %r9, 20; C: add.u32 %r9, %r9, 300; END:"""

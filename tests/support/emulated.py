@@ -22,8 +22,8 @@ SCHEDULES = (Schedule("early"), Schedule("late"), Schedule("random", 1), Schedul
 
 
 def complaint(case: Case, schedules: tuple[Schedule, ...] = SCHEDULES) -> str | None:
-    """What is wrong with what the kernels of a case compute, on any of these schedules; None if nothing is: values within
-    the bound, every output written and nothing else, inputs untouched, the same bits, and no check of the emulator."""
+    """What is wrong with what the kernels of a case compute, on any of these schedules; None if nothing is: values
+    within the bound, every output written and nothing else, inputs untouched, the same bits, no check that fires."""
     problem, operands, epilogue = case.problem, case.operands, case.epilogue
     given = tensors(problem, case.name, problem.dtype, "cpu", case.layout)
     exact = _exact(case, {name: as_numpy(t) for name, t in given.items()})

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,16 @@ from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, allocate, memory
 from gpuconv.reference import Activation, as_numpy, assert_close_to_oracle
 
 SMALL = Tile(16, 16, 16, warps=4, stages=2)
+
+
+def few(all_of_them: Iterable[Any], by_default: int) -> list[Any]:
+    """Parameters of a test (tuples are several), of which the first ones run by default and all with --full."""
+    return [
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.full if at >= by_default else ()
+        )
+        for at, value in enumerate(all_of_them)
+    ]
 
 
 @pytest.fixture(autouse=True)

@@ -94,6 +94,15 @@ def apply(lines: str, out: str, *inputs: np.ndarray, threads: int = 128, **named
     return result[:n]
 
 
+def aligned(array: np.ndarray, to: int = 128) -> np.ndarray:
+    """A copy at a multiple of so many bytes."""
+    memory = np.zeros(array.nbytes + to, np.uint8)
+    start = -memory.ctypes.data % to
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 @contextmanager
 def fault(*kinds: str, match: str | None = None) -> Iterator[None]:
     """Inside, the emulator must find a fault of one of these kinds."""

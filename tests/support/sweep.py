@@ -1,4 +1,4 @@
-"""What the emulator's sweep runs: which kernels, with which tiles, on which problems. Chosen without compiling anything.
+"""What the emulator's sweep runs: which kernels, with which tiles, on which problems. Chosen without compiling.
 
 A lane is a backend on a GPU. A kind is what must be exercised: (backend, GPU, family, direction, number type, layout).
 """
@@ -43,8 +43,9 @@ class Epilogue(NamedTuple):
     activation: str = "none"
 
 
+NOTHING = Epilogue()
 EPILOGUES = (
-    Epilogue(), Epilogue(True), Epilogue(True, True), Epilogue(False, True),
+    NOTHING, Epilogue(True), Epilogue(True, True), Epilogue(False, True),
     *(Epilogue(True, True, activation) for activation in check.ACTIVATIONS),
 )  # fmt: skip
 
@@ -60,7 +61,7 @@ class Case(NamedTuple):
     name: str  # what random data are drawn from
     plain: ConvProblem  # without element type and layout
     tile: Tile
-    epilogue: Epilogue = Epilogue()
+    epilogue: Epilogue = NOTHING
 
     @property
     def kind(self) -> Kind:
@@ -95,9 +96,9 @@ def _told(case: Case) -> tuple[ConvProblem, Operands]:
     return _operands(case.plain, case.direction, case.numbers, case.layout, case.epilogue)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _operands(
-    plain: ConvProblem, direction: Direction, numbers: str, layout: str, epilogue: Epilogue = Epilogue()
+    plain: ConvProblem, direction: Direction, numbers: str, layout: str, epilogue: Epilogue = NOTHING
 ) -> tuple[ConvProblem, Operands]:
     """The problem and the operands that the planner would tell a backend of a call with such tensors."""
 
@@ -110,7 +111,7 @@ def _operands(
     return problem, Operands((a.stride(), b.stride()), residual, epilogue.bias, numbers == "tf32")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def menu(
     backend: str, gpu: str, direction: Direction, numbers: str, layout: str, plain: ConvProblem
 ) -> tuple[Tile, ...]:
@@ -128,7 +129,7 @@ def _each(lane: tuple[str, str], problems: dict[str, ConvProblem], most: int | N
                 yield Case(*lane, direction, numbers, layout, name, plain, tile)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def claimed(lane: tuple[str, str]) -> frozenset[Kind]:
     """The kinds of kernels that the families of a lane say they have, for real layers and for small problems."""
     return frozenset(case.kind for problems in (LAYERS, SMALL) for case in _each(lane, problems))
@@ -161,6 +162,8 @@ def tiles_of_layers(backend: str, full: bool) -> list[Case]:
     by_tile: dict[object, dict[Kind, Case]] = {}
     for lane in LANES:
         for case in _each(lane, LAYERS, 1) if lane[0] == backend else ():
+            if case.direction == "forward":
+                case = case._replace(epilogue=Epilogue(bias=True))
             key = case.direction, _SIZES(case.tile), case.kind if full else None
             by_tile.setdefault(key, {}).setdefault(case.kind, case)
     kinds: set[Kind] = set()
@@ -169,7 +172,7 @@ def tiles_of_layers(backend: str, full: bool) -> list[Case]:
         new = [kind for kind in offers if kind not in kinds]
         kind = (new or [*offers])[at % len(new or offers)]
         kinds.add(kind)
-        found.append(smallest(offers[kind]))
+        found.append(offers[kind])
     return found
 
 
@@ -177,11 +180,14 @@ def smallest(case: Case) -> Case:
     """The case with the least problem that the same kernels are launched for, with a tile that differs in how many
     programs share a sum, or take tiles in turn."""
     keys = {key_of(launch) for launch in case.launches}
-    for plain in _smaller(case.plain):
+    for plain in _smaller(case):
         if case.tile.persistent:  # few programs, so that each takes several tiles
             tiles = [dataclasses.replace(case.tile, splits=min(case.tile.splits, 2), persistent=3)]
         else:
-            tiles = [t for t in menu(*case[:5], plain) if _SIZES(t) == _SIZES(case.tile)]
+            problem, operands = _operands(plain, case.direction, case.numbers, case.layout)
+            family = MODULES[case.backend].FAMILIES[case.tile.kernel]
+            menu = family.tiles(problem, case.direction, KNOWN[case.gpu], operands)
+            tiles = [tile for tile in menu if _SIZES(tile) == _SIZES(case.tile)]
             tiles.sort(key=lambda t: ((t.splits > 1) != (case.tile.splits > 1), t.splits))
         for tile in tiles[:1]:
             less = case._replace(plain=plain, tile=tile)
@@ -197,8 +203,9 @@ def key_of(launch: Launch | CudaLaunch) -> object:
     return (launch.kernel, launch.dtypes, *launch.constants.items(), *launch.options.items())
 
 
-def _smaller(plain: ConvProblem) -> list[ConvProblem]:
-    """The problem with fewer images, pixels, channels, filters and groups, the least work first."""
+def _smaller(case: Case) -> Iterator[ConvProblem]:
+    """Its problem with fewer images, pixels, channels, filters and groups, the least work first."""
+    plain = case.plain
 
     def few(n: int, *counts: int) -> list[int]:
         return [*(count for count in counts if count < n), n]
@@ -213,7 +220,7 @@ def _smaller(plain: ConvProblem) -> list[ConvProblem]:
             found.append(((n, groups * c_, *sizes), (groups * k_, c_, *plain.filter_size), groups))
     found.sort(key=lambda shapes: math.prod(shapes[0]) * shapes[1][0] / shapes[2])
     settings = plain.stride, plain.padding, plain.dilation
-    return [ConvProblem.of(x, w, *settings, groups) for x, w, groups in found]
+    return (ConvProblem.of(x, w, *settings, groups) for x, w, groups in found)
 
 
 def of_kinds(lane: tuple[str, str], covered: set[Kind]) -> list[Case]:
@@ -246,7 +253,7 @@ def with_epilogues(cases: Sequence[Case], full: bool) -> list[Case]:
     return found
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def cases(backend: str, randoms: int = 20, full: bool = False) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
     """All of a backend: on small problems, and those with the tiles of real layers (whose kernels take more time)."""
     lanes = [lane for lane in LANES if lane[0] == backend]

@@ -124,6 +124,8 @@ const Operation OPERATIONS[] = {
 constexpr int OPERATION_COUNT = sizeof OPERATIONS / sizeof *OPERATIONS;
 constexpr u64 MOST_STEPS = 2000000000ull;  // warp instructions of a cluster
 constexpr u64 MOST_IDLE = 100000;          // rounds in which warps only ask again
+constexpr u32 TURN = 100000;               // instructions after which a warp lets others go on: it may wait for them
+constexpr u64 PATIENCE = 16;               // rounds of such turns, with nothing to wait for done, before late work is
 
 }  // namespace
 
@@ -203,9 +205,11 @@ Machine::Stop Machine::run_fragment(Warp& w, size_t at, u32& budget) {
             c.lanes += __builtin_popcount(mask);
             if (checks) {
                 if (i.undefined == SPREADS) {
-                    if (i.guard >= 0) undefined |= w.undefined[i.guard >> 1] & f.lanes;
+                    if (undefined && i.run == pack) remember_parts(w, i, mask);
+                    const std::vector<u32>* parts = undefined && i.run == unpack ? parts_of(w, i) : nullptr;
+                    const u32 unknown = i.guard >= 0 ? w.undefined[i.guard >> 1] & f.lanes : 0;
                     for (int k = 0; k < i.results; k++)
-                        if (i[k] >= 0) w.undefined[i[k]] = (w.undefined[i[k]] & ~mask) | undefined;
+                        if (i[k] >= 0) w.undefined[i[k]] = (w.undefined[i[k]] & ~mask) | (parts ? undefined & (*parts)[k] : undefined) | unknown;
                 } else if (i.undefined == REFUSED) {
                     for (int k = 0; k < i.results; k++)
                         if (i[k] >= 0) w.undefined[i[k]] &= ~mask;
@@ -278,8 +282,9 @@ Machine::Stop Machine::run_fragment(Warp& w, size_t at, u32& budget) {
 bool Machine::run_warp(Warp& w) {
     const u64 before = steps_;
     u64 tried = 0;
-    u32 budget = launch.schedule == RANDOM ? 1 + random() % 100 : ~0u;
-    while (w.live) {
+    u32 budget = launch.schedule == RANDOM ? 1 + random() % 100 : TURN;
+    const u32 tired = w.tired;
+    for (bool first = true; w.live; first = false) {
         // Lanes that are at one place go on together, those that are behind first.
         std::sort(w.fragments.begin(), w.fragments.end(), [](const Fragment& a, const Fragment& b) { return a.pc < b.pc; });
         for (size_t k = 1; k < w.fragments.size();) {
@@ -293,9 +298,14 @@ bool Machine::run_warp(Warp& w) {
                 k++;
             }
         }
-        size_t at = 0;
-        while (at < w.fragments.size() && (w.fragments[at].parked || w.fragments[at].blocked == events)) at++;
-        if (at == w.fragments.size()) {
+        const size_t n = w.fragments.size();
+        // Lanes that go round and round may wait for others of their warp: then those have their turn.
+        size_t at = n, start = first && tired >= (launch.schedule == RANDOM ? 64 : 1) ? tired % n : 0;
+        for (size_t k = 0; k < n && at == n; k++) {
+            const Fragment& f = w.fragments[(start + k) % n];
+            if (!f.parked && f.blocked != events) at = (start + k) % n;
+        }
+        if (at == n) {
             const bool all_parked = std::all_of(w.fragments.begin(), w.fragments.end(), [](const Fragment& f) { return f.parked; });
             if (!all_parked) break;
             const Fragment &f = w.fragments[0], &other = w.fragments.back();
@@ -312,7 +322,11 @@ bool Machine::run_warp(Warp& w) {
         const u64 now = steps_;
         const Stop why = run_fragment(w, at, budget);
         if (why == Stop::WAITS && steps_ == now + 1) tried++;
-        if (why == Stop::TIRED) return steps_ - before > tried;
+        if (why == Stop::TIRED) {
+            w.tired = w.fragments.size() > 1 ? w.tired + 1 : 0;
+            if (!budget) turns_++;
+            return steps_ - before > tried;
+        }
         if (why == Stop::ENDED) break;
     }
     return steps_ - before > tried;
@@ -365,7 +379,7 @@ void Machine::start(const s32* first, u32 block_count) {
     descriptors.clear();
     cluster_clock = cluster_complete = Clock();
     cluster_arrived = cluster_generation = 0;
-    steps_ = idle_ = 0;
+    steps_ = idle_ = stale_ = 0;
     const s32* size = launch.cluster;
     for (u32 rank = 0; rank < block_count; rank++) {
         Block& b = blocks[rank];
@@ -384,9 +398,10 @@ void Machine::start(const s32* first, u32 block_count) {
             w.live = (u32)ones(std::min(32, threads - 32 * k));
             w.fragments.assign(1, {0, w.live});
             w.blocked = w.yielded = w.in_cluster_barrier = false;
-            w.last_store = 0;
+            w.last_store = w.tired = 0;
             w.copies.clear(), w.products.clear(), w.stores.clear(), w.acquired.clear();
             std::fill(w.undefined.begin(), w.undefined.end(), ~0u);
+            w.parts.clear();
             std::fill(w.in_flight.begin(), w.in_flight.end(), 0);
             std::fill(w.unfenced.begin(), w.unfenced.end(), 1);
             w.any_unfenced = true;
@@ -438,7 +453,7 @@ void Machine::run_cluster(const s32* first) {
     for (;;) {
         if (launch.schedule == RANDOM) std::shuffle(order.begin(), order.end(), random);
         bool live = false, ran = false;
-        const u64 before = events;
+        const u64 before = events, turns = turns_;
         for (int k : order) {
             if (!warps[k].live) continue;
             live = true;
@@ -448,6 +463,8 @@ void Machine::run_cluster(const s32* first) {
         if (!live) break;
         if (launch.schedule == RANDOM) random_work();
         if (events != before) {
+            idle_ = stale_ = 0;
+        } else if (turns_ != turns && ++stale_ % PATIENCE) {
             idle_ = 0;
         } else if (!late_work()) {
             if (!ran || ++idle_ > MOST_IDLE) deadlock();

@@ -128,6 +128,7 @@ struct Warp {
     u32 live = 0;
     std::vector<u64> registers;
     std::vector<u32> undefined;        // by register, the lanes whose value was never written
+    std::unordered_map<s32, std::vector<u32>> parts;  // the same for each part of a register that was put together of several
     std::vector<u8> in_flight;         // registers that a wgmma reads or writes: how many do
     std::vector<u32> held;             // their undefined lanes meanwhile
     std::vector<u8> unfenced;          // registers of wgmma that were written since the last wgmma.fence
@@ -144,6 +145,7 @@ struct Warp {
     std::unordered_map<u64, std::pair<u32, u32>> acquired;  // descriptors: which write of them was acquired, and when
     bool in_cluster_barrier = false;
     u32 cluster_generation = 0;  // of the barrier that it has arrived at
+    u32 tired = 0;               // turns that ended while its lanes were apart
     u32 last_store = 0;          // the group of its last bulk store
     const Instruction* last_store_by = nullptr;
 
@@ -283,6 +285,6 @@ class Machine {
     void random_work();
     void end();
     [[noreturn]] void deadlock();
-    u64 steps_ = 0, idle_ = 0;
+    u64 steps_ = 0, idle_ = 0, stale_ = 0, turns_ = 0;
     bool started_ = false;
 };

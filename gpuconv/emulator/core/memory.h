@@ -307,6 +307,12 @@ inline void pack(Machine&, Warp& w, const Instruction& i, u32 mask) {
         d[l] = value;
     });
 }
+// Compilers put registers together of which they want one half only, and then take that half.
+inline void remember_parts(Warp& w, const Instruction& i, u32 mask) {
+    std::vector<u32>& parts = w.parts[i[0]];
+    parts.resize(i.sources, ~0u);
+    for (int k = 0; k < i.sources; k++) parts[k] = (parts[k] & ~mask) | (w.undefined[i[1 + k]] & mask);
+}
 inline void unpack(Machine&, Warp& w, const Instruction& i, u32 mask) {
     const int n = i.results, bits = 8 * BYTES[i.type] / n;
     u64 from[32];
@@ -316,6 +322,10 @@ inline void unpack(Machine&, Warp& w, const Instruction& i, u32 mask) {
         u64* d = w.reg(i[k]);
         each_lane(mask, [&](int l) { d[l] = from[l] >> (bits * k) & ones(bits); });
     }
+}
+inline const std::vector<u32>* parts_of(const Warp& w, const Instruction& i) {  // of what unpack takes apart, where they are known
+    auto found = w.parts.find(i[i.results]);
+    return found != w.parts.end() && (int)found->second.size() == i.results ? &found->second : nullptr;
 }
 
 // ---- between lanes ---------------------------------------------------------------------------------------------------

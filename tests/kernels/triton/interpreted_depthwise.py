@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from interpreted import check, guarded  # noqa: F401 (a fixture)
+from interpreter import check, few, guarded  # noqa: F401 (a fixture)
 
 from gpuconv.backends import triton_depthwise
 from gpuconv.backends.base import Tile
@@ -39,11 +39,7 @@ def test_vectors() -> None:
     check(problem, "vectors", "channels_last", small(4, 4, 16, splits=3))
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "seed" in metafunc.fixturenames:
-        metafunc.parametrize("seed", range(300 if metafunc.config.getoption("--full") else 20))
-
-
+@pytest.mark.parametrize("seed", few(range(300), 3))
 def test_random_problems_in_all_directions(seed: int) -> None:
     draw = random.Random(seed)
     seeds = itertools.count(1000 * (seed + 1))

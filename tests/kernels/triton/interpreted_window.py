@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from interpreter import check, guarded  # noqa: F401 (a fixture)
+from interpreter import check, few, guarded  # noqa: F401 (a fixture)
 
 from gpuconv import plan, reference
 from gpuconv.backends import triton as backend, triton_window
@@ -59,14 +59,14 @@ def made(sizes: tuple, at: int) -> ConvProblem:
     return ConvProblem.of(x, w, **settings, dtype=dtype)
 
 
-@pytest.mark.parametrize("name", CURATED)
+@pytest.mark.parametrize("name", few(CURATED, 3))
 def test_windows(name: str) -> None:
     at = list(CURATED).index(name)
     tile = dataclasses.replace(SMALL, splits=1 + at % 2, persistent=3 if at % 4 == 0 else 0)
     check(made(CURATED[name], at), name, "channels_last", tile, ACTIVATIONS[at % 7])
 
 
-@pytest.mark.parametrize("name", ["3x3", "3x3-stride2-odd", "1x2-stride3-untouched-pixels"])
+@pytest.mark.parametrize("name", few(["3x3-stride2-odd", "3x3", "1x2-stride3-untouched-pixels"], 1))
 def test_few_programs_take_many_tiles_in_turn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """So few that descriptors need little memory: of each phase, and of each split, one."""
     monkeypatch.setattr(triton_window, "MOST_PROGRAMS", 2)
@@ -79,7 +79,7 @@ def test_few_programs_take_many_tiles_in_turn(name: str, monkeypatch: pytest.Mon
     check(problem, name, "channels_last", tile, directions=("forward", "grad_input"))
 
 
-@pytest.mark.parametrize("name", ONE_BY_ONE)
+@pytest.mark.parametrize("name", few(ONE_BY_ONE, 2))
 def test_pointwise(name: str) -> None:
     at = list(ONE_BY_ONE).index(name)
     tile = dataclasses.replace(POINTWISE, splits=1 + at % 2, persistent=2 if at == 2 else 0)
@@ -168,9 +168,9 @@ def fitting(problem: ConvProblem, seed: int) -> ConvProblem:
     return ConvProblem.of(x, w, stride, padding, dilation, groups, dtype=DTYPES[seed % 3])
 
 
+@pytest.mark.parametrize("seed", few(range(300), 1))
 @pytest.mark.parametrize("kernel", ["window", "pointwise"])
-def test_random_problems(kernel: str, fitting_seed: int) -> None:
-    seed = fitting_seed
+def test_random_problems(kernel: str, seed: int) -> None:
     problem = fitting(random_problem(seed), seed)
     if kernel == "pointwise":
         w = (*problem.weight_shape[:2], 1, 1)
@@ -181,9 +181,3 @@ def test_random_problems(kernel: str, fitting_seed: int) -> None:
     if problem.groups > 1:
         tile = dataclasses.replace(tile, depth=16)
     check(problem, f"{kernel} {seed}", "channels_last", tile, ACTIVATIONS[seed % 7])
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "fitting_seed" in metafunc.fixturenames:
-        full = metafunc.config.getoption("--full")
-        metafunc.parametrize("fitting_seed", range(300 if full else 20), ids="seed{}".format)
