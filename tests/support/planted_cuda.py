@@ -26,14 +26,15 @@ FAULTS = {
     # SIMT: a barrier, an index, a mask, a bound, an alignment; and shared memory that nobody writes.
     "removed-barrier": Fault("forward-simt", "    __syncthreads();\n", "", "race", "thread", "data race"),
     "off-by-one-read": Fault(
-        "forward-simt", "unsigned(at.h) < unsigned(size[1])", "unsigned(at.h) <= unsigned(size[1])", "bounds", "address",
-        "heap-buffer-overflow",
+        "forward-simt", "unsigned(at.h) < unsigned(size[1])", "unsigned(at.h) <= unsigned(size[1])", "bounds",
+        "address", "heap-buffer-overflow",
     ),
     "unmasked-store": Fault(
         "forward-simt", "    if (m >= pixels) continue;\n", "", "bounds", "address", "heap-buffer-overflow"
     ),
     "step-beyond-shared-memory": Fault(
-        "forward-simt", "for (int k = 0; k < BK; ++k)", "for (int k = 0; k <= BK; ++k)", "race", "address", "use-after-poison"
+        "forward-simt", "for (int k = 0; k < BK; ++k)", "for (int k = 0; k <= BK; ++k)", "race", "address",
+        "use-after-poison",
     ),
     "misaligned-vector": Fault(
         "forward-simt", "Vector<TYPE>*>(p + i)", "Vector<TYPE>*>(p + i + 1)", "alignment", "address", "misaligned"
@@ -46,10 +47,13 @@ FAULTS = {
     "missing-barrier-of-bands": Fault(
         "grad_weight-banded", "__syncthreads();  // window i has arrived", "//", "race", "thread", "data race"
     ),
-    "one-row-too-many": Fault("grad_input-banded", "h >= height", "h > height", "bounds", "address", "AddressSanitizer"),
+    "one-row-too-many": Fault(
+        "grad_input-banded", "h >= height", "h > height", "bounds", "address", "AddressSanitizer"
+    ),
     # Tensor cores.
     "missing-barrier": Fault(
-        "forward-halo", "__syncthreads();  // step i has arrived", "// step i has arrived", "race", "thread", "data race"
+        "forward-halo", "__syncthreads();  // step i has arrived", "// step i has arrived", "race", "thread",
+        "data race",
     ),
     "one-column-block-too-many": Fault(
         "grad_input-tensor", "column >= columns", "column > columns", "bounds", "address", "AddressSanitizer"
