@@ -1,7 +1,7 @@
 """Kernels whose compiled text is made wrong in one place, run on the emulator: what finds it?
 
-    kernel = Kernel("tensor forward", problem, "forward", "cuda", "A100", Tile(…))
-    kernel.found(without(kernel.text, line))  # 'race', 'values', …; None: nothing does
+kernel = Kernel("tensor forward", problem, "forward", "cuda", "A100", Tile(…))
+kernel.found(without(kernel.text, line))  # 'race', 'values', …; None: nothing does
 """
 
 import functools
