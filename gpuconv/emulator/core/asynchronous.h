@@ -475,8 +475,9 @@ inline void tensormap_replace(Machine& m, Warp& w, const Instruction& i, u32 mas
             at = &place.block->shared[place.offset];
             if (m.checks) {
                 if (!Machine::all_written(&place.block->written[place.offset], 128)) m.fail(UNINITIALISED, w, i, l, "the descriptor at byte %u of shared memory was never written", place.offset);
-                const u8 other[1] = {(u8)(*at ^ 1)};  // it changes
-                m.generic_access(w, i, l, {place.block, place.offset}, 1, other);
+                u8 other[128];  // it changes
+                for (int k = 0; k < 128; k++) other[k] = (u8)~at[k];
+                m.generic_access(w, i, l, place, 128, other);
             }
         }
         TensorMap map;
