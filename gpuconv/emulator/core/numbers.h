@@ -20,7 +20,7 @@ using s64 = int64_t;
 using s128 = __int128;
 using u128 = unsigned __int128;
 
-// In the order of gpuconv/emulator/decode.py.
+// In the order of gpuconv/emulator/decoding.py.
 enum Type : s32 {
     B8,
     U8,
