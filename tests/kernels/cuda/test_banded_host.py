@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import numpy as np
+import planted_cuda
 import pytest
 import torch
 from host_cuda import COMPILER, HostRuntime, Recorder, assert_right, compute, replay
@@ -14,7 +15,6 @@ from host_cuda import COMPILER, HostRuntime, Recorder, assert_right, compute, re
 from gpuconv import reference
 from gpuconv.backends import cuda_banded
 from gpuconv.backends.base import Tile, contiguous_operands
-from gpuconv.backends.cuda_launch import source
 from gpuconv.bench.problems import LAYOUTS, tensors
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
@@ -220,17 +220,10 @@ def test_sanitizer_finds_nothing(direction: Direction, mode: str, tmp_path: Path
         assert result.after == record.after
 
 
-FAULTS = {
-    "missing-barrier": ("grad_weight", "thread", "__syncthreads();  // window i has arrived", "//", "data race"),
-    "one-row-too-many": ("grad_input", "address", "h >= height", "h > height", "AddressSanitizer"),
-}
-
-
 @needs_compiler
-@pytest.mark.parametrize("fault", FAULTS)
-def test_planted_fault_is_reported(fault: str, tmp_path: Path) -> None:
-    direction, mode, old, new, complaint = FAULTS[fault]
-    record = recorded(direction).records[0]
-    text = source(record.launch.instance.file)
-    assert old in text
-    assert complaint in replay(record, mode, 2, tmp_path, text.replace(old, new)).complaint
+@pytest.mark.parametrize("name", planted_cuda.of("banded"))
+def test_planted_fault_is_reported(name: str, tmp_path: Path) -> None:
+    fault = planted_cuda.FAULTS[name]
+    record = recorded(fault.kind.split("-")[0]).records[0]
+    text = fault.planted(record.launch.instance.file)
+    assert fault.complaint in replay(record, fault.mode, 2, tmp_path, text).complaint

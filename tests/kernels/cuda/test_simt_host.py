@@ -3,8 +3,8 @@
 import dataclasses
 import itertools
 from pathlib import Path
-from typing import NamedTuple
 
+import planted_cuda
 import pytest
 import torch
 from host_cuda import COMPILER, HostRuntime, Record, Recorder, compute, replay
@@ -12,7 +12,6 @@ from host_cuda import COMPILER, HostRuntime, Record, Recorder, compute, replay
 from gpuconv import reference
 from gpuconv.backends import cuda_launch, cuda_simt
 from gpuconv.backends.base import Tile
-from gpuconv.backends.cuda_launch import source
 from gpuconv.bench.problems import CURATED, tensors
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
@@ -148,41 +147,17 @@ def test_sanitizers_find_nothing(case: str, direction: Direction, mode: str, ord
         assert result.after == record.after
 
 
-class Fault(NamedTuple):
-    mode: str
-    right: str  # what the kernel says
-    wrong: str  # what it is made to say
-    complaint: str
-
-
-FAULTS = {
-    "removed-barrier": Fault("thread", "    __syncthreads();\n", "", "data race"),
-    "off-by-one-read": Fault(
-        "address", "unsigned(at.h) < unsigned(size[1])", "unsigned(at.h) <= unsigned(size[1])", "heap-buffer-overflow"
-    ),
-    "unmasked-store": Fault("address", "    if (m >= pixels) continue;\n", "", "heap-buffer-overflow"),
-    "step-beyond-shared-memory": Fault(
-        "address", "for (int k = 0; k < BK; ++k)", "for (int k = 0; k <= BK; ++k)", "use-after-poison"
-    ),
-    "misaligned-vector": Fault("address", "Vector<TYPE>*>(p + i)", "Vector<TYPE>*>(p + i + 1)", "misaligned"),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_planted_fault_is_found(fault: str, tmp_path: Path) -> None:
-    mode, right, wrong, complaint = FAULTS[fault]
-    record = record_of_forward()
-    text = source(record.launch.instance.file)
-    assert right in text
-    assert complaint in replay(record, mode, 2, tmp_path, text.replace(right, wrong)).complaint
+@pytest.mark.parametrize("name", planted_cuda.of("simt"))
+def test_planted_fault_is_found(name: str, tmp_path: Path) -> None:
+    fault, record = planted_cuda.FAULTS[name], record_of_forward()
+    text = fault.planted(record.launch.instance.file)
+    assert fault.complaint in replay(record, fault.mode, 2, tmp_path, text).complaint
 
 
 def test_shared_memory_that_nobody_wrote_is_not_a_number(tmp_path: Path) -> None:
     record = record_of_forward()
-    text = source(record.launch.instance.file)
-    right = "stage.columns[column_first + k][column] = widen(b_column[k]);"
-    assert right in text
-    result = replay(record, "address", 0, tmp_path, text.replace(right, f"if (column_first + k) {right}"))
+    text = planted_cuda.FAULTS["not-written"].planted(record.launch.instance.file)
+    result = replay(record, "address", 0, tmp_path, text)
     assert not result.complaint
     y = result.after[-1]
     assert y is not None and torch.frombuffer(bytearray(y), dtype=torch.float32).isnan().any()

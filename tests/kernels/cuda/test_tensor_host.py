@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+import planted_cuda
 import pytest
 import torch
 from host_cuda import COMPILER, HostChecked, HostRuntime, Recorder, replay
@@ -14,7 +15,6 @@ from host_cuda import COMPILER, HostChecked, HostRuntime, Recorder, replay
 from gpuconv import predict, reference
 from gpuconv.backends import cuda_tensor
 from gpuconv.backends.base import Operands, Tile, contiguous_operands
-from gpuconv.backends.cuda_launch import source
 from gpuconv.bench.problems import CURATED, tensors
 from gpuconv.gpu import KNOWN, Gpu
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
@@ -336,34 +336,16 @@ def test_sanitizer_finds_nothing(kind: str, layout: str, mode: str, tmp_path: Pa
     assert result.after == record.after
 
 
-def planted(text: str, old: str, new: str) -> str:
-    assert old in text, f"the kernels no longer contain {old!r}"
-    return text.replace(old, new)
-
-
-BARRIER = "__syncthreads();  // step i has arrived"
-FAULTS = {
-    "missing-barrier": ("forward-halo", "thread", BARRIER, "// step i has arrived", "data race"),
-    "one-column-block-too-many": (
-        "grad_input-tensor", "address", "column >= columns", "column > columns", "AddressSanitizer",
-    ),
-    "one-copy-too-early": (
-        "forward-tensor", "address", "i < STAGES - 1; ++i", "i < STAGES + 1; ++i", "same place is under way",
-    ),
-    "not-swizzled": ("grad_weight-tensor", "address", "chunk ^ (row / (8 / NEAR) % NEAR)", "chunk", "share a bank"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_planted_fault_is_reported(fault: str, tmp_path: Path) -> None:
-    kind, mode, old, new, complaint = FAULTS[fault]
-    record = recorded(kind, torch.float16)
-    text = planted(source(record.launch.instance.file), old, new)
-    assert complaint in replay(record, mode, 2, tmp_path, text).complaint
+@pytest.mark.parametrize("name", [*planted_cuda.of("tensor"), *planted_cuda.of("halo")])
+def test_planted_fault_is_reported(name: str, tmp_path: Path) -> None:
+    fault = planted_cuda.FAULTS[name]
+    record = recorded(fault.kind, torch.float16)
+    text = fault.planted(record.launch.instance.file)
+    assert fault.complaint in replay(record, fault.mode, 2, tmp_path, text).complaint
 
 
 def test_missing_wait_makes_the_result_wrong(tmp_path: Path) -> None:
     record = recorded("forward-halo", torch.float16)
-    text = planted(source("tensor_forward.cu"), "wait_for_groups<STAGES - 2>();", "wait_for_groups<STAGES - 1>();")
+    text = planted_cuda.FAULTS["missing-wait"].planted("tensor_forward.cu")
     result = replay(record, "address", 0, tmp_path, text)
     assert result.complaint == "" and result.after != record.after
