@@ -17,7 +17,7 @@ from gpuconv.bench import cases, check as checks, plots as pictures, report as r
 from gpuconv.bench.cases import CPU_BATCH, LAYOUTS, NUMBERS
 from gpuconv.bench.suites import SUITES
 from gpuconv.files import writable_or_raise
-from gpuconv.gpu import KNOWN
+from gpuconv.gpu import KNOWN, Gpu, named
 from gpuconv.problem import DIRECTIONS, ConvProblem
 from gpuconv.text import printable, printable_lines
 from gpuconv.train.config import UserError
@@ -94,7 +94,12 @@ def emulated(name: str | None, device: str | None, triton: bool = False) -> Iter
 
 
 def check(
-    backend: Annotated[str, typer.Option(help=f"What to check: {_BACKEND}.", show_default=False)],
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            show_default=False, help=f"What to check: {_BACKEND}. Default, with --on: those of ours for that GPU."
+        ),
+    ] = None,
     device: Device = None,
     on: On = None,
     direction: Directions = None,
@@ -114,23 +119,35 @@ def check(
     Values within the error bound, every output element written and nothing around it, the same bits every time, every
     layout, and no NaN lost. Prints what fails, and the problem and options to see it again.
     """
+    if backend is None and on is None:
+        raise UserError("--backend must be given: what to check")
     try:
-        name, where = backends.load(backend), device_of("cpu" if on else device)
+        names = [backends.load(backend)] if backend else _with_kernels_for(named(on or "", "--on"))
+        where = device_of("cpu" if on else device)
         todo = checks.cases(
             chosen("direction", direction, DIRECTIONS), chosen("dtype", dtype, _DTYPES), problem or (), seeds
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    with (
-        emulated(on, device, triton=":" in backend),
-        Progress(len(todo), f"checking {name} on {checks.called(where)}") as show,
-    ):
-        report = checks.check(name, where, todo, lambda done, so_far: show(done, f"{len(so_far.failures)} failed"))
+    found = []
+    for name in names:
+        with (
+            emulated(on, device, triton=":" in (backend or "")),
+            Progress(len(todo), f"checking {name} on {checks.called(where)}") as show,
+        ):
+            report = checks.check(name, where, todo, lambda done, so_far: show(done, f"{len(so_far.failures)} failed"))
+        found.append(report)
+        if not json:
+            print(printable_lines(_check_text(report)))
     if json:
-        print(jsonlib.dumps(_check_values(report), indent=2))
-    else:
-        print(printable_lines(_check_text(report)))
-    return 0 if report.ok else 1
+        values = [_check_values(report) for report in found]
+        print(jsonlib.dumps(values if len(values) > 1 else values[0], indent=2))
+    return 0 if all(report.ok for report in found) else 1
+
+
+def _with_kernels_for(gpu: Gpu) -> list[str]:
+    """The backends with hand-written kernels for a GPU."""
+    return [name for name in ("triton", "cuda") if backends.get(name).refuses_gpu(gpu) is None]
 
 
 def bench(

@@ -2,7 +2,7 @@
 
 import re
 
-from gpuconv.emulator.decode import SHARED, Decoding, Opcode, decodes
+from gpuconv.emulator.decoding import SHARED, TYPES, Decoding, Opcode, decodes
 from gpuconv.emulator.ptx import split
 
 # In the order of `tensormap_replace` in core/asynchronous.h.
@@ -35,16 +35,10 @@ def _mma(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
     if op.has("satfinite") and result != "s32":
         raise d.unknown()
     registers = [d.vector(operand) for operand in operands]
-    modifiers = [m, k, _type(result), *(len(registers[i]) for i in (1, 2, 0))]
+    modifiers = [m, k, TYPES[result], *(len(registers[i]) for i in (1, 2, 0))]
     d.emit(
         "mma", registers[0], [*registers[1], *registers[2], *registers[3]], a, b, modifiers, int(op.has("satfinite"))
     )
-
-
-def _type(name: str) -> int:
-    from gpuconv.emulator.decode import TYPES
-
-    return TYPES[name]
 
 
 @decodes("ldmatrix", "stmatrix")

@@ -20,10 +20,11 @@ import torch
 
 from gpuconv.emulator import build
 from gpuconv.emulator.counters import COUNTS, Counters, Instruction, pipe_of
-from gpuconv.emulator.decode import RANGE_SHIFT, decode
+from gpuconv.emulator.decode import decode
+from gpuconv.emulator.decoding import RANGE_SHIFT
 from gpuconv.emulator.errors import EmulationError, UnknownInstruction
 from gpuconv.emulator.ptx import Parameter, parse
-from gpuconv.emulator.tensor_map import MAGIC, TensorMap
+from gpuconv.emulator.tensor_map import ELEMENT_TYPES, MAGIC, TensorMap
 
 SCHEDULES = ("early", "late", "random")
 # In the order of `Kind` in core/machine.h.
@@ -311,8 +312,6 @@ def _with_virtual_address(data: bytes, called: str, memory: _Memory) -> bytes:
 
 def _reach(data: bytes) -> int:
     """Bytes from the first element of a descriptor's tensor to its last."""
-    from gpuconv.emulator.tensor_map import ELEMENT_TYPES
-
     (rank,) = struct.unpack_from("<I", data, 8)
     sizes = struct.unpack_from("<5I", data, 32)
     element = list(ELEMENT_TYPES.values())[data[72]]

@@ -402,6 +402,11 @@ def test_the_command_line_takes_a_gpu(capsys: pytest.CaptureFixture[str], tmp_pa
     check = ["check", "--backend", "triton", "--problem", "1x1", "--dtype", "float32", "--direction", "forward"]
     assert cli.run([*check, "--on", "a100"]) == 0
     assert "triton on A100 (emulated): " in capsys.readouterr().out
+    assert cli.run(["check", *check[3:], "--on", "t4"]) == 0  # those of ours that have kernels for it
+    assert capsys.readouterr().out.startswith("cuda on T4 (emulated): ")
+    assert cli.run(["check", *check[3:], "--on", "a100", "--json"]) == 0
+    assert [report["backend"] for report in json.loads(capsys.readouterr().out)] == ["triton", "cuda"]
+    assert cli.run(["check", *check[3:]]) == 1 and "--backend must be given" in capsys.readouterr().err
     for command in (["train", *few], check):
         for options, message in (
             (["--on", "h200"], "--on must be one of T4, A100, .*but got 'h200'"),

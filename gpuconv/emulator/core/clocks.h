@@ -78,7 +78,8 @@ class Shadow {
     // An access of `bytes` bytes from `first` on; the warp that makes or issues it knows `clock`. False: a race.
     bool read(u32 first, u32 bytes, const Access& access, const Clock& clock, Conflict& conflict) {
         for (u32 g = first / granule_; g <= (first + bytes - 1) / granule_; g++) {
-            if (!after_write(writes_[g], access, clock, conflict) || !between_lanes(g, access, false, conflict)) return false;
+            if (!after_write(writes_[g], access, clock, conflict) || !between_lanes(g, access, false, conflict))
+                return false;
             u32& read = reads_[(size_t)g * readers_ + access.component];
             if (read != 2 * access.time || !access.atomic) read = 2 * access.time + access.atomic;
             read_by_[g] = access.instruction;

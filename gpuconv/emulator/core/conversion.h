@@ -1,39 +1,47 @@
 // cvt: between all numbers, and to pairs of small ones.
 #pragma once
-#include "arithmetic.h"
+#include "bits.h"
 
 // modifier[0]: rounding; [1]: .sat; [2]: .relu; [3]: .ftz; [4]: round a float to an integral value
 inline double as_double(u64 bits, s32 type) {
     switch (type) {
-        case F16: return half_to_float((u16)bits);
+        case F16:  return half_to_float((u16)bits);
         case BF16: return bfloat_to_float((u16)bits);
-        case F32: case TF32: return from_bits<float>(bits);
-        default: return from_bits<double>(bits);
+        case F32:
+        case TF32: return from_bits<float>(bits);
+        default:   return from_bits<double>(bits);
     }
 }
 inline s128 as_integer(u64 bits, s32 type) {
     switch (type) {
-        case S8: return (s8)bits;
+        case S8:  return (s8)bits;
         case S16: return (s16)bits;
         case S32: return (s32)bits;
         case S64: return (s64)bits;
-        default: return (s128)(bits & ones(8 * BYTES[type]));
+        default:  return (s128)(bits & ones(8 * BYTES[type]));
     }
 }
 inline double rounded(double x, s32 how) {
-    return how == NEAREST ? std::nearbyint(x) : how == ZERO ? std::trunc(x) : how == DOWN ? std::floor(x) : how == UP ? std::ceil(x) : std::round(x);
+    return how == NEAREST ? std::nearbyint(x)
+           : how == ZERO  ? std::trunc(x)
+           : how == DOWN  ? std::floor(x)
+           : how == UP    ? std::ceil(x)
+                          : std::round(x);
 }
 inline u64 clamped(s128 x, s32 type) {
     const int bits = 8 * BYTES[type];
-    const s128 most = is_signed(type) ? ((s128)1 << (bits - 1)) - 1 : ((s128)1 << bits) - 1, least = is_signed(type) ? -((s128)1 << (bits - 1)) : 0;
+    const s128 most = is_signed(type) ? ((s128)1 << (bits - 1)) - 1 : ((s128)1 << bits) - 1,
+               least = is_signed(type) ? -((s128)1 << (bits - 1)) : 0;
     return (u64)(x > most ? most : x < least ? least : x) & ones(bits);
 }
 // A small signed integer in a wider register.
-inline u64 extended(u64 bits, s32 type) { return type == S8 ? (u64)(s64)(s8)bits : type == S16 ? (u64)(s64)(s16)bits : bits; }
+inline u64 extended(u64 bits, s32 type) {
+    return type == S8 ? (u64)(s64)(s8)bits : type == S16 ? (u64)(s64)(s16)bits : bits;
+}
 // A double in a float format.
 inline u64 to_float(double x, s32 type, s32 how) {
     switch (type) {
-        case F16: return round_to(x, 5, 10, (Rounding)how);
+        case F16:  return round_to(x, 5, 10, (Rounding)how);
         case BF16: return round_to(x, 8, 7, (Rounding)how);
         case TF32: {
             const u64 bits = (u64)round_to(x, 8, 10, (Rounding)how) << 13;
@@ -74,7 +82,8 @@ inline u64 converted(u64 bits, const Instruction& i) {
     double x = as_double(bits, from);
     if (i.modifier[3] && from == F32) x = flushed((float)x);
     if (!is_float(to) && to != TF32) {
-        if (x != x) return extended(from == F64 || BYTES[to] == 8 ? 1ull << (8 * BYTES[to] - 1) : 0, to);  // PTX ISA 9.0, cvt
+        if (x != x)
+            return extended(from == F64 || BYTES[to] == 8 ? 1ull << (8 * BYTES[to] - 1) : 0, to);  // PTX ISA 9.0, cvt
         x = rounded(x, how);
         const s128 far = (s128)1 << 100;
         return extended(clamped(x >= 0x1p100 ? far : x <= -0x1p100 ? -far : (s128)x, to), to);
@@ -117,19 +126,23 @@ inline void convert_pair(Machine&, Warp& w, const Instruction& i, u32 mask) {
         if (i.modifier[2] && x < 0) x = 0;
         const Rounding how = (Rounding)i.modifier[0];
         switch (i.type) {
-            case F16X2: return round_to(x, 5, 10, how, i.modifier[1]);
+            case F16X2:  return round_to(x, 5, 10, how, i.modifier[1]);
             case BF16X2: return round_to(x, 8, 7, how, i.modifier[1]);
             case E4M3X2: return round_to(x, 4, 3, how, i.modifier[1]);
-            default: return round_to(x, 5, 2, how, i.modifier[1]);
+            default:     return round_to(x, 5, 2, how, i.modifier[1]);
         }
     };
     auto eight = [](u32 v, s32 type) -> double {  // e4m3 or e5m2
         const int exponent = type == E4M3X2 ? 4 : 5, mantissa = 7 - exponent, bias = (1 << (exponent - 1)) - 1;
         const u32 e = v >> mantissa & ((1 << exponent) - 1), f = v & ((1 << mantissa) - 1);
         double size;
-        if (type == E5M2X2 && e == 31) size = f ? NAN : INFINITY;
-        else if (type == E4M3X2 && (v & 127) == 127) size = NAN;
-        else size = e ? std::ldexp((1 << mantissa) + (int)f, (int)e - bias - mantissa) : std::ldexp((int)f, 1 - bias - mantissa);
+        if (type == E5M2X2 && e == 31)
+            size = f ? NAN : INFINITY;
+        else if (type == E4M3X2 && (v & 127) == 127)
+            size = NAN;
+        else
+            size = e ? std::ldexp((1 << mantissa) + (int)f, (int)e - bias - mantissa)
+                     : std::ldexp((int)f, 1 - bias - mantissa);
         return v & 128 ? -size : size;
     };
     each_lane(mask, [&](int l) {
@@ -166,6 +179,7 @@ inline Handler convert_by(const Instruction& i) {
     if (nearest && i.type == BF16 && i.type2 == F32) return float_to_small<BFloat>;
     if (plain && i.type == S64 && i.type2 == S32) return widen<s32, s64>;
     if (plain && BYTES[i.type] == 8 && i.type2 == U32 && !is_float(i.type)) return widen<u32, u64>;
-    if (plain && BYTES[i.type] == 4 && BYTES[i.type2] == 8 && !is_float(i.type) && !is_float(i.type2)) return widen<u64, u32>;
+    if (plain && BYTES[i.type] == 4 && BYTES[i.type2] == 8 && !is_float(i.type) && !is_float(i.type2))
+        return widen<u64, u32>;
     return convert;
 }

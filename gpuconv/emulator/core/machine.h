@@ -14,7 +14,17 @@
 
 // In the order of `KINDS` in gpuconv/emulator/machine.py.
 enum Kind : s32 {
-    BOUNDS, ALIGNMENT, UNINITIALISED, RACE, BARRIER, DEADLOCK, COPY_ENGINE, WGMMA, UNSUPPORTED, TRAP, INTERRUPTED
+    BOUNDS,
+    ALIGNMENT,
+    UNINITIALISED,
+    RACE,
+    BARRIER,
+    DEADLOCK,
+    COPY_ENGINE,
+    WGMMA,
+    UNSUPPORTED,
+    TRAP,
+    INTERRUPTED
 };
 
 struct Fault {
@@ -30,7 +40,7 @@ constexpr u64 SHARED_WINDOW = 1ull << 60, LOCAL_WINDOW = 1ull << 61, PARAMETER_W
 constexpr int RANGE_SHIFT = 40, BLOCK_SHIFT = 24;  // shared::cluster addresses: the block's rank + 1, then the offset
 enum Space : s32 { GENERIC, GLOBAL, SHARED, LOCAL, PARAMETER };
 
-struct Range {  // of global memory; numbered from 1
+struct Range {               // of global memory; numbered from 1
     u64 first, host, bytes;  // its first virtual address; where it lies here
 };
 
@@ -56,7 +66,7 @@ struct Mbarrier {
     u32 expected = 0, arrived = 0, phase = 0;  // phase: how many are complete
     s64 transactions = 0;
     int component = 0;
-    u32 before = 0;        // phases of the barriers that were at this place before: its component goes on from there
+    u32 before = 0;           // phases of the barriers that were at this place before: its component goes on from there
     Clock pending, complete;  // what those that arrived know
     u32 time() const { return before + phase + 1; }  // of copies that count for the current phase
 };
@@ -99,7 +109,7 @@ struct BulkCopy {  // by the copy engine: a tile of a tensor, or bytes
     u64 address = 0;
     u32 bytes = 0;
     Place shared{};
-    std::vector<Place> to;     // of a load: one place for each block that it goes to
+    std::vector<Place> to;       // of a load: one place for each block that it goes to
     std::vector<Place> counted;  // the mbarrier of each
     s32 lane = 0;
     u32 group = 0;
@@ -117,9 +127,9 @@ struct Product {  // wgmma
 
 struct Fragment {  // lanes that are at the same instruction
     u32 pc, lanes;
-    bool parked = false;   // until other lanes come
-    u64 blocked = 0;       // not 0: until `Machine::events` is another number
-    s64 ticket = -1;       // of the barrier that it has arrived at: its generation
+    bool parked = false;  // until other lanes come
+    u64 blocked = 0;      // not 0: until `Machine::events` is another number
+    s64 ticket = -1;      // of the barrier that it has arrived at: its generation
 };
 
 struct Warp {
@@ -127,17 +137,18 @@ struct Warp {
     int index = 0, in_block = 0;  // in the cluster, in the block
     u32 live = 0;
     std::vector<u64> registers;
-    std::vector<u32> undefined;        // by register, the lanes whose value was never written
-    std::unordered_map<s32, std::vector<u32>> parts;  // the same for each part of a register that was put together of several
-    std::vector<u8> in_flight;         // registers that a wgmma reads or writes: how many do
-    std::vector<u32> held;             // their undefined lanes meanwhile
-    std::vector<u8> unfenced;          // registers of wgmma that were written since the last wgmma.fence
+    std::vector<u32> undefined;  // by register, the lanes whose value was never written
+    std::unordered_map<s32, std::vector<u32>>
+        parts;                  // the same for each part of a register that was put together of several
+    std::vector<u8> in_flight;  // registers that a wgmma reads or writes: how many do
+    std::vector<u32> held;      // their undefined lanes meanwhile
+    std::vector<u8> unfenced;   // registers of wgmma that were written since the last wgmma.fence
     bool any_unfenced = true;
-    std::vector<Fragment> fragments;   // ascending
+    std::vector<Fragment> fragments;        // ascending
     bool blocked = false, yielded = false;  // what the handler that has just run says
     s64* ticket = nullptr;
     Clock clock;
-    u32 step = 1;  // how often its lanes have waited for each other
+    u32 step = 1;                                            // how often its lanes have waited for each other
     u32 copy_group = 1, product_group = 1, store_group = 1;  // numbers of the open groups
     std::vector<Copy> copies;
     std::deque<Product> products;
@@ -176,21 +187,28 @@ class Machine {
     std::vector<Block> blocks;
     std::vector<Warp> warps;
     std::deque<BulkCopy> loads;
-    struct Issued { u32 time; const Instruction* by; const Warp* warp; };
+    struct Issued {
+        u32 time;
+        const Instruction* by;
+        const Warp* warp;
+    };
     std::map<int, Issued> last_loads;  // by the component of the mbarrier that counts them
     Components components;
     bool checks;
     u64 events = 1;   // counts what others may wait for
-    int threads = 0;                // of a block
+    int threads = 0;  // of a block
     u32 cluster_arrived = 0, cluster_generation = 0;
     Clock cluster_clock, cluster_complete;
-    std::unordered_map<u64, std::pair<u32, Clock>> descriptors;  // written by the device: how often, and what its writer knew
+    std::unordered_map<u64, std::pair<u32, Clock>>
+        descriptors;  // written by the device: how often, and what its writer knew
 
-    Machine(const Program& p, const Launch& l, Count* c) : program(p), launch(l), counts(c), random(l.seed), checks(l.checks) {}
+    Machine(const Program& p, const Launch& l, Count* c)
+        : program(p), launch(l), counts(c), random(l.seed), checks(l.checks) {}
     void run();
     void run_cluster(const s32* first);
 
-    [[noreturn, gnu::format(printf, 6, 7)]] void fail(Kind kind, const Warp& w, const Instruction& i, int lane, const char* format, ...) const {
+    [[noreturn, gnu::format(printf, 6, 7)]] void fail(
+        Kind kind, const Warp& w, const Instruction& i, int lane, const char* format, ...) const {
         Fault fault;
         fault.kind = kind;
         fault.instruction = (s32)i.index;
@@ -214,8 +232,11 @@ class Machine {
         const u64 rank = a >> BLOCK_SHIFT, offset = a & ((1u << BLOCK_SHIFT) - 1);
         Block* block = rank == 0 ? w.block : rank <= blocks.size() ? &blocks[rank - 1] : nullptr;
         if (!block || offset + bytes > block->shared.size())
-            fail(BOUNDS, w, i, lane, "shared memory at %llu, %u bytes: the block has %zu", (unsigned long long)a, bytes, w.block->shared.size());
-        if (offset % alignment) fail(ALIGNMENT, w, i, lane, "shared memory at %llu: not a multiple of %u", (unsigned long long)offset, alignment);
+            fail(BOUNDS, w, i, lane, "shared memory at %llu, %u bytes: the block has %zu", (unsigned long long)a, bytes,
+                w.block->shared.size());
+        if (offset % alignment)
+            fail(ALIGNMENT, w, i, lane, "shared memory at %llu: not a multiple of %u", (unsigned long long)offset,
+                alignment);
         return {block, (u32)offset};
     }
     u8* global(const Warp& w, const Instruction& i, int lane, u64 address, u32 bytes, u32 alignment) const {
@@ -223,21 +244,27 @@ class Machine {
         if (number == 0 || number > (u64)launch.range_count) outside(w, i, lane, address, bytes);
         const Range& range = launch.ranges[number - 1];
         if (address < range.first || address + bytes > range.first + range.bytes) outside(w, i, lane, address, bytes);
-        if (address % alignment) fail(ALIGNMENT, w, i, lane, "global memory: byte %llu of argument %llu is not a multiple of %u", (unsigned long long)(address - range.first), (unsigned long long)number, alignment);
+        if (address % alignment)
+            fail(ALIGNMENT, w, i, lane, "global memory: byte %llu of argument %llu is not a multiple of %u",
+                (unsigned long long)(address - range.first), (unsigned long long)number, alignment);
         return reinterpret_cast<u8*>(range.host + (address - range.first));
     }
     [[noreturn]] void outside(const Warp& w, const Instruction& i, int lane, u64 address, u32 bytes) const {
         // The range that it was meant for is the nearest: an offset below 0 falls into the number before.
         const u64 number = (address + (1ull << (RANGE_SHIFT - 1))) >> RANGE_SHIFT;
-        if (number == 0 || number > (u64)launch.range_count) fail(BOUNDS, w, i, lane, "global memory at 0x%llx, which is in no tensor", (unsigned long long)address);
+        if (number == 0 || number > (u64)launch.range_count)
+            fail(BOUNDS, w, i, lane, "global memory at 0x%llx, which is in no tensor", (unsigned long long)address);
         const Range& range = launch.ranges[number - 1];
-        fail(BOUNDS, w, i, lane, "global memory: %u bytes at byte %lld of buffer #%llu, which has %llu", bytes, (long long)(address - range.first), (unsigned long long)number, (unsigned long long)range.bytes);
+        fail(BOUNDS, w, i, lane, "global memory: %u bytes at byte %lld of buffer #%llu, which has %llu", bytes,
+            (long long)(address - range.first), (unsigned long long)number, (unsigned long long)range.bytes);
     }
 
     // ---- races ---------------------------------------------------------------------------------------------------
-    void shared_access(Warp& w, const Instruction& i, int lane, Place at, u32 bytes, bool write, const Shadow::Access& access) {
+    void shared_access(
+        Warp& w, const Instruction& i, int lane, Place at, u32 bytes, bool write, const Shadow::Access& access) {
         Shadow::Conflict conflict{};
-        const bool good = write ? at.block->shadow.write(at.offset, bytes, access, w.clock, conflict) : at.block->shadow.read(at.offset, bytes, access, w.clock, conflict);
+        const bool good = write ? at.block->shadow.write(at.offset, bytes, access, w.clock, conflict)
+                                : at.block->shadow.read(at.offset, bytes, access, w.clock, conflict);
         if (good) return;
         Fault fault;
         fault.kind = RACE;
@@ -245,22 +272,31 @@ class Machine {
         fault.other = (s32)conflict.instruction;
         std::memcpy(fault.block, w.block->id, sizeof fault.block);
         fault.thread = lane < 0 ? -1 : w.in_block * 32 + lane;
-        std::snprintf(fault.text, sizeof fault.text, "%s shared memory at byte %u while another %s, and nothing orders the two", write ? "writes" : "reads", at.offset, conflict.how);
+        std::snprintf(fault.text, sizeof fault.text,
+            "%s shared memory at byte %u while another %s, and nothing orders the two", write ? "writes" : "reads",
+            at.offset, conflict.how);
         throw fault;
     }
     // By a lane of the warp, or by all together. Writing what is there already is no race.
-    void generic_access(Warp& w, const Instruction& i, int lane, Place at, u32 bytes, const u8* value, bool atomic = false, bool together = false) {
+    void generic_access(Warp& w, const Instruction& i, int lane, Place at, u32 bytes, const u8* value,
+        bool atomic = false, bool together = false) {
         if (!checks) return;
         beside_mbarriers(w, i, lane, at, bytes);
-        if (value && !atomic && !std::memcmp(&at.block->shared[at.offset], value, bytes) && all_written(&at.block->written[at.offset], bytes)) return;
-        shared_access(w, i, lane, at, bytes, value != nullptr, {i.index, components.generic(w.index), w.time(), false, atomic, together ? Shadow::ALL : (u32)lane, w.index, w.step});
+        if (value && !atomic && !std::memcmp(&at.block->shared[at.offset], value, bytes) &&
+            all_written(&at.block->written[at.offset], bytes))
+            return;
+        shared_access(w, i, lane, at, bytes, value != nullptr,
+            {i.index, components.generic(w.index), w.time(), false, atomic, together ? Shadow::ALL : (u32)lane, w.index,
+                w.step});
     }
     // Only instructions of its own may access an mbarrier, from mbarrier.init to mbarrier.inval.
     void beside_mbarriers(const Warp& w, const Instruction& i, int lane, Place at, u32 bytes) const {
         const auto& there = at.block->mbarriers;
         if (there.empty()) return;
         const auto next = there.lower_bound(at.offset > 7 ? at.offset - 7 : 0);
-        if (next != there.end() && next->first < at.offset + bytes) fail(BARRIER, w, i, lane, "shared memory at byte %u is an mbarrier, which no mbarrier.inval has ended", next->first);
+        if (next != there.end() && next->first < at.offset + bytes)
+            fail(BARRIER, w, i, lane, "shared memory at byte %u is an mbarrier, which no mbarrier.inval has ended",
+                next->first);
     }
     static bool all_written(const u8* written, u32 bytes) {
         for (u32 k = 0; k < bytes; k++)
@@ -271,7 +307,8 @@ class Machine {
     // ---- undefined values ----------------------------------------------------------------------------------------
     void defined(Warp& w, const Instruction& i, s32 slot, u32 mask, const char* what) {
         if (!checks || slot < 0 || !(w.undefined[slot] & mask)) return;
-        if (w.in_flight[slot]) fail(WGMMA, w, i, -1, "%s is a register of a wgmma that no wgmma.wait_group has waited for", what);
+        if (w.in_flight[slot])
+            fail(WGMMA, w, i, -1, "%s is a register of a wgmma that no wgmma.wait_group has waited for", what);
         fail(UNINITIALISED, w, i, __builtin_ctz(w.undefined[slot] & mask), "%s was never written", what);
     }
 

@@ -5,11 +5,11 @@
 
 inline float element(u32 bits, s32 type) {
     switch (type) {
-        case F16: return half_to_float((u16)bits);
+        case F16:  return half_to_float((u16)bits);
         case BF16: return bfloat_to_float((u16)bits);
-        case S8: return (s8)bits;
-        case U8: return (u8)bits;
-        default: return tf32_to_float(bits);
+        case S8:   return (s8)bits;
+        case U8:   return (u8)bits;
+        default:   return tf32_to_float(bits);
     }
 }
 // Sums of integers wrap, or stay at the ends of what 32 bits hold.
@@ -24,14 +24,16 @@ inline s32 integer_sum(s32 old, s32 products, bool saturate) {
 //   A, register i: row g + 8 (i % 2), columns t·e + 4e (i / 2) …      B: rows t·e + 4e·i …, column g
 //   C, D: row g + 8 (i / 2), column 2t + i % 2 (two of them in a register where they are float16: row g + 8 i)
 
-template <class Sum, class Of> inline void multiply(const Instruction& i, Warp& w, int elements, Of of, const s32* a, const s32* b, const s32* c) {
+template <class Sum, class Of>
+inline void multiply(const Instruction& i, Warp& w, int elements, Of of, const s32* a, const s32* b, const s32* c) {
     const int M = i.modifier[0], K = i.modifier[1], e = elements;
     Sum A[16][32], B[32][8], D[16][8];
     const int per_row = M == 8 ? 1 : 2;
     for (int r = 0; r < i.modifier[3]; r++) {
         const u64* from = w.reg(a[r]);
         for (int l = 0; l < 32; l++)
-            for (int k = 0; k < e; k++) A[l / 4 + 8 * (r % per_row)][l % 4 * e + 4 * e * (r / per_row) + k] = of(from[l], k, i.type);
+            for (int k = 0; k < e; k++)
+                A[l / 4 + 8 * (r % per_row)][l % 4 * e + 4 * e * (r / per_row) + k] = of(from[l], k, i.type);
     }
     for (int r = 0; r < i.modifier[4]; r++) {
         const u64* from = w.reg(b[r]);
@@ -43,7 +45,8 @@ template <class Sum, class Of> inline void multiply(const Instruction& i, Warp& 
         const u64* from = w.reg(c[r]);
         for (int l = 0; l < 32; l++) {
             if (halves) {
-                D[l / 4 + 8 * r][l % 4 * 2] = (Sum)half_to_float((u16)from[l]), D[l / 4 + 8 * r][l % 4 * 2 + 1] = (Sum)half_to_float((u16)(from[l] >> 16));
+                D[l / 4 + 8 * r][l % 4 * 2] = (Sum)half_to_float((u16)from[l]),
+                                         D[l / 4 + 8 * r][l % 4 * 2 + 1] = (Sum)half_to_float((u16)(from[l] >> 16));
             } else {
                 D[l / 4 + 8 * (r / 2)][l % 4 * 2 + r % 2] = from_bits<Sum>(from[l]);
             }
@@ -60,16 +63,21 @@ template <class Sum, class Of> inline void multiply(const Instruction& i, Warp& 
             for (int k = 0; k < K; k++)
                 for (int n = 0; n < 8; n++) sum[n] += A[row][k] * B[k][n];
             for (int n = 0; n < 8; n++) {
-                if constexpr (std::is_same<Sum, s32>::value) D[row][n] = integer_sum(D[row][n], sum[n], i.immediate);
-                else D[row][n] += sum[n];
+                if constexpr (std::is_same<Sum, s32>::value)
+                    D[row][n] = integer_sum(D[row][n], sum[n], i.immediate);
+                else
+                    D[row][n] += sum[n];
             }
         }
     }
     for (int r = 0; r < i.modifier[5]; r++) {
         u64* to = w.reg(i[r]);
         for (int l = 0; l < 32; l++) {
-            if (halves) to[l] = (u64)float_to_half((float)D[l / 4 + 8 * r][l % 4 * 2]) | (u64)float_to_half((float)D[l / 4 + 8 * r][l % 4 * 2 + 1]) << 16;
-            else to[l] = to_bits(D[l / 4 + 8 * (r / 2)][l % 4 * 2 + r % 2]);
+            if (halves)
+                to[l] = (u64)float_to_half((float)D[l / 4 + 8 * r][l % 4 * 2]) |
+                        (u64)float_to_half((float)D[l / 4 + 8 * r][l % 4 * 2 + 1]) << 16;
+            else
+                to[l] = to_bits(D[l / 4 + 8 * (r / 2)][l % 4 * 2 + r % 2]);
         }
     }
 }
@@ -89,25 +97,28 @@ inline void mma(Machine& m, Warp& w, const Instruction& i, u32) {
         for (int k = 0; k < i.sources; k++)
             if (w.undefined[a[k]] && w.in_flight[a[k]]) m.defined(w, i, a[k], ~0u, "an operand");
         for (int r = 0; r < i.modifier[3]; r++)
-            for (int l = 0; l < 32; l++) rows |= (w.undefined[a[r]] >> l & 1) << (l / 4 + (i.modifier[0] == 8 ? 0 : 8 * (r % 2)));
+            for (int l = 0; l < 32; l++)
+                rows |= (w.undefined[a[r]] >> l & 1) << (l / 4 + (i.modifier[0] == 8 ? 0 : 8 * (r % 2)));
         for (int r = 0; r < i.modifier[4]; r++)
             for (int l = 0; l < 32; l++) columns |= (w.undefined[b[r]] >> l & 1) << (l / 4);
         const bool halves = i.modifier[2] == F16;
         for (int r = 0; r < i.modifier[5]; r++)
-            bad[r] = w.undefined[c[r]] | (rows | columns ? undefined_result(rows, columns, r, halves ? 8 * r : 8 * (r / 2), 0, halves) : 0);
+            bad[r] = w.undefined[c[r]] |
+                     (rows | columns ? undefined_result(rows, columns, r, halves ? 8 * r : 8 * (r / 2), 0, halves) : 0);
     }
     switch (i.type) {
-        case F64:
-            multiply<double>(i, w, 1, [](u64 v, int, s32) { return from_bits<double>(v); }, a, b, c);
+        case F64: multiply<double>(i, w, 1, [](u64 v, int, s32) { return from_bits<double>(v); }, a, b, c); break;
+        case F16:
+        case BF16:
+            multiply<float>(
+                i, w, 2, [](u64 v, int k, s32 type) { return element((u32)(v >> 16 * k) & 0xffff, type); }, a, b, c);
             break;
-        case F16: case BF16:
-            multiply<float>(i, w, 2, [](u64 v, int k, s32 type) { return element((u32)(v >> 16 * k) & 0xffff, type); }, a, b, c);
-            break;
-        case TF32:
-            multiply<float>(i, w, 1, [](u64 v, int, s32) { return tf32_to_float((u32)v); }, a, b, c);
-            break;
+        case TF32: multiply<float>(i, w, 1, [](u64 v, int, s32) { return tf32_to_float((u32)v); }, a, b, c); break;
         default:
-            multiply<s32>(i, w, 4, [](u64 v, int k, s32 type) { return type == S8 ? (s32)(s8)(v >> 8 * k) : (s32)(u8)(v >> 8 * k); }, a, b, c);
+            multiply<s32>(
+                i, w, 4,
+                [](u64 v, int k, s32 type) { return type == S8 ? (s32)(s8)(v >> 8 * k) : (s32)(u8)(v >> 8 * k); }, a, b,
+                c);
     }
     if (m.checks)
         for (int r = 0; r < i.modifier[5]; r++) w.undefined[i[r]] = bad[r];
@@ -132,10 +143,13 @@ template <bool Store> void matrices(Machine& m, Warp& w, const Instruction& i, u
         u64* value = w.reg(i[k]);
         if (Store)
             for (int l = 0; l < 32; l++)
-                for (int h = 0; h < 2; h++) (i.modifier[1] ? matrix[l % 4 * 2 + h][l / 4] : matrix[l / 4][l % 4 * 2 + h]) = (u16)(value[l] >> 16 * h);
+                for (int h = 0; h < 2; h++)
+                    (i.modifier[1] ? matrix[l % 4 * 2 + h][l / 4] : matrix[l / 4][l % 4 * 2 + h]) =
+                        (u16)(value[l] >> 16 * h);
         for (int r = 0; r < 8; r++) {
             u8 *memory = &rows[r].block->shared[offset[r]], *written = &rows[r].block->written[offset[r]];
-            m.generic_access(w, i, 8 * k + r, rows[r], 16, Store ? reinterpret_cast<u8*>(matrix[r]) : nullptr, false, true);
+            m.generic_access(
+                w, i, 8 * k + r, rows[r], 16, Store ? reinterpret_cast<u8*>(matrix[r]) : nullptr, false, true);
             if (Store) {
                 std::memcpy(memory, matrix[r], 16);
                 std::memset(written, 255, 16);
@@ -143,7 +157,8 @@ template <bool Store> void matrices(Machine& m, Warp& w, const Instruction& i, u
                 std::memcpy(matrix[r], memory, 16);
                 if (m.checks && !Machine::all_written(written, 16))
                     for (int c = 0; c < 8; c++)
-                        if (!Machine::all_written(written + 2 * c, 2)) bad |= 1u << (i.modifier[1] ? c * 4 + r / 2 : r * 4 + c / 2);
+                        if (!Machine::all_written(written + 2 * c, 2))
+                            bad |= 1u << (i.modifier[1] ? c * 4 + r / 2 : r * 4 + c / 2);
             }
         }
         if (Store && m.checks && w.undefined[i[k]])
@@ -174,25 +189,33 @@ template <bool Store> void matrices(Machine& m, Warp& w, const Instruction& i, u
 // A matrix in shared memory by its descriptor: for every 16 bytes of it f(offset, row, k), the place of its first element;
 // elements follow along k, or along the rows where it is not K-major. `first` … `rows`: which rows.
 template <class F> inline void each_core_row(u64 descriptor, int first, int rows, int K, int bytes, bool k_major, F f) {
-    const u32 start = (descriptor & 0x3fff) << 4, leading = (descriptor >> 16 & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
+    const u32 start = (descriptor & 0x3fff) << 4, leading = (descriptor >> 16 & 0x3fff) << 4,
+              stride = (descriptor >> 32 & 0x3fff) << 4;
     static const int bits_of[] = {0, 3, 2, 1};
     const int bits = bits_of[descriptor >> 62], T = 16 / bytes;
     if (k_major) {
         for (int r = first; r < first + rows; r++)
             for (int k = 0; k < K; k += T)
-                f(swizzled(bits ? start + r % 8 * (16 << bits) + r / 8 * stride + k * bytes : start + r % 8 * 16 + r / 8 * stride + k / T * leading, bits), r, k);
+                f(swizzled(bits ? start + r % 8 * (16 << bits) + r / 8 * stride + k * bytes
+                                : start + r % 8 * 16 + r / 8 * stride + k / T * leading,
+                      bits),
+                    r, k);
     } else {
         const int wide = T << bits;
         for (int k = 0; k < K; k++)
             for (int r = first; r < first + rows; r += T)
-                f(swizzled(bits ? start + r % wide * bytes + r / wide * leading + k % 8 * (16 << bits) + k / 8 * stride : start + r / T * stride + k % 8 * 16 + k / 8 * leading, bits), r, k);
+                f(swizzled(bits ? start + r % wide * bytes + r / wide * leading + k % 8 * (16 << bits) + k / 8 * stride
+                                : start + r / T * stride + k % 8 * 16 + k / 8 * leading,
+                      bits),
+                    r, k);
     }
 }
 
 struct Wgmma {
     const Instruction& i;
     const int N = i.modifier[0], K = i.modifier[1], bytes = BYTES[i.type];
-    const bool a_in_registers = i.modifier[2] & 1, a_k_major = !(i.modifier[2] & 2), b_k_major = !(i.modifier[2] & 4), halves = i.modifier[2] & 8;
+    const bool a_in_registers = i.modifier[2] & 1, a_k_major = !(i.modifier[2] & 2), b_k_major = !(i.modifier[2] & 4),
+               halves = i.modifier[2] & 8;
     const s32* a = i.source();
     const s32* b = a + (a_in_registers ? 4 : 1);
     int accumulators() const { return halves ? N / 4 : N / 2; }
@@ -221,7 +244,8 @@ inline void perform(Machine& m, Warp& w, Product& p) {
                 const int row = l / 4 + 8 * (r % 2);
                 const int e = 4 / bytes;
                 for (int h = 0; h < e; h++)
-                    A[row * K + (l % 4 + r / 2 * 4) * e + h] = element((u32)(from[l] >> 8 * bytes * h) & (u32)ones(8 * bytes), i.type);
+                    A[row * K + (l % 4 + r / 2 * 4) * e + h] =
+                        element((u32)(from[l] >> 8 * bytes * h) & (u32)ones(8 * bytes), i.type);
                 if (m.checks) bad_rows |= (w.held[g.a[r]] >> l & 1) << row;
             }
         }
@@ -257,17 +281,21 @@ inline void perform(Machine& m, Warp& w, Product& p) {
                 d = (d & ~(0xffffull << shift)) | (u64)float_to_half(old + sum[n]) << shift;
             } else {
                 u64& d = w.reg(i[n / 8 * 4 + r / 8 * 2 + n % 2])[lane];
-                if (bytes == 1) d = to_bits(integer_sum(p.accumulate ? from_bits<s32>(d) : 0, (s32)sum[n], i.modifier[2] & 16));
-                else d = to_bits((p.accumulate ? from_bits<float>(d) : 0) + sum[n]);
+                if (bytes == 1)
+                    d = to_bits(integer_sum(p.accumulate ? from_bits<s32>(d) : 0, (s32)sum[n], i.modifier[2] & 16));
+                else
+                    d = to_bits((p.accumulate ? from_bits<float>(d) : 0) + sum[n]);
             }
         }
     }
     if (m.checks)
         for (int r = 0; r < g.accumulators(); r++) {
-            const int per = g.halves ? 2 : 4, first_column = r / per * 8, first_row = (g.halves ? r % 2 : r / 2 % 2) * 8;
+            const int per = g.halves ? 2 : 4, first_column = r / per * 8,
+                      first_row = (g.halves ? r % 2 : r / 2 % 2) * 8;
             const u32 columns = (u32)(bad_columns[first_column / 64] >> first_column % 64 & 255);
             const u32 before = p.accumulate ? w.held[i[r]] : 0;
-            w.held[i[r]] = before | (bad_rows | columns ? undefined_result(bad_rows, columns, r, first_row, 0, g.halves) : 0);
+            w.held[i[r]] =
+                before | (bad_rows | columns ? undefined_result(bad_rows, columns, r, first_row, 0, g.halves) : 0);
         }
     p.done = true;
 }
@@ -281,18 +309,23 @@ inline void release(Machine& m, Warp& w, s32 slot) {
 }
 inline void wgmma(Machine& m, Warp& w, const Instruction& i, u32) {
     const Wgmma g{i};
-    if (w.block->warps % 4) m.fail(WGMMA, w, i, -1, "wgmma in a block of %d warps: it takes four together", w.block->warps);
+    if (w.block->warps % 4)
+        m.fail(WGMMA, w, i, -1, "wgmma in a block of %d warps: it takes four together", w.block->warps);
     const s32* rest = g.b;
     if (!g.a_in_registers) m.defined(w, i, g.a[0], ~0u, "the descriptor of A");
     m.defined(w, i, rest[0], ~0u, "the descriptor of B");
     m.defined(w, i, rest[1], ~0u, "whether D is added");
-    Product p{&i, g.a_in_registers ? 0 : w.reg(g.a[0])[0], w.reg(rest[0])[0], (w.reg(rest[1])[0] & 1) != 0, w.product_group, false};
+    Product p{&i, g.a_in_registers ? 0 : w.reg(g.a[0])[0], w.reg(rest[0])[0], (w.reg(rest[1])[0] & 1) != 0,
+        w.product_group, false};
     auto look = [&](u64 descriptor, const char* which, int first, int rows, bool k_major) {
         if (descriptor >> 49 & 7) m.fail(UNSUPPORTED, w, i, -1, "a base offset in the descriptor of %s", which);
-        if (!k_major && g.bytes != 2) m.fail(WGMMA, w, i, -1, "%s that is not K-major, of elements that have not 16 bits", which);
+        if (!k_major && g.bytes != 2)
+            m.fail(WGMMA, w, i, -1, "%s that is not K-major, of elements that have not 16 bits", which);
         const Shadow::Access access{i.index, m.components.wgmma(w.index), w.product_group, true};
         each_core_row(descriptor, first, rows, g.K, g.bytes, k_major, [&](u32 offset, int, int) {
-            if (offset + 16 > w.block->shared.size()) m.fail(BOUNDS, w, i, -1, "the descriptor of %s reaches shared memory at %u: the block has %zu", which, offset, w.block->shared.size());
+            if (offset + 16 > w.block->shared.size())
+                m.fail(BOUNDS, w, i, -1, "the descriptor of %s reaches shared memory at %u: the block has %zu", which,
+                    offset, w.block->shared.size());
             if (m.checks) m.shared_access(w, i, -1, {w.block, offset}, 16, false, access);
         });
     };
@@ -301,7 +334,8 @@ inline void wgmma(Machine& m, Warp& w, const Instruction& i, u32) {
     if (m.checks) {
         for (int r = 0; r < g.accumulators() + (g.a_in_registers ? 4 : 0); r++) {
             const s32 slot = r < g.accumulators() ? i[r] : g.a[r - g.accumulators()];
-            if (w.unfenced[slot]) m.fail(WGMMA, w, i, -1, "a register of it was written, and no wgmma.fence follows that");
+            if (w.unfenced[slot])
+                m.fail(WGMMA, w, i, -1, "a register of it was written, and no wgmma.fence follows that");
             hold(m, w, slot);
         }
     }

@@ -1,4 +1,4 @@
-// Loads, stores and atomics; moves; what the lanes of a warp tell each other.
+// Loads, stores and atomics; moves.
 #pragma once
 #include "conversion.h"
 
@@ -57,20 +57,23 @@ inline void count_passes(Machine& m, const Instruction& i, const u32* offset, u3
 
 inline Space space_of(u64 address, s32 space) {
     if (space != GENERIC) return (Space)space;
-    return address < SHARED_WINDOW ? GLOBAL : address < LOCAL_WINDOW ? SHARED : address < PARAMETER_WINDOW ? LOCAL : PARAMETER;
+    return address < SHARED_WINDOW      ? GLOBAL
+           : address < LOCAL_WINDOW     ? SHARED
+           : address < PARAMETER_WINDOW ? LOCAL
+                                        : PARAMETER;
 }
 
 inline u64 loaded(const u8* from, s32 type) {
     switch (type) {
-        case S8: return (u64)(s64) * reinterpret_cast<const s8*>(from);
+        case S8:  return (u64)(s64) * reinterpret_cast<const s8*>(from);
         case S16: return (u64)(s64)from_bits<s16>(*reinterpret_cast<const u16*>(from));
         case S32: return (u64)(s64)from_bits<s32>(*reinterpret_cast<const u32*>(from));
     }
     u64 value = 0;
     switch (BYTES[type]) {
-        case 1: return *from;
-        case 2: std::memcpy(&value, from, 2); return value;
-        case 4: std::memcpy(&value, from, 4); return value;
+        case 1:  return *from;
+        case 2:  std::memcpy(&value, from, 2); return value;
+        case 4:  std::memcpy(&value, from, 4); return value;
         default: std::memcpy(&value, from, 8); return value;
     }
 }
@@ -104,8 +107,10 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
         each_lane(mask, [&](int l) {
             u8* at = m.global(w, i, l, address[l], bytes, bytes);
             for (int k = 0; k < values; k++) {
-                if (Store) std::memcpy(at + k * each, &registers[k][l], each);
-                else if (registers[k]) registers[k][l] = loaded(at + k * each, i.type);
+                if (Store)
+                    std::memcpy(at + k * each, &registers[k][l], each);
+                else if (registers[k])
+                    registers[k][l] = loaded(at + k * each, i.type);
             }
         });
         if (Store) m.events++;
@@ -125,17 +130,20 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
                 }
                 m.generic_access(w, i, l, at, bytes, Store ? value : nullptr, i.modifier[2] != 0);
                 if (Store) {
-                    for (int k = 0; k < values; k++) std::memset(written + k * each, w.undefined[i[k]] >> l & 1 ? 0 : 255, each);
+                    for (int k = 0; k < values; k++)
+                        std::memset(written + k * each, w.undefined[i[k]] >> l & 1 ? 0 : 255, each);
                     if (i.modifier[2] == 2) {
                         Clock& known = at.block->atomics[at.offset];
                         if (known.known.empty()) known.reset(m.components.count());
                         known.join(w.clock);
                     }
                 } else if (!Machine::all_written(written, bytes)) {
-                    for (int k = 0; k < values; k++) result_bad[k] |= (u32)!Machine::all_written(written + k * each, each) << l;
+                    for (int k = 0; k < values; k++)
+                        result_bad[k] |= (u32)!Machine::all_written(written + k * each, each) << l;
                 }
             }
-            if (Store) std::memcpy(memory, value, bytes);
+            if (Store)
+                std::memcpy(memory, value, bytes);
             else
                 for (int k = 0; k < values; k++)
                     if (registers[k]) registers[k][l] = loaded(memory + k * each, i.type);
@@ -146,13 +154,17 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
     } else if (space == LOCAL) {
         each_lane(mask, [&](int l) {
             const u64 a = (u32)address[l];  // as in Machine::place
-            if (a + bytes > (u64)m.program.local) m.fail(BOUNDS, w, i, l, "local memory at %llu, %u bytes: a thread has %d", (unsigned long long)a, bytes, m.program.local);
-            if (a % bytes) m.fail(ALIGNMENT, w, i, l, "local memory at %llu: not a multiple of %u", (unsigned long long)a, bytes);
+            if (a + bytes > (u64)m.program.local)
+                m.fail(BOUNDS, w, i, l, "local memory at %llu, %u bytes: a thread has %d", (unsigned long long)a, bytes,
+                    m.program.local);
+            if (a % bytes)
+                m.fail(ALIGNMENT, w, i, l, "local memory at %llu: not a multiple of %u", (unsigned long long)a, bytes);
             const size_t at = ((size_t)w.in_block * 32 + l) * m.program.local + a;
             for (int k = 0; k < values; k++) {
                 if (Store) {
                     std::memcpy(&w.block->local[at + k * each], &registers[k][l], each);
-                    std::memset(&w.block->local_written[at + k * each], checks && w.undefined[i[k]] >> l & 1 ? 0 : 255, each);
+                    std::memset(
+                        &w.block->local_written[at + k * each], checks && w.undefined[i[k]] >> l & 1 ? 0 : 255, each);
                 } else if (registers[k]) {
                     registers[k][l] = loaded(&w.block->local[at + k * each], i.type);
                 }
@@ -164,7 +176,9 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
         if (Store) m.fail(UNSUPPORTED, w, i, -1, "a store to a parameter");
         each_lane(mask, [&](int l) {
             const u64 a = address[l] >= PARAMETER_WINDOW ? address[l] - PARAMETER_WINDOW : address[l];
-            if (a + bytes > (u64)m.launch.parameter_bytes) m.fail(BOUNDS, w, i, l, "parameter at %llu, %u bytes: there are %d", (unsigned long long)a, bytes, m.launch.parameter_bytes);
+            if (a + bytes > (u64)m.launch.parameter_bytes)
+                m.fail(BOUNDS, w, i, l, "parameter at %llu, %u bytes: there are %d", (unsigned long long)a, bytes,
+                    m.launch.parameter_bytes);
             for (int k = 0; k < values; k++)
                 if (registers[k]) registers[k][l] = loaded(m.launch.parameters + a + k * each, i.type);
         });
@@ -183,44 +197,49 @@ enum Atomic : s32 { A_ADD, A_MIN, A_MAX, A_AND, A_OR, A_XOR, A_EXCHANGE, A_CAS, 
 template <class A> inline A atomic_result(A old, A b, s32 operation) {
     switch (operation) {
         case A_ADD:
-            if constexpr (floating<A>) return A((A)(old + b));
-            else return (A)((u64)old + (u64)b);
+            if constexpr (floating<A>)
+                return A((A)(old + b));
+            else
+                return (A)((u64)old + (u64)b);
         case A_MIN: return b < old ? b : old;
         case A_MAX: return b > old ? b : old;
         case A_INC: return old >= b ? A(0) : A(old + A(1));
         case A_DEC: return old == A(0) || old > b ? b : A(old - A(1));
-        default: return b;
+        default:    return b;
     }
 }
 inline u64 atomic_value(u64 old, u64 b, u64 c, const Instruction& i) {
     switch (i.modifier[1]) {
-        case A_AND: return old & b;
-        case A_OR: return old | b;
-        case A_XOR: return old ^ b;
+        case A_AND:      return old & b;
+        case A_OR:       return old | b;
+        case A_XOR:      return old ^ b;
         case A_EXCHANGE: return b;
-        case A_CAS: return old == (b & ones(8 * BYTES[i.type])) ? c : old;
+        case A_CAS:      return old == (b & ones(8 * BYTES[i.type])) ? c : old;
     }
 #define AS(TYPE) to_bits(atomic_result<TYPE>(from_bits<TYPE>(old), from_bits<TYPE>(b), i.modifier[1]))
     switch (i.type) {
-        case F32: return AS(float);
-        case F64: return AS(double);
-        case F16: return to_bits(Half((float)from_bits<Half>(old) + (float)from_bits<Half>(b)));
-        case BF16: return to_bits(BFloat((float)from_bits<BFloat>(old) + (float)from_bits<BFloat>(b)));
+        case F32:    return AS(float);
+        case F64:    return AS(double);
+        case F16:    return to_bits(Half((float)from_bits<Half>(old) + (float)from_bits<Half>(b)));
+        case BF16:   return to_bits(BFloat((float)from_bits<BFloat>(old) + (float)from_bits<BFloat>(b)));
         case F16X2:
         case BF16X2: {
             u64 result = 0;
             for (int half = 0; half < 2; half++) {
                 const u16 x = (u16)(old >> 16 * half), y = (u16)(b >> 16 * half);
-                const u16 sum = i.type == F16X2 ? float_to_half(half_to_float(x) + half_to_float(y)) : float_to_bfloat(bfloat_to_float(x) + bfloat_to_float(y));
+                const u16 sum = i.type == F16X2 ? float_to_half(half_to_float(x) + half_to_float(y))
+                                                : float_to_bfloat(bfloat_to_float(x) + bfloat_to_float(y));
                 result |= (u64)sum << 16 * half;
             }
             return result;
         }
         case S32: return AS(s32);
         case S64: return AS(s64);
-        case U64: case B64: return AS(u64);
-        case U16: case B16: return AS(u16);
-        default: return AS(u32);
+        case U64:
+        case B64: return AS(u64);
+        case U16:
+        case B16: return AS(u16);
+        default:  return AS(u32);
     }
 #undef AS
 }
@@ -275,20 +294,24 @@ inline void atomic(Machine& m, Warp& w, const Instruction& i, u32 mask) {
 
 inline void move(Machine&, Warp& w, const Instruction& i, u32 mask) {
     u64 *d = w.reg(i[0]), *a = w.reg(i[1]);
-    if (mask == ~0u) std::memcpy(d, a, 32 * sizeof *d);
-    else each_lane(mask, [&](int l) { d[l] = a[l]; });
+    if (mask == ~0u)
+        std::memcpy(d, a, 32 * sizeof *d);
+    else
+        each_lane(mask, [&](int l) { d[l] = a[l]; });
 }
 // cvta, its reverse, and mapa (of shared memory; modifier[0]: 3, operand 2: the block's rank in the cluster).
 inline void convert_address(Machine& m, Warp& w, const Instruction& i, u32 mask) {
     u64 *d = w.reg(i[0]), *a = w.reg(i[1]);
     each_lane(mask, [&](int l) {
         switch (i.modifier[0]) {
-            case 0: d[l] = a[l]; break;
-            case 1: d[l] = a[l] + i.immediate; break;  // to a window
-            case 2: d[l] = a[l] >= (u64)i.immediate ? a[l] - i.immediate : a[l]; break;  // from it
+            case 0:  d[l] = a[l]; break;
+            case 1:  d[l] = a[l] + i.immediate; break;                                    // to a window
+            case 2:  d[l] = a[l] >= (u64)i.immediate ? a[l] - i.immediate : a[l]; break;  // from it
             default: {
                 const u64 rank = (u32)w.reg(i[2])[l], generic = a[l] & SHARED_WINDOW;
-                if (rank >= m.blocks.size()) m.fail(BOUNDS, w, i, l, "mapa to block %llu of a cluster of %zu", (unsigned long long)rank, m.blocks.size());
+                if (rank >= m.blocks.size())
+                    m.fail(BOUNDS, w, i, l, "mapa to block %llu of a cluster of %zu", (unsigned long long)rank,
+                        m.blocks.size());
                 d[l] = generic | (rank + 1) << BLOCK_SHIFT | (a[l] & ((1u << BLOCK_SHIFT) - 1));
             }
         }
@@ -323,86 +346,8 @@ inline void unpack(Machine&, Warp& w, const Instruction& i, u32 mask) {
         each_lane(mask, [&](int l) { d[l] = from[l] >> (bits * k) & ones(bits); });
     }
 }
-inline const std::vector<u32>* parts_of(const Warp& w, const Instruction& i) {  // of what unpack takes apart, where they are known
+inline const std::vector<u32>* parts_of(
+    const Warp& w, const Instruction& i) {  // of what unpack takes apart, where they are known
     auto found = w.parts.find(i[i.results]);
     return found != w.parts.end() && (int)found->second.size() == i.results ? &found->second : nullptr;
 }
-
-// ---- between lanes ---------------------------------------------------------------------------------------------------
-
-// modifier[0]: up, down, bfly, idx. Operands: d, p (or −1), a, b, c, member mask.
-inline void shuffle(Machine& m, Warp& w, const Instruction& i, u32 mask) {
-    u64 *d = w.reg(i[0]), *p = i[1] < 0 ? nullptr : w.reg(i[1]), *b = w.reg(i[3]), *c = w.reg(i[4]);
-    u64 from[32];
-    std::memcpy(from, w.reg(i[2]), sizeof from);
-    m.defined(w, i, i[3], mask, "the lane");
-    m.defined(w, i, i[4], mask, "the clamp");
-    const u32 undefined = m.checks ? w.undefined[i[2]] : 0;
-    if (undefined) m.defined(w, i, w.in_flight[i[2]] ? i[2] : -1, mask, "what is shuffled");
-    u32 bad = 0;
-    each_lane(mask, [&](int l) {
-        const int clamp = c[l] & 31, segment = c[l] >> 8 & 31, by = b[l] & 31;
-        const int most = (l & segment) | (clamp & ~segment), least = l & segment;
-        int other;
-        bool inside;
-        switch (i.modifier[0]) {
-            case 0: other = l - by, inside = other >= most; break;
-            case 1: other = l + by, inside = other <= most; break;
-            case 2: other = l ^ by, inside = other <= most; break;
-            default: other = least | (by & ~segment), inside = other <= most; break;
-        }
-        if (!inside) other = l;
-        if (!(mask >> other & 1)) m.fail(BARRIER, w, i, l, "shfl from lane %d, which does not take part", other);
-        d[l] = from[other];
-        bad |= (undefined >> other & 1) << l;
-        if (p) p[l] = inside;
-    });
-    if (m.checks) {
-        w.undefined[i[0]] = (w.undefined[i[0]] & ~mask) | bad;
-        if (p) w.undefined[i[1]] &= ~mask;
-    }
-}
-// modifier[0]: all, any, uni, ballot; [1]: the predicate is negated. Operands: d, a, member mask.
-inline void vote(Machine&, Warp& w, const Instruction& i, u32 mask) {
-    u64 *d = w.reg(i[0]), *a = w.reg(i[1]);
-    u32 ballot = 0;
-    each_lane(mask, [&](int l) { ballot |= (u32)((a[l] & 1) != (u64)i.modifier[1]) << l; });
-    const u64 result = i.modifier[0] == 0 ? ballot == mask : i.modifier[0] == 1 ? ballot != 0 : i.modifier[0] == 2 ? ballot == mask || !ballot : ballot;
-    each_lane(mask, [&](int l) { d[l] = result; });
-}
-// modifier[0]: any (the lanes with the same value), all (all lanes, if they have). Operands: d, p (or −1), a, members.
-inline void match(Machine&, Warp& w, const Instruction& i, u32 mask) {
-    u64 *d = w.reg(i[0]), *p = i[1] < 0 ? nullptr : w.reg(i[1]), *a = w.reg(i[2]);
-    u64 result[32] = {};
-    each_lane(mask, [&](int l) { each_lane(mask, [&](int k) { result[l] |= (u64)(a[k] == a[l]) << k; }); });
-    each_lane(mask, [&](int l) {
-        const bool all = result[l] == mask;
-        d[l] = i.modifier[0] && !all ? 0 : result[l];
-        if (p) p[l] = all;
-    });
-}
-// redux.sync. modifier[1]: operation, as of atomics. Operands: d, a, members.
-inline void reduce(Machine&, Warp& w, const Instruction& i, u32 mask) {
-    u64 *d = w.reg(i[0]), *a = w.reg(i[1]);
-    u64 result = a[__builtin_ctz(mask)];
-    each_lane(mask & (mask - 1), [&](int l) { result = atomic_value(result, a[l], 0, i) & 0xffffffff; });
-    each_lane(mask, [&](int l) { d[l] = result; });
-}
-inline void elect(Machine&, Warp& w, const Instruction& i, u32 mask) {  // operands: d (or −1), p, members
-    const int leader = __builtin_ctz(mask);
-    each_lane(mask, [&](int l) {
-        if (i[0] >= 0) w.reg(i[0])[l] = leader;
-        w.reg(i[1])[l] = l == leader;
-    });
-}
-inline void active_mask(Machine&, Warp& w, const Instruction& i, u32 mask) {
-    each_lane(mask, [&](int l) { w.reg(i[0])[l] = mask; });
-}
-inline void clock(Machine& m, Warp& w, const Instruction& i, u32 mask) {  // %clock, %globaltimer: instructions so far
-    u64 runs = 0;
-    for (size_t k = 0; k < m.program.code.size(); k++) runs += m.counts[k].runs;
-    each_lane(mask, [&](int l) { w.reg(i[0])[l] = runs & ones(width(i)); });
-}
-inline void nothing(Machine&, Warp&, const Instruction&, u32) {}
-inline void warp_barrier(Machine&, Warp& w, const Instruction&, u32) { w.step++; }
-inline void trap(Machine& m, Warp& w, const Instruction& i, u32 mask) { m.fail(TRAP, w, i, __builtin_ctz(mask), "the kernel stops itself (trap)"); }

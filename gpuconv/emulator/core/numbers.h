@@ -20,10 +20,34 @@ using s64 = int64_t;
 using s128 = __int128;
 using u128 = unsigned __int128;
 
-// In the order of gpuconv/emulator/decode.py.
+// In the order of gpuconv/emulator/decoding.py.
 enum Type : s32 {
-    B8, U8, S8, B16, U16, S16, B32, U32, S32, B64, U64, S64, F16, BF16, F32, F64, F16X2, BF16X2, F32X2, U16X2, S16X2,
-    TF32, E4M3X2, E5M2X2, PRED, NONE
+    B8,
+    U8,
+    S8,
+    B16,
+    U16,
+    S16,
+    B32,
+    U32,
+    S32,
+    B64,
+    U64,
+    S64,
+    F16,
+    BF16,
+    F32,
+    F64,
+    F16X2,
+    BF16X2,
+    F32X2,
+    U16X2,
+    S16X2,
+    TF32,
+    E4M3X2,
+    E5M2X2,
+    PRED,
+    NONE
 };
 constexpr int BYTES[] = {1, 1, 1, 2, 2, 2, 4, 4, 4, 8, 8, 8, 2, 2, 4, 8, 4, 4, 8, 4, 4, 4, 2, 2, 1, 0};
 
@@ -113,14 +137,22 @@ struct Half {
     u16 bits;
     Half() = default;
     explicit Half(float f) : bits(float_to_half(f)) {}
-    static Half nearest(double d) { Half h; h.bits = (u16)round_to(d, 5, 10, NEAREST); return h; }
+    static Half nearest(double d) {
+        Half h;
+        h.bits = (u16)round_to(d, 5, 10, NEAREST);
+        return h;
+    }
     operator float() const { return half_to_float(bits); }
 };
 struct BFloat {
     u16 bits;
     BFloat() = default;
     explicit BFloat(float f) : bits(float_to_bfloat(f)) {}
-    static BFloat nearest(double d) { BFloat b; b.bits = (u16)round_to(d, 8, 7, NEAREST); return b; }
+    static BFloat nearest(double d) {
+        BFloat b;
+        b.bits = (u16)round_to(d, 8, 7, NEAREST);
+        return b;
+    }
     operator float() const { return bfloat_to_float(bits); }
 };
 

@@ -1,4 +1,4 @@
-// A decoded program, as gpuconv/emulator/decode.py lays it out for us.
+// A decoded program, as gpuconv/emulator/decoding.py lays it out for us.
 #pragma once
 #include <vector>
 
@@ -13,13 +13,13 @@ using Handler = void (*)(Machine&, Warp&, const Instruction&, u32 mask);
 
 // How an instruction decides what comes next.
 enum Flow : s32 {
-    NEXT,        // the following instruction, whatever the lanes
-    TOGETHER,    // the same, but all lanes that have not ended must be there
-    BRANCH,      // to `target` where the guard holds
-    INDEXED,     // to one of a list
+    NEXT,      // the following instruction, whatever the lanes
+    TOGETHER,  // the same, but all lanes that have not ended must be there
+    BRANCH,    // to `target` where the guard holds
+    INDEXED,   // to one of a list
     EXIT,
-    MEMBERS,     // the same of those that the last operand names
-    WAIT,        // may have to be tried again later: its handler says so by `Warp::blocked`
+    MEMBERS,  // the same of those that the last operand names
+    WAIT,     // may have to be tried again later: its handler says so by `Warp::blocked`
     WAIT_TOGETHER,
 };
 
@@ -64,10 +64,41 @@ struct Constant {  // a register that holds the same for all threads: an immedia
 
 // Registers that are filled when a thread starts; −1 where the program does not read them.
 enum Special : s32 {
-    TID_X, TID_Y, TID_Z, NTID_X, NTID_Y, NTID_Z, CTAID_X, CTAID_Y, CTAID_Z, NCTAID_X, NCTAID_Y, NCTAID_Z, LANEID,
-    WARPID, NWARPID, CLUSTER_CTARANK, CLUSTER_NCTARANK, CLUSTER_CTAID_X, CLUSTER_CTAID_Y, CLUSTER_CTAID_Z,
-    CLUSTER_NCTAID_X, CLUSTER_NCTAID_Y, CLUSTER_NCTAID_Z, CLUSTERID_X, CLUSTERID_Y, CLUSTERID_Z, NCLUSTERID_X,
-    NCLUSTERID_Y, NCLUSTERID_Z, LANEMASK_LT, LANEMASK_LE, LANEMASK_GT, LANEMASK_GE, LANEMASK_EQ, SPECIALS
+    TID_X,
+    TID_Y,
+    TID_Z,
+    NTID_X,
+    NTID_Y,
+    NTID_Z,
+    CTAID_X,
+    CTAID_Y,
+    CTAID_Z,
+    NCTAID_X,
+    NCTAID_Y,
+    NCTAID_Z,
+    LANEID,
+    WARPID,
+    NWARPID,
+    CLUSTER_CTARANK,
+    CLUSTER_NCTARANK,
+    CLUSTER_CTAID_X,
+    CLUSTER_CTAID_Y,
+    CLUSTER_CTAID_Z,
+    CLUSTER_NCTAID_X,
+    CLUSTER_NCTAID_Y,
+    CLUSTER_NCTAID_Z,
+    CLUSTERID_X,
+    CLUSTERID_Y,
+    CLUSTERID_Z,
+    NCLUSTERID_X,
+    NCLUSTERID_Y,
+    NCLUSTERID_Z,
+    LANEMASK_LT,
+    LANEMASK_LE,
+    LANEMASK_GT,
+    LANEMASK_GE,
+    LANEMASK_EQ,
+    SPECIALS
 };
 
 struct Program {
@@ -75,6 +106,7 @@ struct Program {
     std::vector<s32> pool, tables;  // of indexed branches: number of targets, then the targets
     std::vector<Constant> constants;
     s32 special[SPECIALS];
-    s32 slots = 0, local = 0, granule = 4;  // registers; bytes of local memory; least bytes of an access to shared memory
-    bool asynchronous_reads = false;        // wgmma, or stores by the copy engine
+    s32 slots = 0, local = 0,
+        granule = 4;                  // registers; bytes of local memory; least bytes of an access to shared memory
+    bool asynchronous_reads = false;  // wgmma, or stores by the copy engine
 };
