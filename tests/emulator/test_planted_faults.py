@@ -4,104 +4,19 @@
   bound. Where nothing notices, it is redundant: such instructions can be gone all at once, and then each of the others
   is needed, so it is these that order what is accessed. `REASONS` has what that does not show.
 - Swizzles, phases, descriptors, masks, waits, counts and bounds are changed.
-- Faults in the text of CUDA C, which the host check finds too (tests/kernels/cuda), are compiled with it.
 
 Run with -s for the tables: kernel, line of the PTX, instruction, what finds it or why it is redundant.
 """
 
-import dataclasses
-import functools
 import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-import planted_cuda
 import pytest
-import torch
+from planted_kernels import COPYING, KERNELS, TILED, WINDOWS, kernel, planned, runs_here
 from planted_ptx import Kernel, Site, altered, comes_before, instead, reads_shared_memory, sites, without
 
-from gpuconv import backends, emulator, plan
-from gpuconv.backends import cuda_compile
-from gpuconv.backends.triton_launch import INTERPRETING
-from gpuconv.gpu import KNOWN
-from gpuconv.problem import ConvProblem, Direction
-
-pytestmark = [
-    pytest.mark.skipif(emulator.why_not() is not None, reason=f"no GPU can be emulated: {emulator.why_not()}"),
-    pytest.mark.skipif(INTERPRETING, reason="what is interpreted is not compiled"),
-]
-
-
-class Planned(NamedTuple):
-    """A kernel, its tile the smallest of a family that it is offered."""
-
-    backend: str
-    gpu: str
-    direction: Direction
-    family: str
-    input: tuple[int, ...]
-    weight: tuple[int, ...]
-    settings: dict[str, object]
-    tile: dict[str, int] = {}  # what is different in the tile  # noqa: RUF012
-    contiguous: bool = False
-    least: int = 0  # synchronising instructions that run
-    also: str = ""  # the kernel of the same text that runs the others
-    dtype: torch.dtype = torch.bfloat16
-
-
-# Small, none of a tile's sizes whole; more steps than stages, so that each stage is filled again, and phases flip; one
-# program of the window kernel, which takes two tiles.
-KERNELS = {
-    "window forward": Planned(
-        "triton", "H100", "forward", "window", (2, 72, 5, 7), (72, 72, 3, 1), {"padding": (1, 0)},
-        {"stages": 3, "persistent": 1}, least=40,
-    ),
-    "window grad_weight": Planned(
-        "triton", "H100", "grad_weight", "window", (2, 40, 9, 7), (40, 40, 3, 1), {"padding": (1, 0)}, {"stages": 3},
-        least=40,
-    ),
-    "tensor forward": Planned(
-        "cuda", "A100", "forward", "tensor", (1, 72, 3, 5, 5), (24, 72, 3, 1, 3), {"padding": (1, 0, 1)}, least=10
-    ),
-    "halo forward": Planned("cuda", "A100", "forward", "halo", (1, 72, 9, 8), (24, 72, 3, 3), {"padding": 1}, least=10),
-    "depthwise forward": Planned(
-        "cuda", "A100", "forward", "depthwise", (1, 40, 9, 7), (40, 1, 3, 3), {"padding": 1, "groups": 40},
-        {"warps": 2}, least=3,
-    ),
-    "banded forward": Planned(
-        "cuda", "A100", "forward", "banded", (1, 1, 17, 24), (2, 1, 9, 9), {"padding": 4}, contiguous=True, least=5
-    ),
-    "banded grad_weight": Planned(
-        "cuda", "A100", "grad_weight", "banded", (1, 1, 17, 24), (2, 1, 9, 9), {"padding": 4}, contiguous=True, least=8,
-        also="banded grad_weight in splits",
-    ),
-    "banded grad_weight in splits": Planned(
-        "cuda", "A100", "grad_weight", "banded", (1, 1, 17, 24), (2, 1, 9, 9), {"padding": 4}, {"splits": 2}, True, 8,
-        "banded grad_weight",
-    ),
-}  # fmt: skip
-
-
-@functools.cache
-def kernel(name: str, poisoned: bool = False) -> Kernel:
-    """`poisoned`: the first elements of its tensors are NaN."""
-    return planned(name, KERNELS[name], poisoned)
-
-
-def planned(name: str, p: Planned, poisoned: bool = False) -> Kernel:
-    last = {2: torch.channels_last, 3: torch.channels_last_3d}[len(p.input) - 2]
-    memory_format = torch.contiguous_format if p.contiguous else last
-    problem = ConvProblem.of(p.input, p.weight, dtype=p.dtype, memory_format=memory_format, **p.settings)
-    operands = plan.contiguous_operands(problem, p.direction, memory_format)
-    menu = backends.get(p.backend).tiles(problem, p.direction, KNOWN[p.gpu], operands)
-    warps = p.tile.get("warps")
-    offered = [tile for tile in menu if tile.kernel == p.family and warps in (None, tile.warps)]
-    if not offered:
-        pytest.skip(f"on this release of Triton there is no {name} kernel in bfloat16")
-    tile = min(offered, key=lambda t: (t.splits, t.persistent, t.rows * t.columns, t.depth, t.warps))
-    tile = dataclasses.replace(tile, **p.tile)
-    return Kernel(name, problem, p.direction, p.backend, p.gpu, tile, poisoned)
-
+pytestmark = runs_here
 
 # ---- synchronising instructions --------------------------------------------------------------------------------------
 
@@ -156,6 +71,23 @@ REASONS: dict[str, Callable[[Kernel, Site], str]] = {
     r"mbarrier\.inval": never_touched_again,
     r"fence\.proxy\.async": nothing_is_written,
 }
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_as_they_are_nothing_is_found(name: str) -> None:
+    assert kernel(name).found(None) is None  # under each schedule
+
+
+def test_what_comes_before() -> None:
+    """What `no_bulk_store` and `nothing_is_written` look at: the way through the kernel, its loops included."""
+    k = kernel(WINDOWS[0])
+    waits = [site.line for site in sites(k.text, r"cp\.async\.bulk\.wait_group")]
+    assert [comes_before(k.text, k.entry, line, BULK_STORES) for line in waits[-2:]] == [True, True]
+    first, *_, last = (site.line for site in sites(k.text, r"fence\.proxy\.async"))
+    for line in (first, last):
+        assert comes_before(k.text, k.entry, line, GENERIC_WRITES, stop=r"fence\.proxy\.async")
+    assert comes_before(k.text, k.entry, waits[-1], r"fence\.proxy\.async")
+    assert not comes_before(k.text, k.entry, waits[-1], r"fence\.proxy\.async", stop=r"cp\.async\.bulk|bar\.sync")
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -223,8 +155,6 @@ def field(name: str, axes: str = "") -> str:
 
 # wgmma's descriptors: swizzle in bits 62 and 63 (1: 128 bytes, 2: 64), the stride in units of 16 bytes from bit 32 on.
 OPERAND = r"(?:or|add)\.[bs]64\s+%\w+, %\w+, -?\d{18,}"
-WINDOWS, TILED = ("window forward", "window grad_weight"), ("tensor forward", "halo forward")
-COPYING = tuple(name for name in KERNELS if name not in WINDOWS)
 FAULTS = {
     "another swizzle in wgmma's descriptor": Fault(WINDOWS, OPERAND, other(r"\d+", plus(1 << 62))),
     "another stride in wgmma's descriptor": Fault(WINDOWS, OPERAND, other(r"\d+", plus(1 << 32))),
@@ -287,6 +217,31 @@ def test_planted_fault_is_found(name: str, fault: str, pytestconfig: pytest.Conf
     assert not all(found.startswith("redundant") for found in table.values())
 
 
+def loops_of_products(text: str) -> list[Site]:
+    """Where the loops around products ask whether they go on."""
+    found = []
+    for site in sites(text, r"setp\.(?:lt|ne|gt|ge)\.\w+\s+%p\d+, %r\d+, %r\d+"):
+        (predicate,) = re.findall(r"%p\d+", site.text)
+        branch = re.match(rf"(?:\s*\.loc[^\n]*|\s*\n)*\s*@!?{predicate} bra\s+([$\w]+);", text[site.end :])
+        start = text.find(f"\n{branch[1]}:", 0, site.start) if branch else -1
+        if start >= 0 and re.search(r"mma\.(?:sync|mma_async)|mma_async", text[start : site.start]):
+            found.append(site)
+    return found
+
+
+@pytest.mark.parametrize("name", [*WINDOWS, *TILED, "banded grad_weight"])
+@pytest.mark.parametrize("by", [1, -1])
+def test_a_step_too_many_and_one_too_few(name: str, by: int) -> None:
+    k = kernel(name)
+    loops = loops_of_products(k.text)
+    for number, site in enumerate(loops):
+        text = altered(site, re.findall(r"%r\d+", site.text)[0], f"add.s32 %faulty, {{}}, {by};")
+        found = k.found(instead(k.text, site, text))
+        print(f"{name}, a step more or less ({by}), {number}: line {site.line}, {site.text}: {found}")
+        assert found
+    assert loops
+
+
 @pytest.mark.parametrize("name", TILED)
 def test_copies_that_fill_nothing_with_zeros(name: str) -> None:
     """Each is found in the image. In the filters none is: what they multiply is zero, or not stored. Without padding
@@ -325,44 +280,3 @@ def test_a_group_that_is_closed_twice_is_waited_for_too_long(name: str, pattern:
     twice = re.sub(rf"{pattern}commit_group[^;]*;", r"\g<0> \g<0>", k.text)
     assert k.found(twice) is None and k.found(loosened(twice)) is None
     assert k.found(loosened(k.text)) == "race"
-
-
-# ---- the host check's faults -----------------------------------------------------------------------------------------
-
-TENSOR = Planned(
-    "cuda", "", "forward", "tensor", (1, 40, 5, 6), (24, 40, 3, 3), {"padding": 1}, {}, dtype=torch.float16
-)  # fmt: skip
-BANDED = Planned(
-    "cuda", "", "grad_weight", "banded", (3, 1, 17, 24), (2, 1, 9, 9), {"padding": 4}, {}, True, dtype=torch.float16
-)  # fmt: skip
-SIMT = Planned(
-    "cuda", "", "forward", "simt", (2, 24, 13, 8), (136, 24, 3, 2), {"stride": (1, 2), "padding": ((1, 1), (2, 1))},
-    dtype=torch.float32,
-)  # fmt: skip
-
-
-@functools.cache
-def kernel_of(kind: str, gpu: str) -> Kernel:
-    direction, family = kind.split("-")
-    like = {"simt": SIMT, "banded": BANDED}.get(family, TENSOR)
-    return planned(kind, like._replace(gpu=gpu, direction=direction, family=family))
-
-
-HOST_FAULTS = [
-    pytest.param(name, gpu, marks=[] if (number + at) % 2 else pytest.mark.full)
-    for number, name in enumerate(planted_cuda.FAULTS)
-    for at, gpu in enumerate(("A100", "H100"))
-]
-
-
-@pytest.mark.parametrize(("name", "gpu"), HOST_FAULTS)
-def test_faults_of_the_host_check_are_found(name: str, gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fault = planted_cuda.FAULTS[name]
-    k = kernel_of(fault.kind, gpu)
-    before = k.text
-    monkeypatch.setattr(cuda_compile, "source", fault.planted)
-    text = cuda_compile.ptx(k.instance, cuda_compile.architecture(KNOWN[gpu].capability), lines=True)
-    if fault.emulated == "shared passes":  # right, and slower
-        assert k.shared_passes(text) > 1.5 * k.shared_passes(before)
-    else:
-        assert k.found(text) == fault.emulated
