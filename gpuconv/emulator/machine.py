@@ -26,12 +26,14 @@ from gpuconv.emulator.errors import EmulationError, UnknownInstruction
 from gpuconv.emulator.ptx import Parameter, parse
 from gpuconv.emulator.tensor_map import ELEMENT_TYPES, MAGIC, TensorMap
 
+_NO_MEMORY = 2  # what the core answers
 SCHEDULES = ("early", "late", "random")
 # In the order of `Kind` in core/machine.h.
 _KINDS = (
     "bounds", "alignment", "uninitialised", "race", "barrier", "deadlock", "copy engine", "wgmma", "unknown instruction",
     "trap", "interrupted",
 )  # fmt: skip
+_MOST_SHARED = 227 << 10  # bytes that a block may have on any GPU
 _MAP_BYTES = 128
 _MAGIC_AT = 116  # in the bytes of a TensorMap
 Dim = int | Sequence[int]
@@ -139,12 +141,14 @@ class Program:
         threads = dims["block"][0] * dims["block"][1] * dims["block"][2]
         if not 1 <= threads <= 1024:
             raise ValueError(f"block must have 1 to 1024 threads, but got {threads} ({block})")
+        if 0 in dims["cluster"]:
+            raise ValueError(f"cluster must have 1 block at least, but got {cluster}")
         if any(g % c for g, c in zip(dims["grid"], dims["cluster"], strict=True)):
             raise ValueError(f"grid must be a multiple of cluster, but got {grid} and {cluster}")
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, but got {schedule!r}")
-        if shared < 0:
-            raise ValueError(f"shared must be at least 0 bytes, but got {shared}")
+        if not 0 <= shared <= _MOST_SHARED - self._dynamic:
+            raise ValueError(f"shared must be 0 to {_MOST_SHARED - self._dynamic} bytes, but got {shared}")
         memory = _Memory(self._globals, buffers)
         parameters = self._parameters(args, names, memory)
         launch.shared = max(self.shared, self._dynamic + shared if shared else 0)
@@ -152,16 +156,19 @@ class Program:
         launch.parameters, launch.parameter_bytes = ctypes.addressof(parameters), self._bytes
         ranges = (_Range * len(memory.ranges))(*memory.ranges)
         launch.ranges, launch.range_count = ctypes.addressof(ranges), len(memory.ranges)
-        asked = _Interruption()
-        launch.interrupted = asked.callback
         table = np.zeros(len(self._statements), COUNTS)
         fault = _Fault()
+        failed = 0
         if 0 not in dims["grid"]:
-            failed = _library().emulator_run(self._handle, ctypes.byref(launch), _address(table), ctypes.byref(fault))
-            if asked.interrupted:
-                raise KeyboardInterrupt
-            if failed:
-                raise self._error(fault, dims["block"], memory)
+            with _Interruption() as asked:
+                launch.interrupted = asked.callback
+                failed = _library().emulator_run(
+                    self._handle, ctypes.byref(launch), _address(table), ctypes.byref(fault)
+                )
+        if failed == _NO_MEMORY:
+            raise MemoryError(f"there is not enough memory to emulate kernel {self.name} with block {block}")
+        if failed:
+            raise self._error(fault, dims["block"], memory)
         return Counters(self.name, table, self.lines)
 
     def _parameters(self, args: Sequence[Any], names: Sequence[str], memory: "_Memory") -> ctypes.Array:
@@ -340,19 +347,28 @@ def _aligned(data: bytes) -> np.ndarray:
 
 
 class _Interruption:
-    """Asked from time to time, in the thread that runs: Python handles a signal, if one has come, when it is asked."""
+    """While the core runs, Ctrl-C is noted: the core asks from time to time, and stops. An exception that a handler
+    raises there would be lost."""
 
     def __init__(self) -> None:
-        self.interrupted = False
-        self.callback = _INTERRUPTED(self._ask)
+        self.noted = False
+        self.callback = _INTERRUPTED(lambda: int(self.noted))  # Python calls a signal's handler when this is called
+        self._before: Any = None
 
-    def _ask(self) -> int:
-        if threading.current_thread() is threading.main_thread():
-            try:
-                signal.getsignal(signal.SIGINT)  # any byte code will do
-            except KeyboardInterrupt:
-                self.interrupted = True
-        return int(self.interrupted)
+    def __enter__(self) -> "_Interruption":
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+        if self.noted:
+            raise KeyboardInterrupt
+
+    def _note(self, *_: object) -> None:
+        self.noted = True
 
 
 @functools.cache

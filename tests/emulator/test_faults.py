@@ -1,5 +1,9 @@
 """What no kernel may do is found, where it happens, and what only looks like it is not."""
 
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from ptx import aligned, fault, run, text
@@ -186,7 +190,9 @@ ARGUMENTS = {
     "bytes_of_another_size": ((b"123",), {}, ValueError, r"args\[0\] \(p0\) must have 8 bytes, but got 3"),
     "many_threads": ((None,), {"block": 1025}, ValueError, "block must have 1 to 1024 threads"),
     "schedule": ((None,), {"schedule": "soon"}, ValueError, "schedule must be one of early, late, random"),
-    "shared": ((None,), {"shared": -1}, ValueError, "shared must be at least 0"),
+    "shared": ((None,), {"shared": -1}, ValueError, r"shared must be 0 to 232448 bytes, but got -1"),
+    "more_shared_memory_than_there_is": ((None,), {"shared": 1 << 31}, ValueError, "shared must be 0 to 232448"),
+    "clusters_of_nothing": ((None,), {"cluster": 0}, ValueError, "cluster must have 1 block at least"),
     "name": ((None,), {"name": "other"}, ValueError, "no 'other'"),
 }
 
@@ -209,3 +215,17 @@ def test_an_array_with_strides() -> None:
     for array, offset in ((memory[:32:2], 124), (memory[:32:2], -4), (memory[30::-2], 4), (memory[30::-2], -124)):
         with fault("bounds"):
             run(f"ld.global.u32 %r9, [%x1+{offset}]; {OUT}", to, array)
+
+
+def test_ctrl_c_stops_a_kernel_that_does_not_end(clean_environment: dict[str, str]) -> None:
+    code = f"""
+import os, signal, threading
+from gpuconv.emulator import load
+program = load({text("again: bra again;", (None,))!r}, "k")
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+program.run(1, 32, 0, [None])
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=clean_environment, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == -signal.SIGINT and run.stderr.endswith("\nKeyboardInterrupt\n"), run.stderr

@@ -49,7 +49,7 @@ Program* emulator_load(const Packed* packed, s32 count, const s32* pool, s32 poo
 }
 void emulator_free(Program* p) { delete p; }
 
-// 0, or 1 and a fault. counts: one for each instruction, added to.
+// 0; 1 and a fault; or 2, out of memory. counts: one for each instruction, added to.
 s32 emulator_run(const Program* p, const Launch* launch, Count* counts, Fault* fault) {
     try {
         Machine machine(*p, *launch, counts);
@@ -58,6 +58,8 @@ s32 emulator_run(const Program* p, const Launch* launch, Count* counts, Fault* f
     } catch (const Fault& found) {
         *fault = found;
         return 1;
+    } catch (const std::bad_alloc&) {
+        return 2;
     }
 }
 }
