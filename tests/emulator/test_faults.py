@@ -111,7 +111,8 @@ HARMLESS = {
     "never_used": f"""mov.u32 %r9, 1; shl.b32 %r0, %thread, 2; add.u32 %r0, %r0, %at; ld.shared.u32 %r1, [%r0];
         add.u32 %r1, %r1, %r8; {OUT}""",
     "in_lanes_that_do_not_store": f"setp.lt.u32 %p1, %thread, 7; @%p1 mov.u32 %r9, 1; {OUT.replace('st.', '@%p1 st.')}",
-    "stored_to_shared_memory_only": f"mov.u32 %r9, 1; st.shared.u32 [%at], %r8; {OUT}",
+    "stored_to_shared_memory_only": f"""mov.u32 %r9, 1; shl.b32 %r0, %thread, 2; add.u32 %r0, %r0, %at;
+        st.shared.u32 [%r0], %r8; {OUT}""",
     "false_and_unknown": f"setp.gt.u32 %p1, %thread, 99; and.pred %p2, %p1, %p7; selp.u32 %r9, 5, 1, %p2; {OUT}",
     "true_or_unknown": f"setp.lt.u32 %p1, %thread, 99; or.pred %p2, %p1, %p7; selp.u32 %r9, 1, 5, %p2; {OUT}",
     "the_other_half_of_a_pair": f"mov.u32 %r1, 1; mov.b64 %l1, {{%r1, %r1}}; mov.b64 {{%r9, %r2}}, %l1; {OUT}",

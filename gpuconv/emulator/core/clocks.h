@@ -101,6 +101,14 @@ class Shadow {
         return true;
     }
 
+    // A lane writes what another has written: no race, and both may read it.
+    void same_value(u32 first, u32 bytes, const Access& access) {
+        for (u32 g = first / granule_; g <= (first + bytes - 1) / granule_; g++) {
+            Lanes& last = lanes_[g];
+            if (last.warp == access.warp && last.step == access.step && last.writers) last.writers |= 1u << access.lane;
+        }
+    }
+
   private:
     struct Write {
         u32 time = 0, instruction = 0;
@@ -139,7 +147,8 @@ class Shadow {
         const u32 mine = access.lane == ALL ? ~0u : 1u << access.lane;
         // What all do together, by one instruction, is in order with itself.
         const u32 others = access.lane != ALL ? ~mine : last.together == access.instruction + 1 ? 0 : ~0u;
-        if (last.writers & others) {
+        const bool own = !write && last.writers & mine;  // it has written the same there itself
+        if (last.writers & others && !own) {
             conflict = {"lane of its warp writes it", writes_[g].instruction};
             return false;
         }

@@ -282,12 +282,14 @@ class Machine {
         bool atomic = false, bool together = false) {
         if (!checks) return;
         beside_mbarriers(w, i, lane, at, bytes);
+        const Shadow::Access access{i.index, components.generic(w.index), w.time(), false, atomic,
+            together ? Shadow::ALL : (u32)lane, w.index, w.step};
         if (value && !atomic && !std::memcmp(&at.block->shared[at.offset], value, bytes) &&
-            all_written(&at.block->written[at.offset], bytes))
+            all_written(&at.block->written[at.offset], bytes)) {
+            if (!together) at.block->shadow.same_value(at.offset, bytes, access);
             return;
-        shared_access(w, i, lane, at, bytes, value != nullptr,
-            {i.index, components.generic(w.index), w.time(), false, atomic, together ? Shadow::ALL : (u32)lane, w.index,
-                w.step});
+        }
+        shared_access(w, i, lane, at, bytes, value != nullptr, access);
     }
     // Only instructions of its own may access an mbarrier, from mbarrier.init to mbarrier.inval.
     void beside_mbarriers(const Warp& w, const Instruction& i, int lane, Place at, u32 bytes) const {
