@@ -164,6 +164,9 @@ FAULTS = {
         TILED, r"xor\.b32\s+%\w+, %\w+, %\w+", other(r"xor(.*), %\w+;", r"mov\1;")
     ),
     "a phase that is flipped": Fault(WINDOWS, r"mbarrier\.try_wait", of_last("xor.b32 %faulty, {}, 1;")),
+    "a wait that does not wait": Fault(
+        WINDOWS, r"mbarrier\.try_wait", other(r"mbarrier\S+ ([%\w]+),.*", r"setp.eq.b32 \1, 0, 0;")
+    ),
     "a phase that never flips": Fault(
         WINDOWS, r"xor\.b32\s+(?P<same>%r\d+), (?P=same), %r\d+", other(r"xor(.*), %\w+;", r"mov\1;")
     ),
