@@ -147,7 +147,7 @@ class Shadow {
         const u32 mine = access.lane == ALL ? ~0u : 1u << access.lane;
         // What all do together, by one instruction, is in order with itself.
         const u32 others = access.lane != ALL ? ~mine : last.together == access.instruction + 1 ? 0 : ~0u;
-        const bool own = !write && last.writers & mine;  // it has written the same there itself
+        const bool own = !write && access.lane != ALL && last.writers & mine;  // it has written the same there itself
         if (last.writers & others && !own) {
             conflict = {"lane of its warp writes it", writes_[g].instruction};
             return false;
