@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-from ptx import SCHEDULES, fault, run
+from ptx import SCHEDULES, aligned, fault, run
+
+from gpuconv.emulator import TensorMap
 
 RANK = "mov.u32 %r1, %cluster_ctarank; xor.b32 %r2, %r1, 1; mad.lo.u32 %r3, %r1, 32, %thread;"
 OUT = "mul.wide.u32 %l9, %r3, 4; add.u64 %l9, %l9, %x0; st.global.u32 [%l9], %r9;"
@@ -61,6 +63,26 @@ def test_a_block_that_has_ended_is_not_waited_for() -> None:
         f"{RANK} setp.eq.u32 %p1, %r1, 0; @%p1 bra OVER; {MEET} {MEET} bra END; OVER: {MEET} END: mov.u32 %r9, 5; {OUT}"
     )
     assert (blocks(body, schedules=True) == 5).all()
+
+
+# Each block fetches half of a box of 64 words, for both; each waits for both halves at its own mbarrier.
+MULTICAST = f"""{RANK} setp.eq.u32 %p1, %thread, 0; @%p1 mbarrier.init.shared::cta.b64 [%at+512], 1;
+    fence.mbarrier_init.release.cluster; {MEET} add.u32 %r6, %at, 512;
+    @%p1 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r6], 256; {MEET}
+    shl.b32 %r7, %r1, 7; add.u32 %r7, %r7, %at; shl.b32 %r8, %r1, 5; mov.u16 %h1, 3;
+    @%p1 cp.async.bulk.tensor.1d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%r7],
+        [%x1, {{%r8}}], [%r6], %h1;
+    WAIT: mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r6], 0; @!%p2 bra WAIT;
+    shl.b32 %r0, %thread, 3; add.u32 %r0, %r0, %at; ld.shared.v2.u32 {{%r10, %r11}}, [%r0]; add.u32 %r9, %r10, %r11;
+    «{MEET}» {OUT}"""
+
+
+def test_one_copy_for_both_blocks() -> None:
+    words = aligned(np.arange(100, 164, dtype=np.uint32))
+    half = TensorMap(words.ctypes.data, "u32", (64,), (), (32,))
+    to = np.zeros(64, np.uint32)
+    run(MULTICAST.replace("«", "").replace("»", ""), to, half, blocks=2, cluster=2, shared=1024, schedules=True)
+    np.testing.assert_array_equal(to.reshape(2, 32), np.tile(words.reshape(32, 2).sum(1), (2, 1)))
 
 
 def test_scopes_have_names_of_their_own() -> None:

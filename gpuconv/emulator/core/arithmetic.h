@@ -1,4 +1,4 @@
-// Arithmetic, logic and comparison: an operation is a struct with a template `of`, a handler calls it for every lane.
+// Arithmetic: an operation is a struct with a template `of`, which a handler calls for every lane.
 #pragma once
 #include "machine.h"
 
