@@ -19,20 +19,20 @@ with each epilogue; each tile for each GPU, number type and layout that it is ch
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
-pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy, whose NVRTC compiles CUDA C, is not installed")
 
 import sweep
-from emulated import SCHEDULES, complaint
+from emulated import SCHEDULES, complaint, lane_of
 from lanes import INTERPRETING
 
 from gpuconv.bench.selftest import NUMBERS
-from gpuconv.emulator import device as emulator
 from gpuconv.problem import DIRECTIONS, Direction
 
-pytestmark = [
-    pytest.mark.skipif(emulator.why_not() is not None, reason=f"no GPU can be emulated: {emulator.why_not()}"),
-    pytest.mark.skipif(INTERPRETING, reason="what is interpreted is not compiled"),
-]
+pytestmark = pytest.mark.skipif(INTERPRETING, reason="what is interpreted is not compiled")
+
+
+def skip_unless_it_compiles(backend: str) -> None:
+    with lane_of(backend, "A100").entered():
+        pass
 
 
 def cases(config: pytest.Config, backend: str) -> tuple[tuple[sweep.Case, ...], tuple[sweep.Case, ...]]:
@@ -46,6 +46,7 @@ def cases(config: pytest.Config, backend: str) -> tuple[tuple[sweep.Case, ...], 
 def test_compiled_kernels_are_right_under_every_schedule(
     backend: str, direction: Direction, numbers: str, pytestconfig: pytest.Config
 ) -> None:
+    skip_unless_it_compiles(backend)
     small, tiles = cases(pytestconfig, backend)
     mine = [case for case in small if (case.direction, case.numbers) == (direction, numbers)]
     wrong = [complaint(case) for case in mine]
@@ -77,6 +78,7 @@ def test_the_cases_are_all_that_any_family_says_it_takes(backend: str, pytestcon
 def test_nothing_beside_a_run_of_results_is_activated() -> None:
     """Depthwise results of packed planes pass through shared memory in vectors, which at a run's ends are written in
     part; gelu branches on what it is given."""
+    skip_unless_it_compiles("cuda")
     plain = sweep.SMALL["7x7-depthwise"]
     tile = sweep.menu("cuda", "A100", "forward", "bfloat16", "contiguous", plain)[0]
     gelu = sweep.Epilogue(True, True, "gelu")

@@ -3,9 +3,10 @@
 from typing import Any, NamedTuple
 
 import numpy as np
+from lanes import Lane
 from sweep import Case
 
-from gpuconv import backends, emulator, reference
+from gpuconv import backends, reference
 from gpuconv.bench import check
 from gpuconv.bench.problems import tensors
 from gpuconv.reference import Activation, as_numpy
@@ -19,6 +20,11 @@ class Schedule(NamedTuple):
 
 
 SCHEDULES = (Schedule("early"), Schedule("late"), Schedule("random", 1), Schedule("random", 2))
+
+
+def lane_of(backend: str, gpu: str) -> Lane:
+    """The lane of a backend on an emulated GPU."""
+    return Lane(backend, "cpu", gpu.lower())
 
 
 def complaint(case: Case, schedules: tuple[Schedule, ...] = SCHEDULES) -> str | None:
@@ -37,7 +43,7 @@ def complaint(case: Case, schedules: tuple[Schedule, ...] = SCHEDULES) -> str | 
     def call() -> tuple[Any, ...]:
         nonlocal now
         now = next(turns)
-        with emulator.on(case.gpu, now.name, now.seed):
+        with lane_of(case.backend, case.gpu).emulated(schedule=now.name, seed=now.seed):
             run = backends.get(case.backend).bind(problem, case.direction, device, activation, operands, case.tile)
             if case.direction == "forward":
                 return (run(a, b, *extra),)

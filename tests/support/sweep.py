@@ -238,7 +238,8 @@ def of_kinds(lane: tuple[str, str], covered: set[Kind]) -> list[Case]:
 
 
 def with_epilogues(cases: Sequence[Case], full: bool) -> list[Case]:
-    """The forward passes among them with an epilogue each, in turn, so that each family gets all; or all, if `full`."""
+    """The forward passes among them with a bias, but for some of each family, which have all epilogues among them; if
+    `full` each with each."""
     found, left = [], {}
     for case in cases:
         if case.direction != "forward":
@@ -248,8 +249,9 @@ def with_epilogues(cases: Sequence[Case], full: bool) -> list[Case]:
         else:
             left.setdefault(case.tile.kernel, []).append(case)
     for some in left.values():
-        turns = max(len(EPILOGUES), len(some))
-        found += [some[i % len(some)]._replace(epilogue=EPILOGUES[i % len(EPILOGUES)]) for i in range(turns)]
+        taken = [at * len(some) // len(EPILOGUES) for at in range(len(EPILOGUES))]  # far apart
+        found += [some[at]._replace(epilogue=epilogue) for at, epilogue in zip(taken, EPILOGUES, strict=True)]
+        found += [case._replace(epilogue=EPILOGUES[1]) for at, case in enumerate(some) if at not in taken]
     return found
 
 

@@ -89,7 +89,7 @@ def test_curated_problems(name: str, direction: Direction) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seed" in metafunc.fixturenames:
-        metafunc.parametrize("seed", range(300 if metafunc.config.getoption("--full") else 20))
+        metafunc.parametrize("seed", range(300 if metafunc.config.getoption("--full") else 6))
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

@@ -126,7 +126,9 @@ def test_bias_may_be_an_expanded_number() -> None:
 # ---- under the sanitizers --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("mode", "order"), [("address", 2), ("thread", 0), ("thread", 2)])
+@pytest.mark.parametrize(
+    ("mode", "order"), [("address", 2), pytest.param("thread", 0, marks=pytest.mark.full), ("thread", 2)]
+)  # races: on the emulator by clocks, whatever the order
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("case", ["vectors-64x16", "odd-128x64"])
 def test_sanitizers_find_nothing(case: str, direction: Direction, mode: str, order: int, tmp_path: Path) -> None:
