@@ -56,9 +56,9 @@ FAULTS = {
         bar.sync 2, 64;
         DONE:""",
     "a bulk copy of a size that is no multiple of 16": """
-        mbarrier.init.shared.b64 [mem], 1;
-        fence.mbarrier_init.release.cluster;
-        cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [mem+1024], [%in], 24, [mem];""",
+        setp.eq.u32 %p0, %t, 0;
+        @%p0 mbarrier.init.shared.b64 [mem], 1;
+        @%p0 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [mem+1024], [%in], 24, [mem];""",
     "a sum that is read before its product is done": """
         mul.lo.s32 %r4, %t, 32;
         add.s32 %r4, %r2, %r4;
