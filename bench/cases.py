@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gpuconv import backends, ops, plan
+from gpuconv import backends, ops
 from gpuconv.bench import suites
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
+from gpuconv.settings import Settings
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 NUMBERS = {
@@ -86,7 +87,7 @@ def call(case: Case, backend: str, layout: str, a: torch.Tensor, b: torch.Tensor
             run = torch.compile(run, mode="max-autotune-no-cudagraphs", dynamic=False)
         return functools.partial(run, a, b)
     activation = "none" if bias is None else "relu"
-    key = plan.Settings(p.stride, p.padding, p.dilation, p.groups, activation, backend).encode()
+    key = Settings(p.stride, p.padding, p.dilation, p.groups, activation, backend).encode()
     if case.computes == "forward":
         return lambda: ops.forward(a, b, bias, None, key)
     if case.direction == "grad_input":

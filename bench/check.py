@@ -31,6 +31,7 @@ from gpuconv.bench import interpreted
 from gpuconv.bench.problems import CURATED, LAYOUTS, LONG_SUMS, as_code, problem_called, tensors
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, memory_format_of
 from gpuconv.reference import Activation, Exact, as_numpy
+from gpuconv.settings import Settings
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 ACTIVATIONS = ("relu", "leaky_relu(0.2)", "silu", "gelu", "gelu_tanh", "hardswish", "relu6", "sigmoid", "tanh")
@@ -290,7 +291,7 @@ def verdict(
 def _call(backend: str, case: Case, t: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """The result, and grad_bias where there is one, as the ops would compute them."""
     p = case.problem
-    key = plan.Settings(p.stride, p.padding, p.dilation, p.groups, case.activation or "none", backend).encode()
+    key = Settings(p.stride, p.padding, p.dilation, p.groups, case.activation or "none", backend).encode()
     if case.direction == "forward":
         extra = (None if case.planted else t["bias"], t["residual"] if case.activation else None)
         return (plan.forward(t["input"], t["weight"], *extra, key)(t["input"], t["weight"], *extra),)
@@ -302,17 +303,14 @@ def _call(backend: str, case: Case, t: dict[str, torch.Tensor]) -> tuple[torch.T
 
 def exact_of(case: Case, n: dict[str, Any]) -> dict[str, Exact]:
     """What a case gives, from its tensors as arrays."""
-    p, precision = case.problem, np.longdouble if case.dtype is torch.float64 else np.float64
-    if case.direction == "forward":
-        extra = (None if case.planted else n["bias"], n["residual"] if case.activation else None)
-        activation = Activation.parse(case.activation or "none")
-        return {"result": reference.forward(p, n["input"], n["weight"], *extra, activation, precision)}
-    if case.direction == "grad_input":
-        return {"result": reference.grad_input(p, n["grad_output"], n["weight"], precision)}
-    return {
-        "result": reference.grad_weight(p, n["grad_output"], n["input"], precision),
-        "grad_bias": reference.grad_bias(p, n["grad_output"], precision),
-    }
+    extra = (None if case.planted else n["bias"], n["residual"] if case.activation else None)
+    return named_results(case.problem, case.direction, n, *extra, Activation.parse(case.activation or "none"))
+
+
+def named_results(problem: ConvProblem, direction: Direction, n: dict[str, Any], *epilogue: Any) -> dict[str, Exact]:
+    """What `verdict` holds results to: from the arrays by name, and for forward bias, residual and activation."""
+    exact = reference.results(problem, direction, *(n[name] for name in OPERANDS[direction]), *epilogue)
+    return dict(zip(("result", "grad_bias"), exact, strict=False))
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -8,7 +8,6 @@ bound, since both may err.
 import math
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 
 from gpuconv import reference
@@ -44,7 +43,7 @@ class Judge:
         self._parts: list[Part] | None = None
         self.by = "oracle" if p.flops <= MOST_FLOPS_FOR_THE_ORACLE else "PyTorch in float64"
         if self.by == "oracle":
-            precision = np.longdouble if p.dtype is torch.float64 else np.float64
+            precision = reference.precision_for(p.dtype)
             x, y = as_numpy(a), as_numpy(b)
             if direction == "forward":
                 row, activation = (None, "none") if bias is None else (as_numpy(bias), "relu")

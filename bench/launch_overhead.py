@@ -32,6 +32,7 @@ from gpuconv.backends.base import Tile
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.reference import Activation
+from gpuconv.settings import Settings
 
 PROBLEM = ConvProblem.of((2, 64, 8, 8), (64, 64, 3, 3), padding=1, dtype=torch.float16)
 
@@ -81,7 +82,7 @@ def measure(direction: Direction, rounds: int = 50, calls: int = 200) -> dict[st
     (launch,) = backend.launches(PROBLEM, direction, operands, tile)
     tensors = [torch.empty(64) if dtype is not None else None for dtype in launch.dtypes]
     extra: tuple[Any, ...] = {"forward": (None, None), "grad_input": (), "grad_weight": (False,)}[direction]
-    settings = plan.Settings(PROBLEM.stride, PROBLEM.padding, PROBLEM.dilation, PROBLEM.groups, backend="triton")
+    settings = Settings(PROBLEM.stride, PROBLEM.padding, PROBLEM.dilation, PROBLEM.groups, backend="triton")
     key = settings.encode()
     look_up: dict[Direction, Callable[[], Callable[..., Any]]] = {
         "forward": lambda: plan.forward(a, b, None, None, key),

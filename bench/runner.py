@@ -24,6 +24,7 @@ from gpuconv.bench.cases import BASELINES, LAYOUTS, Case
 from gpuconv.bench.environment import environment, source
 from gpuconv.bench.judge import Judge
 from gpuconv.bench.results import Row, key, read
+from gpuconv.settings import Settings
 
 OURS = ("triton", "cuda", "numpy")
 
@@ -159,7 +160,7 @@ def _tile(case: Case, backend: str, layout: str, device: torch.device) -> list[A
     if backend in BASELINES:
         return None
     p = case.problem(layout)
-    settings = plan.Settings(p.stride, p.padding, p.dilation, p.groups, backend=backend)
+    settings = Settings(p.stride, p.padding, p.dilation, p.groups, backend=backend)
     operands = plan.contiguous_operands(p, case.computes, p.memory_format)._replace(tf32=case.numbers == "tf32")
     tile = plan.choose(p, case.computes, device, settings, operands).tile
     return None if tile is None else list(vars(tile).values())

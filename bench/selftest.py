@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 
 from gpuconv import backends, distrust, reference
@@ -215,7 +214,7 @@ def _judge_act_backward(trial: Trial, device: torch.device) -> check.Verdict:
     memory_format = last if case.layout == "channels_last" else torch.contiguous_format
     saved = (activate_tensor(activation, z) if activation.from_output else z).to(case.dtype)
     saved = saved.contiguous(memory_format=memory_format)
-    precision = np.longdouble if case.dtype is torch.float64 else np.float64
+    precision = reference.precision_for(case.dtype)
     gz, gb = reference.act_backward(activation, as_numpy(gy), as_numpy(saved), precision)
     t = {"grad_output": check.surrounded(gy), "saved": check.surrounded(saved)}
     told = Elementwise(tuple(saved.shape), case.dtype, memory_format, gy.stride(), True, activation)

@@ -14,6 +14,7 @@ from torch import Tensor
 from gpuconv import plan, sizes
 from gpuconv.activations import Activation, backward_tensor, second_derivative
 from gpuconv.problem import allocate, memory_format_of
+from gpuconv.settings import Settings
 from gpuconv.transforms import BelowAutograd, make_differentiable, transforming
 
 _library = torch.library.Library("gpuconv", "FRAGMENT")
@@ -45,7 +46,7 @@ def _fake(grad_output: Tensor, saved: Tensor, with_bias: bool, key: str) -> tupl
 
 
 def _activation(key: str) -> Activation:
-    return Activation.parse(plan.Settings.decode(key).activation)
+    return Activation.parse(Settings.decode(key).activation)
 
 
 _op = torch.ops.gpuconv.act_backward.default
@@ -89,7 +90,7 @@ def act_backward(grad_output: Tensor, saved: Tensor, with_bias: bool, key: str) 
     """grad_output · act'(saved), in saved's memory format, and its sums over batch and pixels, [K], if `with_bias`
     (else the second result is empty); differentiable in whatever mode PyTorch is in.
 
-    grad_output, saved: [N, K, *size], y or z as `Activation.from_output` says; key: `plan.Settings.encode()`. Raises as
+    grad_output, saved: [N, K, *size], y or z as `Activation.from_output` says; key: `Settings.encode()`. Raises as
     `gpuconv.ops.forward`.
     """
     if torch.compiler.is_compiling():

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpuconv import ops, plan
-from gpuconv.plan import Settings
+from gpuconv.settings import Settings
 from gpuconv.transforms import transforming
 
 WIDTHS = range(2, 9)

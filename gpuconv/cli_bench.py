@@ -147,7 +147,9 @@ def check(
 
 def _with_kernels_for(gpu: Gpu) -> list[str]:
     """The backends with hand-written kernels for a GPU."""
-    return [name for name in ("triton", "cuda") if backends.get(name).refuses_gpu(gpu) is None]
+    from gpuconv.examine import BACKENDS
+
+    return [name for name in BACKENDS if backends.get(name).refuses_gpu(gpu) is None]
 
 
 def bench(

@@ -11,7 +11,6 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from gpuconv import backends, plan, reference
@@ -214,24 +213,13 @@ def _run(kernels: list[Kernel]) -> list[Kernel]:
     counted = virtual.counters()
     if [counters.kernel for counters in counted] != [kernel.name for kernel in kernels]:
         raise RuntimeError(f"expected launches of {[k.name for k in kernels]}, got {[c.kernel for c in counted]}")
-    error_of_bound = _error(first, as_numpy(a), as_numpy(b), as_numpy(bias), got if isinstance(got, tuple) else (got,))
+    exact = reference.results(problem, direction, as_numpy(a), as_numpy(b), as_numpy(bias))
+    results = got if isinstance(got, tuple) else (got,)
+    worst = max(worst_violation(*pair, tf32=first.operands.tf32)[0] for pair in zip(results, exact, strict=True))
     return [
-        dataclasses.replace(kernel, counters=counters, error=error_of_bound)
+        dataclasses.replace(kernel, counters=counters, error=worst)
         for kernel, counters in zip(kernels, counted, strict=True)
     ]
-
-
-def _error(of: Kernel, a: Any, b: Any, bias: Any, results: tuple[torch.Tensor, ...]) -> float:
-    """The largest error of results, as a fraction of the oracle's bound."""
-    problem, precision = of.problem, np.longdouble if of.problem.dtype is torch.float64 else np.float64
-    if of.direction == "forward":
-        exact = [reference.forward(problem, a, b, bias, dtype=precision)]
-    elif of.direction == "grad_input":
-        exact = [reference.grad_input(problem, a, b, precision)]
-    else:
-        exact = [reference.grad_weight(problem, a, b, precision), reference.grad_bias(problem, a, precision)]
-    tf32 = of.operands.tf32
-    return max(worst_violation(got, one, tf32=tf32)[0] for got, one in zip(results, exact, strict=True))
 
 
 _Compiled = tuple[str, str, int, MachineCode, str]  # name, architecture, threads, code, PTX

@@ -7,7 +7,7 @@ of any order. They are attached twice, because no single way serves everything P
     transforms.Bilinear               while a torch.func transform or forward-mode AD is active: vmap and jvp rules
 
 `forward`, `grad_input` and `grad_weight` below choose among them, and so do the ops themselves, which are what
-torch.compile and torch.export see. Settings travel as one string (`plan.Settings`), the backend among them, since a
+torch.compile and torch.export see. Settings travel as one string (`gpuconv.settings`), the backend among them, since a
 backward pass may run on another thread, outside any `use_backend`.
 """
 
@@ -21,8 +21,8 @@ from torch import Tensor
 from gpuconv import plan, sizes
 from gpuconv.act_backward import act_backward
 from gpuconv.activations import Activation, activate_tensor
-from gpuconv.plan import Settings
 from gpuconv.problem import allocate, memory_format_of
+from gpuconv.settings import Settings
 from gpuconv.transforms import BelowAutograd, Bilinear, make_differentiable, transforming
 
 _library = torch.library.Library("gpuconv", "DEF")
@@ -244,7 +244,7 @@ def forward(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor
     """activation(input ⋆ weight + bias + residual), differentiable in whatever mode PyTorch is in.
 
     input: [N, C, *size]; weight: [K, C/groups, *filter]; bias: [K]; residual and result: [N, K, *output];
-    key: `plan.Settings.encode()`. Raises RuntimeError for shapes, dtypes or devices that do not fit together,
+    key: `Settings.encode()`. Raises RuntimeError for shapes, dtypes or devices that do not fit together,
     ValueError for an unknown backend or activation, BackendUnavailable for a backend that cannot do it.
     """
     if torch.compiler.is_compiling():

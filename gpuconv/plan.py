@@ -22,7 +22,7 @@ from gpuconv.gpu import Emulation, Gpu
 from gpuconv.predict import ranked
 from gpuconv.prediction import Prediction
 from gpuconv.problem import ConvProblem, Direction, memory_format_of
-from gpuconv.settings import Settings as Settings
+from gpuconv.settings import Settings
 
 
 class Plan(NamedTuple):

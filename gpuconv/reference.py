@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from gpuconv.activations import IDENTITY, LIPSCHITZ, Activation, Array, activate, derivative
-from gpuconv.problem import ConvProblem
+from gpuconv.problem import ConvProblem, Direction
 
 BOUND_CONSTANT = 4.0  # c, for zero-mean random data: measured over 200 problems in three directions
 TF32_OPERANDS = 4 * 2.0**-11  # τ, two operands rounded or truncated to 10 bits of fraction
@@ -156,6 +156,32 @@ def grad_bias(problem: ConvProblem, gy: Array, dtype: Any = np.float64) -> Exact
     axes = (0, *range(2, gy.ndim))
     gy = gy.astype(dtype)
     return Exact(gy.sum(axes), abs(gy).sum(axes), problem.products("grad_weight"))
+
+
+def precision_for(dtype: torch.dtype) -> Any:
+    """The type to compute in for judging results of type `dtype`: more exact than any of them."""
+    return np.longdouble if dtype is torch.float64 else np.float64
+
+
+def results(
+    problem: ConvProblem,
+    direction: Direction,
+    first: Array,
+    second: Array,
+    bias: Array | None = None,
+    residual: Array | None = None,
+    activation: Activation = IDENTITY,
+) -> tuple[Exact, ...]:
+    """What `direction` gives, exactly enough for the problem's type: y, gx, or gw and gb.
+
+    first, second: the two tensors that it multiplies, in the order of the function; the rest is for 'forward'.
+    """
+    precision = precision_for(problem.dtype)
+    if direction == "forward":
+        return (forward(problem, first, second, bias, residual, activation, precision),)
+    if direction == "grad_input":
+        return (grad_input(problem, first, second, precision),)
+    return grad_weight(problem, first, second, precision), grad_bias(problem, first, precision)
 
 
 @_quiet

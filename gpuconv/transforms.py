@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gpuconv.plan import Settings
+from gpuconv.settings import Settings
 
 BelowAutograd = torch._C._AutoDispatchBelowAutograd
 

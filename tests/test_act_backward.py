@@ -12,8 +12,8 @@ from gpuconv.act_backward import act_backward
 from gpuconv.activations import LIPSCHITZ, Activation, activate_tensor, backward_tensor, derivative
 from gpuconv.backends.derived import matrix, steps
 from gpuconv.backends.elementwise import Elementwise
-from gpuconv.plan import Settings
 from gpuconv.reference import as_numpy, assert_close_to_oracle
+from gpuconv.settings import Settings
 
 ACTIVATIONS = [*LIPSCHITZ][1:]
 FORMATS = {3: [None], 4: [torch.contiguous_format, torch.channels_last], 5: [torch.channels_last_3d]}
@@ -36,7 +36,7 @@ def given(activation: str, shape, dtype, memory_format, device="cpu", seed=0) ->
 
 def hold(lane: Lane, activation: str, gy: torch.Tensor, saved: torch.Tensor, with_bias: bool) -> None:
     gz, gb = act_backward(gy, saved, with_bias, key_of(lane, activation))
-    precision = np.longdouble if gy.dtype is torch.float64 else np.float64
+    precision = reference.precision_for(gy.dtype)
     exact_gz, exact_gb = reference.act_backward(Activation.parse(activation), as_numpy(gy), as_numpy(saved), precision)
     context = f"{lane} {activation} {tuple(gy.shape)} {gy.stride()} {gy.dtype}"
     assert_close_to_oracle(gz, exact_gz, context)

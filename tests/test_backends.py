@@ -12,6 +12,7 @@ from gpuconv import backends, plan
 from gpuconv.backends import Backend, BackendUnavailable
 from gpuconv.backends.base import Tile
 from gpuconv.problem import ConvProblem, allocate
+from gpuconv.settings import Settings
 
 
 class Constant(Backend):
@@ -126,7 +127,7 @@ def test_backend_that_cannot_run_here_says_so_at_once():
 def test_auto_passes_over_what_refuses_and_remembers_the_reason(monkeypatch):
     monkeypatch.setitem(backends._AUTO, "cpu", ("picky", "absent", "seven"))
     assert (gpuconv.conv2d(X, W) == 7).all()
-    settings = plan.Settings((1, 1), ((0, 0), (0, 0)), (1, 1), 1)
+    settings = Settings((1, 1), ((0, 0), (0, 0)), (1, 1), 1)
     chosen = plan.choose(ConvProblem.of(X.shape, W.shape), "forward", X.device, settings)
     assert chosen.backend.name == "seven"
     assert chosen.passed_over == (("picky", "it does not like these"), ("absent", "its hardware is elsewhere"))
@@ -152,7 +153,7 @@ def test_auto_takes_the_kernel_that_is_predicted_to_be_quickest_whichever_backen
     for name, tile in (("one", small), ("two", large), ("three", large)):
         backends.register(Tiled(name, tile))
     monkeypatch.setitem(backends._AUTO, "cpu", ("picky", "one", "two", "three", "aten"))
-    settings = plan.Settings((1, 1), ((0, 0), (0, 0)), (1, 1), 1)
+    settings = Settings((1, 1), ((0, 0), (0, 0)), (1, 1), 1)
     problem = ConvProblem.of((4, 8, 32, 32), (8, 8, 3, 3))
     chosen = plan.choose(problem, "forward", X.device, settings)
     assert chosen.backend.name == "two" and chosen.tile is large
@@ -208,9 +209,9 @@ def test_a_repeated_call_is_planned_once(monkeypatch):
 )
 def test_a_key_of_another_form_is_refused(key):
     with pytest.raises(ValueError, match="key must be of the form 'stride=1,1 padding=0:0,0:0 "):
-        plan.Settings.decode(key)
+        Settings.decode(key)
 
 
 def test_settings_survive_their_text_form():
-    settings = plan.Settings((2, 1), ((1, 0), (3, 4)), (1, 2), 5, "leaky_relu(0.2)", "numpy")
-    assert plan.Settings.decode(settings.encode()) == settings
+    settings = Settings((2, 1), ((1, 0), (3, 4)), (1, 2), 5, "leaky_relu(0.2)", "numpy")
+    assert Settings.decode(settings.encode()) == settings

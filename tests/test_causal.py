@@ -66,7 +66,7 @@ def test_agrees_with_the_oracle(
     exact = reference.forward(
         problem, as_numpy(whole), as_numpy(given["weight"].unsqueeze(1)), as_numpy(given["bias"]), None,
         Activation("silu" if activation else "none"),
-        reference.np.longdouble if dtype is torch.float64 else reference.np.float64,
+        reference.precision_for(dtype),
     )  # fmt: skip
     assert_close_to_oracle(y, exact, str(lane))
     assert y.stride() == given["x"].stride()

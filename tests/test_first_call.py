@@ -16,10 +16,10 @@ from gpuconv.backends.base import Tile
 from gpuconv.backends.numpy import NumpyBackend
 from gpuconv.bench import tune
 from gpuconv.gpu import KNOWN
-from gpuconv.plan import Settings
 from gpuconv.predict import ranked
 from gpuconv.problem import DIRECTIONS, ConvProblem
 from gpuconv.reference import IDENTITY
+from gpuconv.settings import Settings
 
 triton = pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import gpuconv
 from gpuconv import functional, ops
 from gpuconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
+from gpuconv.settings import Settings
 
 CALLS = {
     "plain": {},
@@ -420,7 +421,7 @@ def test_bad_input_raises_before_the_backend_runs(monkeypatch) -> None:
 
 
 def test_ops_called_by_hand_check_their_tensors_too() -> None:
-    key = gpuconv.plan.Settings((1, 1), ((0, 0), (0, 0)), (1, 1), 1, "none", "numpy").encode()
+    key = Settings((1, 1), ((0, 0), (0, 0)), (1, 1), 1, "none", "numpy").encode()
     gy = torch.randn(2, 6, 6, 6)
     with pytest.raises(RuntimeError, match=r"expected grad_output of size \[2, 6, 6, 6\], but got .*\[2, 6, 6, 5\]"):
         ops.grad_input(gy[..., :5], W, X.shape, key)

@@ -7,9 +7,9 @@ import torch
 
 import gpuconv
 from gpuconv import backends, ops, reference
-from gpuconv.plan import Settings
 from gpuconv.problem import ConvProblem
 from gpuconv.reference import as_numpy, assert_close_to_oracle
+from gpuconv.settings import Settings
 
 PROBLEM = ConvProblem.of((4, 32, 14, 13), (24, 32, 3, 3), padding=1, dtype=torch.float16)
 DTYPES = (torch.float16, torch.float32)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import gpuconv
 from gpuconv import ops
-from gpuconv.plan import Settings
+from gpuconv.settings import Settings
 
 OURS = [lane for lane in LANES if lane.backend != "aten"]  # `aten` has no ops of ours in its way
 each_of_ours = pytest.mark.parametrize("lane", OURS, ids=str)

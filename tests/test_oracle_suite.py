@@ -1,15 +1,14 @@
 """Every backend, direction and dtype agrees with the oracle within its bound, on odd problems, in every layout."""
 
-import numpy as np
 import pytest
 import torch
 from lanes import INTERPRETING, Lane, each_lane_and_gpu
 
 from gpuconv import ops, reference
 from gpuconv.bench.problems import CURATED, LAYOUTS, random_problem, tensors
-from gpuconv.plan import Settings
 from gpuconv.problem import ConvProblem, memory_format_of
 from gpuconv.reference import Activation, as_numpy, assert_close_to_oracle
+from gpuconv.settings import Settings
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
@@ -23,11 +22,6 @@ def key_of(problem: ConvProblem, lane: Lane, activation: str = "none") -> str:
     return Settings(
         problem.stride, problem.padding, problem.dilation, problem.groups, activation, lane.backend
     ).encode()
-
-
-def precision_of(dtype: torch.dtype) -> type:
-    """What the oracle computes in: more than the subject does."""
-    return np.longdouble if dtype is torch.float64 else np.float64
 
 
 def hold(lane: Lane, got: torch.Tensor, exact: reference.Exact, context: str, direction: str) -> None:
@@ -44,7 +38,7 @@ def hold(lane: Lane, got: torch.Tensor, exact: reference.Exact, context: str, di
 def check(lane: Lane, problem: ConvProblem, name: str, dtype: torch.dtype, layout: str, directions: str) -> None:
     t = tensors(problem, name, dtype, lane.device, layout)
     n = {key: as_numpy(value) for key, value in t.items()}
-    key, exactly = key_of(problem, lane), precision_of(dtype)
+    key, exactly = key_of(problem, lane), reference.precision_for(dtype)
     context = f"{lane} {layout} seed of {name!r}: {problem}"
     results = {}
     if "y" in directions:

@@ -13,7 +13,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 import gpuconv
 from gpuconv import functional
 from gpuconv.act_backward import act_backward
-from gpuconv.plan import Settings
+from gpuconv.settings import Settings
 
 OURS = [lane for lane in LANES if lane.backend != "aten"]
 Function = Callable[[torch.Tensor], torch.Tensor]

@@ -13,8 +13,8 @@ import gpuconv
 from gpuconv import backends, plan, tuned
 from gpuconv.backends.base import Tile
 from gpuconv.backends.numpy import NumpyBackend
-from gpuconv.plan import Settings
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
+from gpuconv.settings import Settings
 from gpuconv.tuned import Measured
 
 PROBLEM = ConvProblem.of((2, 3, 9, 8), (5, 3, 3, 3), padding=1)

@@ -22,14 +22,13 @@ from gpuconv import gpu as gpus, plan
 from gpuconv.backends import cuda_launch
 from gpuconv.emulator.build import why_not
 from gpuconv.emulator.errors import EmulatorUnavailable
+from gpuconv.emulator.runs import Runs
 from gpuconv.gpu import Gpu, named
 
 if TYPE_CHECKING:
     from gpuconv.backends.triton_launch import Launch as TritonLaunch
-    from gpuconv.emulator.counters import Counters
     from gpuconv.emulator.machine import Program
 
-SCHEDULES = ("early", "late", "random")
 VARIABLE = "GPUCONV_EMULATE"
 
 
@@ -48,21 +47,15 @@ class _Compiled(NamedTuple):
     alignment: int = 1  # of that
 
 
-class VirtualGpu:
+class VirtualGpu(Runs):
     """A GPU that is emulated: what it has run, and what those runs counted."""
 
     def __init__(
         self, gpu: Gpu, schedule: str = "early", seed: int = 0, checks: bool = True, keeps: bool = True
     ) -> None:
         """schedule, seed, checks: see `on`. keeps: the counters of every launch, for `counters`."""
-        if schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, but got {schedule!r}")
+        super().__init__(schedule, seed, checks, keeps)
         self._gpu = gpu
-        self._how: dict[str, Any] = {"schedule": schedule, "seed": seed, "checks": checks}
-        self._keeps = keeps
-        self._one_at_a_time = threading.Lock()
-        self._launches: list[str] = []
-        self._counters: list[Counters] = []
         self.triton = _TritonRuntime(self)
         self.cuda = _CudaRuntime(self)
 
@@ -71,22 +64,9 @@ class VirtualGpu:
         """Which GPU it is. Raises EmulatorUnavailable for one that is asked for and cannot be emulated here."""
         return self._gpu
 
-    @property
-    def launches(self) -> list[str]:
-        """The names of the kernels that were launched, in order."""
-        return [*self._launches]
-
-    def counters(self) -> "list[Counters]":
-        """What each launch counted, in order."""
-        return [*self._counters]
-
     def run(self, compiled: _Compiled, blocks: int, arguments: list[Any]) -> None:
         """Run a kernel. Raises EmulationError for what is wrong with it."""
-        with self._one_at_a_time:
-            counted = compiled.program.run(blocks, compiled.threads, compiled.shared, arguments, **self._how)
-            if self._keeps:
-                self._launches.append(compiled.program.name)
-                self._counters.append(counted)
+        self.execute(compiled.program, blocks, compiled.threads, compiled.shared, arguments)
 
 
 class _AskedFor(VirtualGpu):
@@ -211,16 +191,18 @@ class _TritonRuntime:
 
     def launch(self, launch: "TritonLaunch", device: torch.device, tensors: tuple[torch.Tensor | None, ...]) -> None:
         # What Triton compiles for, beside the launch: which pointers are multiples of 16 bytes.
-        aligned = tuple(t is None or t.data_ptr() % 16 == 0 for t in tensors)
+        whole = tuple(t is None or t.data_ptr() % 16 == 0 for t in tensors)
         with self._one_at_a_time:
             known = self._compiled.setdefault(launch, {})
-            compiled = known.get(aligned)
+            compiled = known.get(whole)
             if compiled is None:
-                compiled = known[aligned] = _triton(launch, tensors, self._gpu.gpu)
+                compiled = known[whole] = _triton(launch, tensors, self._gpu.gpu)
+        from gpuconv.emulator.machine import aligned
+
         arguments = (*tensors, *launch.rest)
         given: list[Any] = [arguments[i] for i in compiled.given]
         if compiled.scratch:
-            given.append(_scratch(compiled.scratch * launch.programs, compiled.alignment))
+            given.append(aligned(compiled.scratch * launch.programs, compiled.alignment))
         given += [None] * (len(compiled.program.parameters) - len(given))  # what a profiler would write to
         self._gpu.run(compiled, launch.programs, given)
 
@@ -246,9 +228,3 @@ def _triton(launch: "TritonLaunch", tensors: tuple[torch.Tensor | None, ...], gp
     return _Compiled(
         program, threads, metadata.shared, given, metadata.global_scratch_size, metadata.global_scratch_align
     )
-
-
-def _scratch(size: int, alignment: int) -> torch.Tensor:
-    memory = torch.empty(size + alignment, dtype=torch.uint8)
-    begin = -memory.data_ptr() % alignment
-    return memory[begin : begin + size]

@@ -24,10 +24,10 @@ from gpuconv.emulator.decode import decode
 from gpuconv.emulator.decoding import RANGE_SHIFT
 from gpuconv.emulator.errors import EmulationError, UnknownInstruction
 from gpuconv.emulator.ptx import Parameter, parse
+from gpuconv.emulator.runs import SCHEDULES, check_schedule
 from gpuconv.emulator.tensor_map import ELEMENT_TYPES, MAGIC, TensorMap
 
 _NO_MEMORY = 2  # what the core answers
-SCHEDULES = ("early", "late", "random")
 # In the order of `Kind` in core/machine.h.
 _KINDS = (
     "bounds", "alignment", "uninitialised", "race", "barrier", "deadlock", "copy engine", "wgmma", "unknown instruction",
@@ -79,7 +79,7 @@ class Program:
         self.shared = code.shared
         self._names = tuple(entry.parameters)
         self._dynamic = code.dynamic
-        self._globals = [_aligned(data or b"\0") for data in code.globals]
+        self._globals = [_of_module(data or b"\0") for data in code.globals]
         self._statements = code.statements
         self._bytes = max([0, *(p.offset + p.size for p in self.parameters)])
         numbers = [library.emulator_operation(operation.encode()) for operation in code.operations]
@@ -145,8 +145,7 @@ class Program:
             raise ValueError(f"cluster must have 1 block at least, but got {cluster}")
         if any(g % c for g, c in zip(dims["grid"], dims["cluster"], strict=True)):
             raise ValueError(f"grid must be a multiple of cluster, but got {grid} and {cluster}")
-        if schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, but got {schedule!r}")
+        check_schedule(schedule)
         if not 0 <= shared <= _MOST_SHARED - self._dynamic:
             raise ValueError(f"shared must be 0 to {_MOST_SHARED - self._dynamic} bytes, but got {shared}")
         memory = _Memory(self._globals, buffers)
@@ -224,6 +223,13 @@ def extent(tensor: torch.Tensor) -> int:
         return 0
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return (1 + last) * tensor.element_size()
+
+
+def aligned(size: int, alignment: int, fill: int = 0xA5) -> np.ndarray:
+    """Memory of `size` bytes, all `fill`, that begins at a multiple of `alignment`."""
+    memory = np.full(size + alignment, fill, np.uint8)
+    first = -memory.ctypes.data % alignment
+    return memory[first : first + size]
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
@@ -335,12 +341,11 @@ def _dim(name: str, value: Dim) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _aligned(data: bytes) -> np.ndarray:
+def _of_module(data: bytes) -> np.ndarray:
     """Memory that holds the data, where a range's virtual address has no lowest bits: decoded code has it as constant."""
-    memory = np.zeros(len(data) + 256, np.uint8)
-    first = -memory.ctypes.data % 256
-    memory[first : first + len(data)] = np.frombuffer(data, np.uint8)
-    return memory[first : first + len(data)]
+    memory = aligned(len(data), 256)
+    memory[:] = np.frombuffer(data, np.uint8)
+    return memory
 
 
 # ---- the core --------------------------------------------------------------------------------------------------------

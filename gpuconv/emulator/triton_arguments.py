@@ -90,15 +90,8 @@ def add_scratch(arguments: Arguments, metadata: Any, blocks: int) -> None:
     """The two last parameters of Triton's kernels: memory in which blocks make descriptors, and the profiler's."""
     for kind, fill in ("global", 0xA5), ("profile", 0):  # nothing is promised of the former
         size, alignment = getattr(metadata, f"{kind}_scratch_size"), getattr(metadata, f"{kind}_scratch_align")
-        arguments.add(f"{kind} scratch memory", _aligned(blocks * size, alignment, fill))
-
-
-def _aligned(size: int, alignment: int, fill: int) -> torch.Tensor | None:
-    if not size:
-        return None
-    memory = torch.full((size + alignment,), fill, dtype=torch.uint8)
-    first = -memory.data_ptr() % alignment
-    return memory[first : first + size]
+        memory = machine.aligned(blocks * size, alignment, fill) if size else None
+        arguments.add(f"{kind} scratch memory", memory)
 
 
 def _tensor(name: str, value: Any) -> torch.Tensor:

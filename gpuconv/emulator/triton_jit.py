@@ -28,6 +28,7 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 from gpuconv import inspect
 from gpuconv.emulator import machine, triton_arguments
+from gpuconv.emulator.runs import Runs
 from gpuconv.gpu import Gpu, named
 
 if TYPE_CHECKING:
@@ -37,24 +38,18 @@ _entered = threading.RLock()  # Triton has one active driver in a process
 _REGISTERS, _THREADS = 65536, 1024  # of one block, on every GPU that Triton compiles for
 
 
-class TritonGpu:
+class TritonGpu(Runs):
     """A virtual GPU that Triton's kernels run on; `triton_gpu` makes one. What ran on it stays readable afterwards."""
 
     def __init__(self, gpu: Gpu, schedule: str, seed: int, checks: bool) -> None:
-        self.gpu, self.schedule, self.seed, self.checks = gpu, schedule, seed, checks
-        self._ran: list[tuple[Any, Counters]] = []  # the JIT function (None: compiled from IR) of each launch
-        self._running = threading.Lock()
+        super().__init__(schedule, seed, checks)
+        self.gpu = gpu
         self._before: list[tuple[Any, Any]] = []  # what was active, for each time it was entered
-
-    @property
-    def launches(self) -> list[str]:
-        """The kernels that were launched, in order."""
-        return [counters.kernel for _, counters in self._ran]
 
     def counters(self, kernel: Any = None) -> list["Counters"]:
         """What each launch counted, in order; with `kernel`, a name or a kernel itself, of its launches only."""
         if kernel is None or isinstance(kernel, str):
-            return [counters for _, counters in self._ran if kernel in (None, counters.kernel)]
+            return [counters for counters in super().counters() if kernel in (None, counters.kernel)]
         kernel = _function(kernel)
         return [counters for function, counters in self._ran if function is kernel]
 
@@ -72,12 +67,6 @@ class TritonGpu:
         triton.runtime.driver.set_active(driver)
         _entered.release()
 
-    def run(self, function: Any, program: machine.Program, grid: tuple[int, int, int], **launch: Any) -> None:
-        """Run a compiled kernel and keep what it counted."""
-        with self._running:
-            counters = program.run(grid, schedule=self.schedule, seed=self.seed, checks=self.checks, **launch)
-            self._ran.append((function, counters))
-
 
 def triton_gpu(gpu: str, *, schedule: str = "early", seed: int = 0, checks: bool = True) -> TritonGpu:
     """A context in which Triton's kernels run on a virtual GPU ("h100", "a100", "sm_90", …), on CPU tensors.
@@ -93,8 +82,6 @@ def triton_gpu(gpu: str, *, schedule: str = "early", seed: int = 0, checks: bool
     what the emulator finds (`gpuconv.emulator.EmulationError`), and ValueError or TypeError for arguments that a launch
     cannot have.
     """
-    if schedule not in machine.SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(machine.SCHEDULES)}, but got {schedule!r}")
     return TritonGpu(named(gpu), schedule, seed, checks)
 
 
@@ -188,8 +175,8 @@ class _Launcher:
             enter(launch_metadata)
         if programs := math.prod(grid):
             triton_arguments.add_scratch(arguments, self.metadata, programs * ctas)
-            driver.emulated.run(
-                self.function, self.program, (grid[0] * ctas, *grid[1:]), block=(32 * self.metadata.num_warps, 1, 1),
+            driver.emulated.execute(
+                self.program, (grid[0] * ctas, *grid[1:]), of=self.function, block=(32 * self.metadata.num_warps, 1, 1),
                 shared=self.metadata.shared, cluster=(ctas, 1, 1), **vars(arguments),
             )  # fmt: skip
         if leave is not None:

@@ -20,8 +20,8 @@ from gpuconv.bench import check, isolated, selftest, suites
 from gpuconv.bench.problems import CURATED, OF_FAMILIES
 from gpuconv.distrust import Kernels
 from gpuconv.gpu import INTERPRETER, KNOWN
-from gpuconv.plan import Settings
 from gpuconv.problem import DIRECTIONS, ConvProblem
+from gpuconv.settings import Settings
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 SUPPORT = Path(planted.__file__).parent

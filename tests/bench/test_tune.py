@@ -11,6 +11,7 @@ from gpuconv import backends, cli, plan, tuned
 from gpuconv.backends.numpy import NumpyBackend
 from gpuconv.bench import suites, tune
 from gpuconv.problem import DIRECTIONS
+from gpuconv.settings import Settings
 
 CPU = torch.device("cpu")
 
@@ -61,7 +62,7 @@ def test_a_model_s_problems_are_recorded_and_then_taken(cache: Path) -> None:
     with plan.listening() as heard, gpuconv.use_backend("fastest"):
         net(x)
     for one in heard:
-        settings = plan.Settings(one.problem.stride, one.problem.padding, one.problem.dilation, 1, backend="fastest")
+        settings = Settings(one.problem.stride, one.problem.padding, one.problem.dilation, 1, backend="fastest")
         best = next(d.best for d in done if d.asked.problem == one.problem and d.asked.direction == one.direction)
         assert plan.choose(*one[:3], settings, one.operands).backend.name == best
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from ptx import SCHEDULES, fault, run
+from ptx import fault, run
+from schedules import SCHEDULES
 
 OUT = "mul.wide.u32 %l9, %thread, 4; add.u64 %l9, %l9, %x0; st.global.u32 [%l9], %r9;"
 SLOT = "shl.b32 %r0, %thread, 2; add.u32 %r0, %r0, %at;"  # this thread's word of shared memory

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from ptx import SCHEDULES, aligned, fault, run
+from ptx import aligned, fault, run
+from schedules import SCHEDULES
 
 from gpuconv.emulator import TensorMap
 

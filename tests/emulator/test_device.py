@@ -25,10 +25,10 @@ from gpuconv.emulator import device as emulator
 from gpuconv.emulator.machine import EmulationError
 from gpuconv.functional import conv2d_act
 from gpuconv.gpu import INTERPRETER, KNOWN, Gpu
-from gpuconv.plan import Settings
 from gpuconv.predict import ranked
 from gpuconv.problem import ConvProblem
 from gpuconv.reference import IDENTITY, Activation, as_numpy, assert_close_to_oracle
+from gpuconv.settings import Settings
 
 CPU = torch.device("cpu")
 LAST = torch.channels_last

@@ -7,7 +7,8 @@ import re
 
 import numpy as np
 import pytest
-from ptx import SCHEDULES, fault, run
+from ptx import fault, run
+from schedules import SCHEDULES
 
 # %r0: this thread's word; %r1: that of the same lane of the other warp of a pair.
 WORDS = """shl.b32 %r0, %thread, 2; add.u32 %r0, %r0, %at; xor.b32 %r1, %r0, 128; mov.u32 %r9, 0;

@@ -21,8 +21,9 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
 
 import sweep
-from emulated import SCHEDULES, complaint, lane_of
+from emulated import complaint, lane_of
 from lanes import INTERPRETING
+from schedules import SCHEDULES
 
 from gpuconv.bench.selftest import NUMBERS
 from gpuconv.problem import DIRECTIONS, Direction

@@ -13,13 +13,13 @@ import gluon_matmul
 import pytest
 import torch
 import tutorials
+from schedules import SCHEDULES
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from gpuconv.emulator import EmulationError, triton_gpu, why_not
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no GPU can be emulated: {why_not()}")
 
-SCHEDULES = (("early", 0), ("late", 0), ("random", 1), ("random", 2))
 EVERY = pytest.mark.parametrize("gpu", ["h100", "a100"])
 MOSTLY_H100 = pytest.mark.parametrize("gpu", ["h100", pytest.param("a100", marks=pytest.mark.full)])
 

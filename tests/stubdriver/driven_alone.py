@@ -15,7 +15,6 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 
 import executor
-import numpy as np
 import sparse
 import stubdriver
 import torch
@@ -28,6 +27,7 @@ from gpuconv.backends import triton as backend, triton_act
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.elementwise import Elementwise
 from gpuconv.backends.triton_launch import Launch
+from gpuconv.bench.check import OPERANDS
 from gpuconv.bench.problems import tensors as random_tensors
 from gpuconv.gpu import KNOWN, Gpu
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
@@ -55,11 +55,6 @@ CASES = {
     ("planes", "A100"): [ConvProblem.of((1, 1, 4, 4, 4), (1, 1, 1, 1, 1), dtype=F32)],
     ("stem", "A100"): [ConvProblem.of((4, 3, 32, 32), (64, 3, 7, 7), stride=2, dtype=F16, **IMAGE)],
     ("taps", "A100"): [ConvProblem.of((4, 32, 16, 16), (32, 1, 3, 3), padding=1, groups=32, dtype=F16)],
-}
-NAMES = {
-    "forward": ("input", "weight"),
-    "grad_input": ("grad_output", "weight"),
-    "grad_weight": ("grad_output", "input"),
 }
 LAYOUT_NAMES = {LAST: "channels_last", FIRST: "contiguous"}
 RELU = Activation("relu")
@@ -135,22 +130,17 @@ def runs(gpu: Gpu, family: str, problem: ConvProblem) -> Iterator[tuple[str, Cal
             name: sparse.empty_strided(t[name].shape, APART, BF16).copy_(t[name]) for name in ("input", "grad_output")
         }
     n = {name: as_numpy(value) for name, value in t.items()}
-    exactly = np.longdouble if problem.dtype is F64 else np.float64
     for direction in DIRECTIONS:
-        first, second = (t[name] for name in NAMES[direction])
+        first, second = (t[name] for name in OPERANDS[direction])
         tf32 = problem.dtype is F32 and problem.groups == 1
         operands = Operands((first.stride(), second.stride()), bias=direction == "forward", tf32=tf32)
-        if direction == "forward":
-            exact = [reference.forward(problem, n["input"], n["weight"], n["bias"], activation=RELU, dtype=exactly)]
-        else:
-            exact = [getattr(reference, direction)(problem, *(n[name] for name in NAMES[direction]), exactly)]
-        if direction == "grad_weight":
-            exact.append(reference.grad_bias(problem, n["grad_output"], exactly))
+        arrays = (n[name] for name in OPERANDS[direction])
+        exact = reference.results(problem, direction, *arrays, n["bias"], activation=RELU)
         for tile in tiles_of(gpu, family, problem, direction, operands):
 
             def run(
                 call: Call, tile: Tile = tile, direction: Direction = direction, operands: Operands = operands,
-                exact: list[reference.Exact] = exact, tf32: bool = tf32,
+                exact: tuple[reference.Exact, ...] = exact, tf32: bool = tf32,
             ) -> list[Judged]:  # fmt: skip
                 if direction == "forward":
                     bound = backend._bind_forward(problem, RELU, operands, tile, call)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import executor
-import numpy as np
 import on_host
 import stubdriver
 import torch
@@ -27,6 +26,7 @@ from gpuconv.backends.cuda_act import launches as act_launches
 from gpuconv.backends.cuda_cupy import CupyRuntime
 from gpuconv.backends.cuda_launch import Instance, Launch
 from gpuconv.backends.elementwise import Elementwise
+from gpuconv.bench.check import OPERANDS
 from gpuconv.bench.problems import tensors as random_tensors
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
@@ -105,19 +105,11 @@ def judged(problem: ConvProblem, direction: Direction, run: Callable[..., Any]) 
     layout = "channels_last" if problem.memory_format is LAST else "contiguous"
     t = random_tensors(problem, "cupy", problem.dtype, layout=layout)
     n, on = {name: as_numpy(value) for name, value in t.items()}, {name: value.cuda() for name, value in t.items()}
-    exactly = np.longdouble if problem.dtype is torch.float64 else np.float64
-    if direction == "forward":
-        results = [run(on["input"], on["weight"], on["bias"], None)]
-        exact = [reference.forward(problem, n["input"], n["weight"], n["bias"], dtype=exactly)]
-    elif direction == "grad_input":
-        results = [run(on["grad_output"], on["weight"])]
-        exact = [reference.grad_input(problem, n["grad_output"], n["weight"], exactly)]
-    else:
-        results = run(on["grad_output"], on["input"], True)
-        exact = [
-            reference.grad_weight(problem, n["grad_output"], n["input"], exactly),
-            reference.grad_bias(problem, n["grad_output"], exactly),
-        ]
+    first, second = OPERANDS[direction]
+    rest = {"forward": (on["bias"], None), "grad_input": (), "grad_weight": (True,)}[direction]
+    results = run(on[first], on[second], *rest)
+    exact = reference.results(problem, direction, n[first], n[second], n["bias"])
+    results = results if isinstance(results, tuple) else (results,)
     return max(worst_violation(got, wanted)[0] for got, wanted in zip(results, exact, strict=True))
 
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import executor
-import numpy as np
 import on_host
 import refused
 import stubdriver
@@ -129,7 +128,7 @@ def a_step_computes(dtype: torch.dtype, memory_format: torch.memory_format, devi
     with executor.Executor() as gpu, launched(index, at_least=6) as first:
         model(x.requires_grad_()).backward(gy)
     assert [one.kernel for one in gpu.counters] == [launch.name for launch in first]
-    exactly, tf32 = np.longdouble if dtype is torch.float64 else np.float64, dtype is torch.float32
+    exactly, tf32 = reference.precision_for(dtype), dtype is torch.float32
     for name in ("a", "b"):
         layer = getattr(model, name)
         shapes = given[name].shape, layer.weight.shape

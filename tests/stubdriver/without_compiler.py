@@ -18,9 +18,10 @@ import triton
 from gpuconv import doctor, plan
 from gpuconv.backends import BackendUnavailable
 from gpuconv.problem import ConvProblem
+from gpuconv.settings import Settings
 
 problem = ConvProblem.of((4, 8, 12, 12), (16, 8, 3, 3), padding=1, dtype=torch.float16)
-settings = plan.Settings(problem.stride, problem.padding, problem.dilation, 1)
+settings = Settings(problem.stride, problem.padding, problem.dilation, 1)
 chosen = plan.choose(problem, "forward", torch.device("cuda", 0), settings)
 try:
     plan.choose(problem, "forward", torch.device("cuda", 0), settings._replace(backend="triton"))

@@ -1,25 +1,15 @@
 """Runs a case of the sweep on the emulator, under every schedule."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from lanes import Lane
+from schedules import SCHEDULES, Schedule
 from sweep import Case
 
-from gpuconv import backends, reference
+from gpuconv import backends
 from gpuconv.bench import check
 from gpuconv.bench.problems import tensors
 from gpuconv.reference import Activation, as_numpy
-
-
-class Schedule(NamedTuple):
-    """When asynchronous work is done, and in which order warps and blocks run."""
-
-    name: str
-    seed: int = 0
-
-
-SCHEDULES = (Schedule("early"), Schedule("late"), Schedule("random", 1), Schedule("random", 2))
 
 
 def lane_of(backend: str, gpu: str) -> Lane:
@@ -32,7 +22,9 @@ def complaint(case: Case, schedules: tuple[Schedule, ...] = SCHEDULES) -> str | 
     within the bound, every output written and nothing else, inputs untouched, the same bits, no check that fires."""
     problem, operands, epilogue = case.problem, case.operands, case.epilogue
     given = tensors(problem, case.name, problem.dtype, "cpu", case.layout)
-    exact = _exact(case, {name: as_numpy(t) for name, t in given.items()})
+    n = {name: as_numpy(t) for name, t in given.items()}
+    added = n["bias"] if epilogue.bias else None, n["residual"] if epilogue.residual else None
+    exact = check.named_results(problem, case.direction, n, *added, Activation.parse(epilogue.activation))
     t = {name: check.surrounded(tensor) for name, tensor in given.items()}
     activation, device = Activation.parse(epilogue.activation), t["input"].device
     a, b = (t[name] for name in check.OPERANDS[case.direction])
@@ -54,14 +46,3 @@ def complaint(case: Case, schedules: tuple[Schedule, ...] = SCHEDULES) -> str | 
     except RuntimeError as error:
         return f"{case}, {now}: {type(error).__name__}: {error}"
     return f"{case}: {found.check}: {found.message}" if found.check else None
-
-
-def _exact(case: Case, n: dict[str, Any]) -> dict[str, reference.Exact]:
-    """What a case gives, from its tensors as arrays."""
-    p = case.problem
-    if case.direction != "forward":
-        return check.exact_of(case, n)
-    e, precision = case.epilogue, np.longdouble if case.dtype.itemsize == 8 else np.float64
-    extra = n["bias"] if e.bias else None, n["residual"] if e.residual else None
-    act = Activation.parse(e.activation)
-    return {"result": reference.forward(p, n["input"], n["weight"], *extra, act, precision)}

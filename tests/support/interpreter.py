@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -67,7 +66,7 @@ def check(
     x, w, b, residual, gy = given.values()
     n = {key: as_numpy(t) for key, t in given.items()}
     act = Activation.parse(activation)
-    exactly = np.longdouble if problem.dtype is torch.float64 else np.float64
+    exactly = reference.precision_for(problem.dtype)
     bind, cpu, context = backend.TritonBackend().bind, torch.device("cpu"), f"{layout} {tile}: {problem}"
 
     def operands(first: torch.Tensor, second: torch.Tensor, **more: object) -> plan.Operands:

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from schedules import SCHEDULES
 
 from gpuconv import backends, plan, reference
 from gpuconv.backends import cuda
 from gpuconv.backends.base import Tile
 from gpuconv.backends.cuda_launch import Instance
+from gpuconv.bench.check import OPERANDS
 from gpuconv.bench.problems import tensors
 from gpuconv.emulator import EmulationError, load
 from gpuconv.emulator.device import VirtualGpu
@@ -22,8 +24,6 @@ from gpuconv.emulator.ptx import parse
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.reference import IDENTITY, as_numpy
-
-SCHEDULES = (("early", 0), ("late", 0), ("random", 1), ("random", 2))
 
 
 class _Planted(VirtualGpu):
@@ -79,12 +79,8 @@ class Kernel:
             "grad_input": lambda: (run(gy, w),),
             "grad_weight": lambda: run(gy, x, True),
         }[direction]
-        x_, w_, gy_, b_ = map(as_numpy, (x, w, gy, b))
-        self._exact = {
-            "forward": lambda: (reference.forward(problem, x_, w_, b_),),
-            "grad_input": lambda: (reference.grad_input(problem, gy_, w_),),
-            "grad_weight": lambda: (reference.grad_weight(problem, gy_, x_), reference.grad_bias(problem, gy_)),
-        }[direction]()
+        exact = (as_numpy(given[each]) for each in (*OPERANDS[direction], "bias"))
+        self._exact = reference.results(problem, direction, *exact)
 
     @functools.cached_property
     def text(self) -> str:

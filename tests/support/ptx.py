@@ -8,6 +8,7 @@ from math import inf, ldexp
 
 import numpy as np
 import pytest
+from schedules import SCHEDULES
 
 from gpuconv.emulator import EmulationError, run_ptx
 
@@ -16,7 +17,6 @@ TYPES = {
     "u32": np.dtype(np.uint32), "s32": np.dtype(np.int32), "u64": np.dtype(np.uint64), "s64": np.dtype(np.int64),
     "f16": np.dtype(np.float16), "f32": np.dtype(np.float32), "f64": np.dtype(np.float64),
 }  # fmt: skip
-SCHEDULES = [("early", 0), ("late", 0), ("random", 1), ("random", 2)]
 
 # Registers that every body may use, and values that are read at its start where it names them.
 REGISTERS = """.reg .pred %p<32>; .reg .b16 %h<64>; .reg .b32 %r<288>; .reg .b64 %l<64>; .reg .b64 %x<8>;

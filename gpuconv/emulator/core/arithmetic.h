@@ -38,18 +38,22 @@ template <class Op> void raw_ternary(Machine&, Warp& w, const Instruction& i, u3
     u64 *d = w.reg(i[0]), *a = w.reg(i[1]), *b = w.reg(i[2]), *c = w.reg(i[3]);
     each_lane(mask, [&](int l) { d[l] = Op::of(a[l], b[l], c[l], i); });
 }
-// Two 16-bit (or 32-bit) numbers in one register.
-template <class Op, class A> void pairs(Machine&, Warp& w, const Instruction& i, u32 mask) {
+// Two 16-bit (or 32-bit) numbers in one register, of each of N operands.
+template <class Op, int N, class A> void pairs(Machine&, Warp& w, const Instruction& i, u32 mask) {
     constexpr int bits = 8 * sizeof(A);
-    const int n = i.sources;
-    u64* d = w.reg(i[0]);
-    u64 *a = w.reg(i[1]), *b = n > 1 ? w.reg(i[2]) : a, *c = n > 2 ? w.reg(i[3]) : a;
+    u64 *d = w.reg(i[0]), *a = w.reg(i[1]), *b = w.reg(i[N > 1 ? 2 : 1]), *c = w.reg(i[N > 2 ? 3 : 1]);
     each_lane(mask, [&](int l) {
         u64 result = 0;
-        for (int half = 0; half < 2; half++) {
-            const A x = from_bits<A>(a[l] >> bits * half), y = from_bits<A>(b[l] >> bits * half),
-                    z = from_bits<A>(c[l] >> bits * half);
-            result |= to_bits(Op::template on<A>(x, y, z, i)) << bits * half;
+        for (int shift = 0; shift < 2 * bits; shift += bits) {
+            const A x = from_bits<A>(a[l] >> shift), y = from_bits<A>(b[l] >> shift), z = from_bits<A>(c[l] >> shift);
+            A one;
+            if constexpr (N == 1)
+                one = Op::template of<A>(x, i);
+            else if constexpr (N == 2)
+                one = Op::template of<A>(x, y, i);
+            else
+                one = Op::template of<A>(x, y, z, i);
+            result |= to_bits(one) << shift;
         }
         d[l] = result;
     });
@@ -58,46 +62,25 @@ template <class Op, class A> void pairs(Machine&, Warp& w, const Instruction& i,
 // ---- operations ------------------------------------------------------------------------------------------------------
 // i.modifier[0]: rounding; [1]: .sat; [2]: .NaN or .relu; [3]: .ftz
 
-template <class A> constexpr bool floating =
-    std::is_floating_point<A>::value || std::is_same<A, Half>::value || std::is_same<A, BFloat>::value;
-template <class A> struct Wider {
-    using type = A;
-};
-template <> struct Wider<s8> {
-    using type = s16;
-};
-template <> struct Wider<u8> {
-    using type = u16;
-};
-template <> struct Wider<s16> {
-    using type = s32;
-};
-template <> struct Wider<u16> {
-    using type = u32;
-};
-template <> struct Wider<s32> {
-    using type = s64;
-};
-template <> struct Wider<u32> {
-    using type = u64;
-};
-template <> struct Wider<s64> {
-    using type = s128;
-};
-template <> struct Wider<u64> {
-    using type = u128;
-};
-template <class A> using wider = typename Wider<A>::type;
+template <class A> constexpr bool floating = std::is_floating_point<A>::value || small<A>;
+// An integer of twice the bits.
+template <class A, class Of8, class Of16, class Of32, class Of64> using by_size = std::conditional_t<sizeof(A) == 1,
+    Of8, std::conditional_t<sizeof(A) == 2, Of16, std::conditional_t<sizeof(A) == 4, Of32, Of64>>>;
+template <class A> using wider =
+    std::conditional_t<std::is_signed<A>::value, by_size<A, s16, s32, s64, s128>, by_size<A, u16, u32, u64, u128>>;
+// The nearest that A has to a number.
+template <class A> inline A saturated(s128 x) {
+    constexpr A least = std::numeric_limits<A>::min(), most = std::numeric_limits<A>::max();
+    return x<(s128)least ? least : x>(s128) most ? most : (A)x;
+}
 
 inline float flushed(float f) { return std::fpclassify(f) == FP_SUBNORMAL ? std::copysign(0.0f, f) : f; }
 // .ftz: a subnormal number is the zero of its sign.
 template <class A> inline A flushed_if(A a, bool flush) {
     if constexpr (std::is_same<A, float>::value)
         return flush ? flushed(a) : a;
-    else if constexpr (std::is_same<A, Half>::value)
-        return flush && !(a.bits & 0x7c00) ? from_bits<A>(a.bits & 0x8000) : a;
-    else if constexpr (std::is_same<A, BFloat>::value)
-        return flush && !(a.bits & 0x7f80) ? from_bits<A>(a.bits & 0x8000) : a;
+    else if constexpr (small<A>)
+        return flush && a.subnormal() ? from_bits<A>(a.bits & 0x8000) : a;
     else
         return a;
 }
@@ -128,7 +111,7 @@ template <class A, class F> inline A small_operation(A a, A b, A c, const Instru
     return result;
 }
 template <class A, class F> inline A any_operation(A a, A b, A c, const Instruction& i, F f) {
-    if constexpr (std::is_same<A, Half>::value || std::is_same<A, BFloat>::value)
+    if constexpr (small<A>)
         return small_operation<A>(a, b, c, i, f);
     else
         return float_operation<A>(a, b, c, i, f);
@@ -138,33 +121,17 @@ struct Add {
     template <class A> static A of(A a, A b, const Instruction& i) {
         if constexpr (floating<A>)
             return any_operation<A>(a, b, b, i, [](auto x, auto y, auto) { return x + y; });
-        else {
-            if (i.modifier[1]) {  // .sat
-                const wider<A> sum = (wider<A>)a + (wider<A>)b;
-                return sum > std::numeric_limits<A>::max()   ? std::numeric_limits<A>::max()
-                       : sum < std::numeric_limits<A>::min() ? std::numeric_limits<A>::min()
-                                                             : (A)sum;
-            }
-            return (A)((u64)a + (u64)b);
-        }
+        else
+            return i.modifier[1] ? saturated<A>((s128)a + (s128)b) : (A)((u64)a + (u64)b);
     }
-    template <class A> static A on(A a, A b, A, const Instruction& i) { return of<A>(a, b, i); }
 };
 struct Subtract {
     template <class A> static A of(A a, A b, const Instruction& i) {
         if constexpr (floating<A>)
             return any_operation<A>(a, b, b, i, [](auto x, auto y, auto) { return x - y; });
-        else {
-            if (i.modifier[1]) {
-                const s128 d = (s128)a - (s128)b;
-                return d > (s128)std::numeric_limits<A>::max()   ? std::numeric_limits<A>::max()
-                       : d < (s128)std::numeric_limits<A>::min() ? std::numeric_limits<A>::min()
-                                                                 : (A)d;
-            }
-            return (A)((u64)a - (u64)b);
-        }
+        else
+            return i.modifier[1] ? saturated<A>((s128)a - (s128)b) : (A)((u64)a - (u64)b);
     }
-    template <class A> static A on(A a, A b, A, const Instruction& i) { return of<A>(a, b, i); }
 };
 struct Multiply {  // .lo of integers
     template <class A> static A of(A a, A b, const Instruction& i) {
@@ -173,14 +140,13 @@ struct Multiply {  // .lo of integers
         else
             return (A)((u64)a * (u64)b);
     }
-    template <class A> static A on(A a, A b, A, const Instruction& i) { return of<A>(a, b, i); }
 };
 struct MultiplyAdd {
     template <class A> static A of(A a, A b, A c, const Instruction&) { return (A)((u64)a * (u64)b + (u64)c); }
 };
 struct FusedMultiplyAdd {
     template <class A> static A of(A a, A b, A c, const Instruction& i) {
-        if constexpr (std::is_same<A, Half>::value || std::is_same<A, BFloat>::value)
+        if constexpr (small<A>)
             return small_operation<A>(a, b, c, i, to_odd);
         else
             return float_operation<A>(a, b, c, i, [](auto x, auto y, auto z) { return std::fma(x, y, z); });
@@ -193,7 +159,6 @@ struct FusedMultiplyAdd {
         const double part = sum - product, lost = (product - (sum - part)) + (z - part);
         return lost == 0 || (to_bits(sum) & 1) ? sum : std::nextafter(sum, lost > 0 ? INFINITY : -INFINITY);
     }
-    template <class A> static A on(A a, A b, A c, const Instruction& i) { return of<A>(a, b, c, i); }
 };
 struct MultiplyHigh {
     template <class A> static A of(A a, A b, const Instruction&) {
@@ -203,11 +168,7 @@ struct MultiplyHigh {
 struct MultiplyAddHigh {
     template <class A> static A of(A a, A b, A c, const Instruction& i) {
         const A high = MultiplyHigh::of<A>(a, b, i);
-        if (i.modifier[1]) {  // .sat, of s32
-            const s64 sum = (s64)high + (s64)c;
-            return (A)(sum > INT32_MAX ? INT32_MAX : sum < INT32_MIN ? INT32_MIN : sum);
-        }
-        return (A)((u64)high + (u64)c);
+        return i.modifier[1] ? saturated<A>((s128)high + (s128)c) : (A)((u64)high + (u64)c);
     }
 };
 template <class A> void multiply_wide(Machine&, Warp& w, const Instruction& i, u32 mask) {
@@ -255,7 +216,6 @@ template <bool Max> struct Extreme {
             return (Max ? a > b : a < b) ? a : b;
         }
     }
-    template <class A> static A on(A a, A b, A, const Instruction& i) { return of<A>(a, b, i); }
     struct Nan {
         operator float() const { return from_bits<float>(0x7fffffff); }
         operator double() const { return from_bits<double>(0x7fffffffffffffffull); }
@@ -271,7 +231,6 @@ struct Absolute {
         } else
             return a < 0 ? (A)(0 - (u64)a) : a;
     }
-    template <class A> static A on(A a, A, A, const Instruction& i) { return of<A>(a, i); }
 };
 struct Negate {
     template <class A> static A of(A a, const Instruction& i) {
@@ -280,7 +239,6 @@ struct Negate {
         } else
             return (A)(0 - (u64)a);
     }
-    template <class A> static A on(A a, A, A, const Instruction& i) { return of<A>(a, i); }
 };
 struct CopySign {  // of a to b
     template <class A> static A of(A a, A b, const Instruction&) {
@@ -305,16 +263,15 @@ template <class A> void shift_right(Machine&, Warp& w, const Instruction& i, u32
 // ---- functions -------------------------------------------------------------------------------------------------------
 // Approximations (.approx) are computed in double and rounded: at least as near as the hardware's.
 
-#define FUNCTION(NAME, EXPRESSION)                                                              \
-    struct NAME {                                                                               \
-        template <class A> static A of(A a, const Instruction& i) {                             \
-            const double x = flushed_if(a, i.modifier[3]);                                      \
-            if constexpr (std::is_same<A, Half>::value || std::is_same<A, BFloat>::value)       \
-                return flushed_if(A::nearest(EXPRESSION), i.modifier[3]);                       \
-            else                                                                                \
-                return flushed_if((A)(EXPRESSION), i.modifier[3]);                              \
-        }                                                                                       \
-        template <class A> static A on(A a, A, A, const Instruction& i) { return of<A>(a, i); } \
+#define FUNCTION(NAME, EXPRESSION)                                        \
+    struct NAME {                                                         \
+        template <class A> static A of(A a, const Instruction& i) {       \
+            const double x = flushed_if(a, i.modifier[3]);                \
+            if constexpr (small<A>)                                       \
+                return flushed_if(A::nearest(EXPRESSION), i.modifier[3]); \
+            else                                                          \
+                return flushed_if((A)(EXPRESSION), i.modifier[3]);        \
+        }                                                                 \
     };
 FUNCTION(ReciprocalSquareRoot, 1.0 / std::sqrt(x))
 FUNCTION(PowerOfTwo, std::exp2(x))
@@ -328,13 +285,11 @@ struct Reciprocal {  // these two are rounded once, in any direction
     template <class A> static A of(A a, const Instruction& i) {
         return any_operation<A>(a, a, a, i, [](auto x, auto, auto) { return 1 / x; });
     }
-    template <class A> static A on(A a, A, A, const Instruction& i) { return of<A>(a, i); }
 };
 struct SquareRoot {
     template <class A> static A of(A a, const Instruction& i) {
         return any_operation<A>(a, a, a, i, [](auto x, auto, auto) { return std::sqrt(x); });
     }
-    template <class A> static A on(A a, A, A, const Instruction& i) { return of<A>(a, i); }
 };
 
 struct TestProperty {  // modifier[4]: finite, infinite, number, notanumber, normal, subnormal

@@ -48,8 +48,7 @@ inline void finish_copies(Machine& m, Warp& w, u32 up_to) {
             w.copies[kept++] = c;
     }
     w.copies.resize(kept, Copy{});
-    u32& known = w.clock.known[m.components.cp_async(w.index)];
-    known = std::max(known, up_to);
+    w.clock.learn(m.components.cp_async(w.index), up_to);
 }
 inline void copy_commit(Machine&, Warp& w, const Instruction&, u32) { w.copy_group++; }
 inline void copy_wait(
@@ -65,10 +64,7 @@ inline Mbarrier& mbarrier_at(Machine& m, Warp& w, const Instruction& i, int lane
     auto found = at.block->mbarriers.find(at.offset);
     if (found == at.block->mbarriers.end())
         m.fail(BARRIER, w, i, lane, "there is no mbarrier at byte %u of shared memory", at.offset);
-    if (m.checks)
-        m.shared_access(w, i, lane, at, 8, false,
-            {i.index, m.components.generic(w.index), w.time(), false, false, (u32)lane, w.index,
-                w.step});  // after its initialisation
+    if (m.checks) m.shared_access(w, i, lane, at, 8, false, m.by_lane(w, i, (u32)lane));  // after its initialisation
     return found->second;
 }
 inline void settle(Machine& m, Mbarrier& b) {
@@ -76,8 +72,7 @@ inline void settle(Machine& m, Mbarrier& b) {
     b.phase++;
     b.arrived = 0;
     b.complete.join(b.pending);
-    u32& known = b.complete.known[b.component];
-    known = std::max(known, b.before + b.phase);
+    b.complete.learn(b.component, b.before + b.phase);
     m.events++;
 }
 inline void mbarrier_init(Machine& m, Warp& w, const Instruction& i, u32 mask) {  // operands: address, count
@@ -89,9 +84,7 @@ inline void mbarrier_init(Machine& m, Warp& w, const Instruction& i, u32 mask) {
         if (at.block->mbarriers.count(at.offset))
             m.fail(BARRIER, w, i, l, "mbarrier.init of one that is there already: no mbarrier.inval has ended it");
         const u8 value[8] = {(u8)expected, (u8)(expected >> 8), (u8)(expected >> 16), 1};
-        if (m.checks)
-            m.shared_access(w, i, l, at, 8, true,
-                {i.index, m.components.generic(w.index), w.time(), false, false, (u32)l, w.index, w.step});
+        if (m.checks) m.shared_access(w, i, l, at, 8, true, m.by_lane(w, i, (u32)l));
         std::memcpy(&at.block->shared[at.offset], value, 8);
         std::memset(&at.block->written[at.offset], 255, 8);
         Mbarrier b;
@@ -103,19 +96,7 @@ inline void mbarrier_init(Machine& m, Warp& w, const Instruction& i, u32 mask) {
         } else {
             b.component = m.components.mbarrier(m.components.mbarriers++);
             at.block->components[at.offset] = {b.component, 0};
-            const int n = m.components.count();
-            auto grow = [n](Clock& c) { c.known.resize(n, 0), c.fenced.resize(n, 0); };
-            for (Warp& other : m.warps) grow(other.clock);
-            for (Block& block : m.blocks) {
-                for (auto& [_, other] : block.mbarriers) grow(other.pending), grow(other.complete);
-                for (auto& [_, known] : block.atomics) grow(known);
-                for (NamedBarrier& barrier : block.barriers) grow(barrier.clock), grow(barrier.complete);
-            }
-            for (auto& [_, written] : m.descriptors) grow(written.second);
-            grow(m.cluster_clock), grow(m.cluster_complete);
         }
-        b.pending.reset(m.components.count());
-        b.complete.reset(m.components.count());
         at.block->mbarriers[at.offset] = b;
     });
     m.events++;
@@ -126,9 +107,7 @@ inline void mbarrier_invalidate(Machine& m, Warp& w, const Instruction& i, u32 m
         auto found = at.block->mbarriers.find(at.offset);
         if (found == at.block->mbarriers.end())
             m.fail(BARRIER, w, i, l, "there is no mbarrier at byte %u of shared memory", at.offset);
-        if (m.checks)
-            m.shared_access(w, i, l, at, 8, true,
-                {i.index, m.components.generic(w.index), w.time(), false, false, (u32)l, w.index, w.step});
+        if (m.checks) m.shared_access(w, i, l, at, 8, true, m.by_lane(w, i, (u32)l));
         if (found->second.transactions)
             m.fail(BARRIER, w, i, l, "mbarrier.inval while %lld bytes are under way",
                 (long long)found->second.transactions);
@@ -172,9 +151,7 @@ inline void copies_arrive(Machine& m, Warp& w, const Instruction& i, u32 mask) {
         Mbarrier& b = mbarrier_at(m, w, i, l, m.place(w, i, l, w.reg(i[0])[l] + i.immediate, 8, 8));
         if (!i.modifier[0]) b.expected++;  // without .noinc it is one more than was expected
         b.arrived++;
-        Clock& known = b.pending;  // of the warp's own accesses nothing
-        u32& copies = known.known[m.components.cp_async(w.index)];
-        copies = std::max(copies, w.copy_group - 1);
+        b.pending.learn(m.components.cp_async(w.index), w.copy_group - 1);  // of the warp's own accesses nothing
         settle(m, b);
         if (!i.modifier[0]) b.expected--;
     });
@@ -204,9 +181,4 @@ inline void mbarrier_wait(Machine& m, Warp& w, const Instruction& i, u32 mask) {
     } else {
         w.yielded = true;
     }
-}
-inline void mbarrier_pending(
-    Machine& m, Warp& w, const Instruction& i, u32 mask) {  // pending_count of a state: what is still expected
-    (void)mask;
-    m.fail(UNSUPPORTED, w, i, -1, "mbarrier.pending_count");
 }

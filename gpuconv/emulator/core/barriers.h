@@ -15,10 +15,8 @@ inline void barrier(Machine& m, Warp& w, const Instruction& i, u32 mask) {
             return;
         }
         *w.ticket = -1;
-        const u32 mine = w.time();
         w.step++;
         w.clock.join(b.complete);
-        w.clock.known[w.index] = std::max(mine, w.clock.known[w.index]);
         if (i.modifier[0] == 2) {
             const u64 result = i.modifier[1] == 0 ? b.red_count : i.modifier[1] == 1 ? b.red_all : b.red_any;
             each_lane(mask, [&](int l) { w.reg(i[0])[l] = result; });
@@ -35,7 +33,6 @@ inline void barrier(Machine& m, Warp& w, const Instruction& i, u32 mask) {
     if (b.arrived && (b.threads == 0) != (threads == 0))
         m.fail(BARRIER, w, i, lane, "barrier %u for %u threads, where another warp said %u (0: all)", number, threads,
             b.threads);
-    if (b.clock.known.empty()) b.clock.reset(m.components.count()), b.complete.reset(m.components.count());
     b.threads = threads;
     b.instruction = (s32)i.index;
     b.arrived += 32;
@@ -65,7 +62,7 @@ inline void complete_barriers(Machine& m, Block& block) {
     for (NamedBarrier& b : block.barriers) {
         if (!b.arrived || b.arrived < (b.threads ? b.threads : live)) continue;
         b.complete = b.clock;
-        b.clock.reset(m.components.count());
+        b.clock = Clock();
         b.red_any = b.any, b.red_all = b.all, b.red_count = b.count;
         b.any = 0, b.all = 1, b.count = 0;
         b.arrived = b.waiting = 0;
@@ -76,8 +73,6 @@ inline void complete_barriers(Machine& m, Block& block) {
 // barrier.cluster. modifier[0]: 1 arrives, 2 waits, 3 both.
 inline void cluster_barrier(Machine& m, Warp& w, const Instruction& i, u32 mask) {
     const int lane = __builtin_ctz(mask);
-    if (m.cluster_clock.known.empty())
-        m.cluster_clock.reset(m.components.count()), m.cluster_complete.reset(m.components.count());
     const bool first = *w.ticket < 0;
     if (first && i.modifier[0] & 1) {
         if (w.in_cluster_barrier) m.fail(BARRIER, w, i, lane, "barrier.cluster.arrive twice, without a wait between");
@@ -105,7 +100,7 @@ inline void cluster_barrier(Machine& m, Warp& w, const Instruction& i, u32 mask)
         m.cluster_generation++;
         m.cluster_arrived = 0;
         m.cluster_complete = m.cluster_clock;
-        m.cluster_clock.reset(m.components.count());
+        m.cluster_clock = Clock();
         m.events++;
     }
     *w.ticket = -1;

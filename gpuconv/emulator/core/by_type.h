@@ -30,23 +30,23 @@ template <class F> Handler by_float(s32 type, F f) {
     }
 }
 template <class F> Handler by_number(s32 type, F f) { return is_float(type) ? by_float(type, f) : by_integer(type, f); }
-template <class Op> Handler by_pair(s32 type) {  // of two numbers in one register
-    return type == F16X2    ? (Handler)pairs<Op, Half>
-           : type == BF16X2 ? (Handler)pairs<Op, BFloat>
-           : type == F32X2  ? (Handler)pairs<Op, float>
+template <class Op, int N> Handler by_pair(s32 type) {  // of two floats in one register
+    return type == F16X2    ? (Handler)pairs<Op, N, Half>
+           : type == BF16X2 ? (Handler)pairs<Op, N, BFloat>
+           : type == F32X2  ? (Handler)pairs<Op, N, float>
                             : nullptr;
 }
 template <class Op> Handler unary_by(s32 type) {
-    Handler pair = by_pair<Op>(type);
+    Handler pair = by_pair<Op, 1>(type);
     return pair ? pair : by_number(type, [](auto a) -> Handler { return unary<Op, decltype(a)>; });
 }
 template <class Op> Handler function_by(s32 type) {  // of floats alone
-    Handler pair = by_pair<Op>(type);
+    Handler pair = by_pair<Op, 1>(type);
     return pair ? pair : by_float(type, [](auto a) -> Handler { return unary<Op, decltype(a)>; });
 }
 template <class Op> Handler binary_by(s32 type) {
-    if (type == U16X2 || type == S16X2) return type == U16X2 ? (Handler)pairs<Op, u16> : pairs<Op, s16>;
-    Handler pair = by_pair<Op>(type);
+    if (type == U16X2 || type == S16X2) return type == U16X2 ? (Handler)pairs<Op, 2, u16> : pairs<Op, 2, s16>;
+    Handler pair = by_pair<Op, 2>(type);
     return pair ? pair : by_number(type, [](auto a) -> Handler { return binary<Op, decltype(a)>; });
 }
 template <class Op> Handler quotient_by(s32 type) {
@@ -59,7 +59,7 @@ template <class Op> Handler integer_ternary_by(s32 type) {
     return by_integer(type, [](auto a) -> Handler { return ternary<Op, decltype(a)>; });
 }
 template <class Op> Handler float_ternary_by(s32 type) {
-    Handler pair = by_pair<Op>(type);
+    Handler pair = by_pair<Op, 3>(type);
     return pair ? pair : by_float(type, [](auto a) -> Handler { return ternary<Op, decltype(a)>; });
 }
 inline Handler multiply_wide_by(s32 type) {

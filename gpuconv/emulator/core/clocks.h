@@ -19,20 +19,29 @@
 #include "numbers.h"
 
 struct Clock {
-    std::vector<u32> known, fenced;
+    std::vector<u32> known, fenced;  // by component; of those behind the end nothing is known
 
-    void reset(int components) {
-        known.assign(components, 0);
-        fenced.assign(components, 0);
+    u32 time(int component) const { return (size_t)component < known.size() ? known[component] : 0; }
+    bool knows(int component, u32 time) const { return this->time(component) >= time; }
+    bool sees(int component, u32 time) const {  // through the async proxy
+        return (size_t)component < fenced.size() && fenced[component] >= time;
+    }
+    void learn(int component, u32 time) {
+        if ((size_t)component >= known.size()) known.resize(component + 1, 0);
+        known[component] = std::max(known[component], time);
     }
     void join(const Clock& other) {
-        for (size_t i = 0; i < known.size(); i++) {
-            known[i] = std::max(known[i], other.known[i]);
-            fenced[i] = std::max(fenced[i], other.fenced[i]);
-        }
+        join(known, other.known);
+        join(fenced, other.fenced);
     }
     // Everything that is known to have been written is visible to the async proxy.
     void fence() { fenced = known; }
+
+  private:
+    static void join(std::vector<u32>& mine, const std::vector<u32>& other) {
+        if (mine.size() < other.size()) mine.resize(other.size(), 0);
+        for (size_t i = 0; i < other.size(); i++) mine[i] = std::max(mine[i], other[i]);
+    }
 };
 
 // The components of the clocks of a cluster: those that read come first.
@@ -44,7 +53,6 @@ struct Components {
     int bulk_store(int warp) const { return 2 * warps + warp; }
     int cp_async(int warp) const { return 3 * warps + warp; }
     int mbarrier(int i) const { return 4 * warps + i; }
-    int count() const { return 4 * warps + mbarriers; }
 };
 
 // Shared memory, granule by granule: who wrote it last, and how far each component had come when it read it last.
@@ -129,11 +137,11 @@ class Shadow {
     }
     static bool after_write(const Write& last, const Access& access, const Clock& clock, Conflict& conflict) {
         if (last.component < 0 || (access.atomic && last.atomic)) return true;
-        if (clock.known[last.component] < last.time) {
+        if (!clock.knows(last.component, last.time)) {
             conflict = {"writes it", last.instruction};
             return false;
         }
-        if (access.async_proxy && !last.async_proxy && clock.fenced[last.component] < last.time) {
+        if (access.async_proxy && !last.async_proxy && !clock.sees(last.component, last.time)) {
             conflict = {"wrote it, with no fence.proxy.async after that", last.instruction};
             return false;
         }

@@ -27,21 +27,19 @@ void Machine::start(const s32* first, u32 block_count) {
             w.held.resize(program.slots);
             w.in_flight.resize(program.slots);
             w.unfenced.resize(program.slots);
-            w.clock.reset(components.count());
         }
     }
     // What the clusters before did has happened before all that follows.
     Clock all;
-    all.reset(components.count());
     for (Warp& w : warps) {
-        all.known[components.generic(w.index)] = w.clock.known[components.generic(w.index)];
-        all.known[components.wgmma(w.index)] = w.product_group++;
-        all.known[components.bulk_store(w.index)] = w.store_group++;
-        all.known[components.cp_async(w.index)] = w.copy_group++;
+        all.learn(components.generic(w.index), w.clock.time(components.generic(w.index)));
+        all.learn(components.wgmma(w.index), w.product_group++);
+        all.learn(components.bulk_store(w.index), w.store_group++);
+        all.learn(components.cp_async(w.index), w.copy_group++);
     }
     for (Block& b : blocks) {
         for (auto& [offset, barrier] : b.mbarriers) b.components[offset].second = barrier.before + barrier.phase + 1;
-        for (auto& [offset, component] : b.components) all.known[component.first] = component.second;
+        for (auto& [offset, component] : b.components) all.learn(component.first, component.second);
         b.mbarriers.clear();
         b.atomics.clear();
         for (NamedBarrier& barrier : b.barriers) barrier = NamedBarrier();
@@ -195,15 +193,14 @@ void Machine::deadlock() {
 void Machine::end() {
     for (Warp& w : warps) {
         finish_copies(*this, w, w.copy_group);
-        const u32 known = w.clock.known[components.bulk_store(w.index)];
-        if (checks && w.last_store > known)
+        if (checks && !w.clock.knows(components.bulk_store(w.index), w.last_store))
             fail(COPY_ENGINE, w, *w.last_store_by, -1,
                 "the block ends, and nobody has waited until the copy engine has read its shared memory");
         finish_stores(*this, w, w.store_group);
     }
     for (auto& [component, issued] : last_loads) {
         bool known = !checks;
-        for (const Warp& w : warps) known = known || w.clock.known[component] >= issued.time;
+        for (const Warp& w : warps) known = known || w.clock.knows(component, issued.time);
         if (!known)
             fail(COPY_ENGINE, *issued.warp, *issued.by, -1,
                 "the block ends, and nobody has waited for this copy into its shared memory");

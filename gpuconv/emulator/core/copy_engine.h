@@ -197,7 +197,7 @@ inline TensorMap map_at(Machine& m, Warp& w, const Instruction& i, int l, u64 ad
         for (const Warp& other : m.warps) {
             const auto acquired = other.acquired.find(address);
             known = known || (acquired != other.acquired.end() && acquired->second.first == written->second.first &&
-                                 w.clock.known[other.index] >= acquired->second.second);
+                                 w.clock.knows(other.index, acquired->second.second));
         }
         if (!known)
             m.fail(COPY_ENGINE, w, i, l,
@@ -310,8 +310,7 @@ inline void finish_stores(Machine& m, Warp& w, u32 up_to) {
         perform(m, w.stores.front());
         w.stores.pop_front();
     }
-    u32& known = w.clock.known[m.components.bulk_store(w.index)];
-    known = std::max(known, up_to);
+    w.clock.learn(m.components.bulk_store(w.index), up_to);
 }
 inline void bulk_commit(Machine&, Warp& w, const Instruction&, u32) { w.store_group++; }
 inline void bulk_wait(Machine& m, Warp& w, const Instruction& i, u32) {

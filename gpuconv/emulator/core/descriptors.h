@@ -68,7 +68,7 @@ inline void tensormap_acquire(Machine& m, Warp& w, const Instruction& i, u32 mas
         auto written = m.descriptors.find(address);
         if (written == m.descriptors.end()) return;
         for (int k = 0; k < m.components.warps; k++)
-            if (written->second.second.known[k] > w.clock.known[k]) return;
+            if (!w.clock.knows(k, written->second.second.time(k))) return;
         w.acquired[address] = {written->second.first, w.time()};
     });
     w.tick();

@@ -161,7 +161,7 @@ struct Warp {
     const Instruction* last_store_by = nullptr;
 
     u64* reg(s32 slot) { return &registers[(size_t)slot * 32]; }
-    u32 time() const { return clock.known[index]; }
+    u32 time() const { return clock.time(index); }
     void tick() { clock.known[index]++; }  // what follows is not known to whoever is told what is known now
 };
 
@@ -209,16 +209,16 @@ class Machine {
 
     [[noreturn, gnu::format(printf, 6, 7)]] void fail(
         Kind kind, const Warp& w, const Instruction& i, int lane, const char* format, ...) const {
-        Fault fault;
-        fault.kind = kind;
-        fault.instruction = (s32)i.index;
-        std::memcpy(fault.block, w.block->id, sizeof fault.block);
-        fault.thread = lane < 0 ? -1 : w.in_block * 32 + lane;
         va_list rest;
         va_start(rest, format);
-        std::vsnprintf(fault.text, sizeof fault.text, format, rest);
-        va_end(rest);
-        throw fault;
+        raise(kind, w, i, lane, -1, format, rest);
+    }
+    // The same of two instructions.
+    [[noreturn, gnu::format(printf, 7, 8)]] void fail(
+        Kind kind, const Warp& w, const Instruction& i, int lane, u32 other, const char* format, ...) const {
+        va_list rest;
+        va_start(rest, format);
+        raise(kind, w, i, lane, (s32)other, format, rest);
     }
     bool coin(u32 of) { return launch.schedule == RANDOM && random() % of == 0; }
     // Whether an asynchronous operation that is issued now is done at once.
@@ -265,25 +265,21 @@ class Machine {
         Shadow::Conflict conflict{};
         const bool good = write ? at.block->shadow.write(at.offset, bytes, access, w.clock, conflict)
                                 : at.block->shadow.read(at.offset, bytes, access, w.clock, conflict);
-        if (good) return;
-        Fault fault;
-        fault.kind = RACE;
-        fault.instruction = (s32)i.index;
-        fault.other = (s32)conflict.instruction;
-        std::memcpy(fault.block, w.block->id, sizeof fault.block);
-        fault.thread = lane < 0 ? -1 : w.in_block * 32 + lane;
-        std::snprintf(fault.text, sizeof fault.text,
-            "%s shared memory at byte %u while another %s, and nothing orders the two", write ? "writes" : "reads",
-            at.offset, conflict.how);
-        throw fault;
+        if (!good)
+            fail(RACE, w, i, lane, conflict.instruction,
+                "%s shared memory at byte %u while another %s, and nothing orders the two", write ? "writes" : "reads",
+                at.offset, conflict.how);
+    }
+    // What a lane of the warp does itself.
+    Shadow::Access by_lane(const Warp& w, const Instruction& i, u32 lane, bool atomic = false) const {
+        return {i.index, components.generic(w.index), w.time(), false, atomic, lane, w.index, w.step};
     }
     // By a lane of the warp, or by all together. Writing what is there already is no race.
     void generic_access(Warp& w, const Instruction& i, int lane, Place at, u32 bytes, const u8* value,
         bool atomic = false, bool together = false) {
         if (!checks) return;
         beside_mbarriers(w, i, lane, at, bytes);
-        const Shadow::Access access{i.index, components.generic(w.index), w.time(), false, atomic,
-            together ? Shadow::ALL : (u32)lane, w.index, w.step};
+        const Shadow::Access access = by_lane(w, i, together ? Shadow::ALL : (u32)lane, atomic);
         if (value && !atomic && !std::memcmp(&at.block->shared[at.offset], value, bytes) &&
             all_written(&at.block->written[at.offset], bytes)) {
             if (!together) at.block->shadow.same_value(at.offset, bytes, access);
@@ -315,6 +311,17 @@ class Machine {
     }
 
   private:
+    [[noreturn]] static void raise(
+        Kind kind, const Warp& w, const Instruction& i, int lane, s32 other, const char* format, va_list rest) {
+        Fault fault;
+        fault.kind = kind;
+        fault.instruction = (s32)i.index, fault.other = other;
+        std::memcpy(fault.block, w.block->id, sizeof fault.block);
+        fault.thread = lane < 0 ? -1 : w.in_block * 32 + lane;
+        std::vsnprintf(fault.text, sizeof fault.text, format, rest);
+        va_end(rest);
+        throw fault;
+    }
     enum class Stop { ENDED, WAITS, JUMPED, TIRED };
     void start(const s32* first, u32 cluster_warps);
     bool run_warp(Warp& w);

@@ -360,6 +360,5 @@ inline void wgmma_wait(Machine& m, Warp& w, const Instruction& i, u32) {  // mod
         for (int r = 0; g.a_in_registers && r < 4; r++) release(m, w, g.a[r]);
         w.products.pop_front();
     }
-    u32& known = w.clock.known[m.components.wgmma(w.index)];
-    known = std::max(known, (u32)up_to);
+    w.clock.learn(m.components.wgmma(w.index), (u32)up_to);
 }

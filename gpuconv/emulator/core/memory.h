@@ -132,11 +132,7 @@ template <bool Store> void access(Machine& m, Warp& w, const Instruction& i, u32
                 if (Store) {
                     for (int k = 0; k < values; k++)
                         std::memset(written + k * each, w.undefined[i[k]] >> l & 1 ? 0 : 255, each);
-                    if (i.modifier[2] == 2) {
-                        Clock& known = at.block->atomics[at.offset];
-                        if (known.known.empty()) known.reset(m.components.count());
-                        known.join(w.clock);
-                    }
+                    if (i.modifier[2] == 2) at.block->atomics[at.offset].join(w.clock);
                 } else if (!Machine::all_written(written, bytes)) {
                     for (int k = 0; k < values; k++)
                         result_bad[k] |= (u32)!Machine::all_written(written + k * each, each) << l;
@@ -266,7 +262,6 @@ inline void atomic(Machine& m, Warp& w, const Instruction& i, u32 mask) {
                 if (!Machine::all_written(&place.block->written[place.offset], bytes * values))
                     m.fail(UNINITIALISED, w, i, l, "shared memory at byte %u was never written", place.offset);
                 Clock& known = place.block->atomics[place.offset];
-                if (known.known.empty()) known.reset(m.components.count());
                 if (i.modifier[2] & 2) w.clock.join(known), w.step++;
                 u8 nothing[64] = {};
                 m.generic_access(w, i, l, place, bytes * values, nothing, true);

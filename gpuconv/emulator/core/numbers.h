@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
@@ -133,28 +134,17 @@ inline float tf32_to_float(u32 bits) { return from_bits<float>(bits & 0xffffe000
 
 // float16 and bfloat16 as types with arithmetic: computed in float, rounded once. (24 bits are 2 · 11 + 2: rounding the
 // sum, product or quotient of two float16 twice gives what rounding it once does.)
-struct Half {
+template <int Exponent, int Mantissa> struct Small {
     u16 bits;
-    Half() = default;
-    explicit Half(float f) : bits(float_to_half(f)) {}
-    static Half nearest(double d) {
-        Half h;
-        h.bits = (u16)round_to(d, 5, 10, NEAREST);
-        return h;
-    }
-    operator float() const { return half_to_float(bits); }
+    Small() = default;
+    explicit Small(float f) : bits(Exponent == 5 ? float_to_half(f) : float_to_bfloat(f)) {}
+    static Small nearest(double d) { return from_bits<Small>(round_to(d, Exponent, Mantissa, NEAREST)); }
+    operator float() const { return Exponent == 5 ? half_to_float(bits) : bfloat_to_float(bits); }
+    bool subnormal() const { return !(bits & ((1u << Exponent) - 1) << Mantissa); }  // or zero
 };
-struct BFloat {
-    u16 bits;
-    BFloat() = default;
-    explicit BFloat(float f) : bits(float_to_bfloat(f)) {}
-    static BFloat nearest(double d) {
-        BFloat b;
-        b.bits = (u16)round_to(d, 8, 7, NEAREST);
-        return b;
-    }
-    operator float() const { return bfloat_to_float(bits); }
-};
+using Half = Small<5, 10>;
+using BFloat = Small<8, 7>;
+template <class A> constexpr bool small = std::is_same<A, Half>::value || std::is_same<A, BFloat>::value;
 
 // Rounds in another direction while it lives.
 struct RoundingMode {

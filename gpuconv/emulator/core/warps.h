@@ -198,15 +198,9 @@ bool Machine::run_warp(Warp& w) {
             const Fragment &f = w.fragments[0], &other = w.fragments.back();
             const Instruction& i = program.code[f.pc];
             if (w.fragments.size() == 1) fail(BARRIER, w, i, __builtin_ctz(f.lanes), "waits for lanes that have ended");
-            Fault fault;
-            fault.kind = BARRIER;
-            fault.instruction = (s32)i.index, fault.other = (s32)program.code[other.pc].index;
-            std::memcpy(fault.block, w.block->id, sizeof fault.block);
-            fault.thread = w.in_block * 32 + __builtin_ctz(f.lanes);
-            std::snprintf(fault.text, sizeof fault.text,
+            fail(BARRIER, w, i, __builtin_ctz(f.lanes), program.code[other.pc].index,
                 "lanes 0x%x of a warp are here and lanes 0x%x elsewhere, where all are to be together", f.lanes,
                 other.lanes);
-            throw fault;
         }
         const u64 now = steps_;
         const Stop why = run_fragment(w, at, budget);

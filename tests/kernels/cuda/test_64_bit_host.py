@@ -12,6 +12,7 @@ from gpuconv import plan, reference
 from gpuconv.backends import cuda, cuda_launch
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda_launch import source
+from gpuconv.bench.check import OPERANDS
 from gpuconv.bench.problems import tensors
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
@@ -20,9 +21,6 @@ from gpuconv.reference import IDENTITY, as_numpy, assert_close_to_oracle
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the host check needs g++")
 
 PROBLEM = ConvProblem.of((3, 16, 4, 6), (16, 8, 3, 3), padding=1, groups=2)
-NAMES = {
-    "forward": ("input", "weight"), "grad_input": ("grad_output", "weight"), "grad_weight": ("grad_output", "input"),
-}  # fmt: skip
 TILES = {
     "simt": Tile(64, 16, 16, warps=2, stages=2, kernel="simt"),
     "tensor": Tile(64, 16, 32, warps=4, stages=3, kernel="tensor"),
@@ -35,7 +33,7 @@ def exact(problem: ConvProblem, direction: Direction, t: dict[str, torch.Tensor]
     n = {name: as_numpy(value) for name, value in t.items()}
     if direction == "forward":
         return reference.forward(problem, n["input"], n["weight"], n["bias"], n["residual"])
-    return getattr(reference, direction)(problem, *(n[name] for name in NAMES[direction]))
+    return getattr(reference, direction)(problem, *(n[name] for name in OPERANDS[direction]))
 
 
 def kinds() -> list[tuple[Direction, str]]:
@@ -53,10 +51,10 @@ def test_operands_with_strides_beyond_32_bits(direction: Direction, kernel: str)
     t = tensors(problem, "64 bit", dtype, "cpu", "channels_last" if kernel != "simt" else "contiguous")
     expected = exact(problem, direction, t)
     tile = dataclasses.replace(TILES[kernel], splits=2 if direction == "grad_weight" else 1)
-    for name in (*NAMES[direction], *(["residual"] if direction == "forward" else [])):
+    for name in (*OPERANDS[direction], *(["residual"] if direction == "forward" else [])):
         for axis in (0, 1, 2, 3) if kernel == "simt" else (0, 2, 3):
             given = t | {name: sparse.apart(t[name], axis, order)}
-            first, second = (given[name] for name in NAMES[direction])
+            first, second = (given[name] for name in OPERANDS[direction])
             residual = given["residual"].stride() if direction == "forward" else None
             operands = Operands((first.stride(), second.stride()), residual, direction == "forward")
             launch = cuda.launches(problem, direction, operands, tile)[0]
@@ -114,7 +112,7 @@ def test_the_last_block_of_more_than_2_to_the_31_pixels(direction: Direction) ->
 
     one, tile = dataclasses.replace(HUGE, batch=1), TILES["simt"]
     small = tensors(one, "last image", torch.float32)
-    a, b = (small[name] for name in NAMES[direction])
+    a, b = (small[name] for name in OPERANDS[direction])
     shape = HUGE.operand_shapes(direction)[0]
     many = sparse.empty_strided(shape, torch.empty(shape, device="meta").stride(), torch.float32)
     many[-1:] = a

@@ -14,6 +14,7 @@ from gpuconv import reference
 from gpuconv.backends import cuda_depthwise, cuda_launch
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda_launch import Launch, source
+from gpuconv.bench.check import OPERANDS
 from gpuconv.bench.problems import laid_out, random_depthwise, tensors
 from gpuconv.gpu import KNOWN
 from gpuconv.predict import best_tile
@@ -59,15 +60,9 @@ def assert_right(
 ) -> None:
     act = Activation.parse(activation)
     got = compute(problem, direction, tile, given, act)
-    x, w, b, residual, gy = (as_numpy(t) for t in given.values())
-    exactly = reference.np.longdouble if problem.dtype is torch.float64 else reference.np.float64
-    exact = {
-        "forward": lambda: (reference.forward(problem, x, w, b, residual, act, exactly),),
-        "grad_input": lambda: (reference.grad_input(problem, gy, w, exactly),),
-        "grad_weight": lambda: (
-            reference.grad_weight(problem, gy, x, exactly), reference.grad_bias(problem, gy, exactly)
-        ),
-    }[direction]()  # fmt: skip
+    n = {key: as_numpy(t) for key, t in given.items()}
+    operands = (n[key] for key in OPERANDS[direction])
+    exact = reference.results(problem, direction, *operands, n["bias"], n["residual"], act)
     for result, wanted in zip(got, exact, strict=True):
         assert_close_to_oracle(result, wanted, f"{direction} {tile}: {problem}")
 

@@ -12,6 +12,7 @@ from host_cuda import COMPILER, HostRuntime, Record, Recorder, compute, replay
 from gpuconv import reference
 from gpuconv.backends import cuda_launch, cuda_simt
 from gpuconv.backends.base import Tile
+from gpuconv.bench.check import OPERANDS
 from gpuconv.bench.problems import CURATED, tensors
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
@@ -49,15 +50,9 @@ def assert_right(problem: ConvProblem, direction: Direction, tile: Tile, layout:
     problem = dataclasses.replace(problem, memory_format=memory_format)
     given = tensors(problem, "simt", problem.dtype, "cpu", layout)
     got = compute(problem, direction, tile, given)
-    x, w, b, residual, gy = (as_numpy(t) for t in given.values())
-    exactly = reference.np.longdouble if problem.dtype is torch.float64 else reference.np.float64
-    exact = {
-        "forward": lambda: (reference.forward(problem, x, w, b, residual, dtype=exactly),),
-        "grad_input": lambda: (reference.grad_input(problem, gy, w, exactly),),
-        "grad_weight": lambda: (
-            reference.grad_weight(problem, gy, x, exactly), reference.grad_bias(problem, gy, exactly)
-        ),
-    }[direction]()  # fmt: skip
+    n = {key: as_numpy(t) for key, t in given.items()}
+    operands = (n[key] for key in OPERANDS[direction])
+    exact = reference.results(problem, direction, *operands, n["bias"], n["residual"])
     for result, wanted in zip(got, exact, strict=True):
         assert_close_to_oracle(result, wanted, f"{direction} {tile} {layout}: {problem}")
 

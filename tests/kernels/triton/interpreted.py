@@ -22,9 +22,9 @@ from gpuconv.backends.base import Tile
 from gpuconv.bench import selftest
 from gpuconv.bench.problems import CURATED, laid_out, random_problem, tensors
 from gpuconv.gpu import INTERPRETER, KNOWN
-from gpuconv.plan import Settings
 from gpuconv.problem import ConvProblem
 from gpuconv.reference import Activation, as_numpy, assert_close_to_oracle, worst_violation
+from gpuconv.settings import Settings
 
 
 @pytest.fixture
