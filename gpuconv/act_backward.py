@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gpuconv import plan, sizes
 from gpuconv.activations import Activation, backward_tensor, second_derivative
-from gpuconv.problem import allocate, memory_format_of
+from gpuconv.problem import allocate, check_tensors, memory_format_of
 from gpuconv.settings import Settings
 from gpuconv.transforms import BelowAutograd, make_differentiable, transforming
 
@@ -36,7 +36,7 @@ _library.impl("act_backward", _impl, "CompositeExplicitAutograd")
 
 @torch.library.register_fake("gpuconv::act_backward", lib=_library)
 def _fake(grad_output: Tensor, saved: Tensor, with_bias: bool, key: str) -> tuple[Tensor, Tensor]:
-    plan.check_tensors(grad_output=grad_output, saved=saved)
+    check_tensors(grad_output=grad_output, saved=saved)
     sizes.check_same("grad_output", grad_output.shape, saved.shape)
     gz = allocate(saved.shape, saved, memory_format_of(saved))
     return gz, grad_output.new_empty(saved.shape[1] if with_bias else 0)

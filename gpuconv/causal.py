@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpuconv import ops, plan
+from gpuconv import ops
+from gpuconv.problem import check_tensors
 from gpuconv.settings import Settings
 from gpuconv.transforms import transforming
 
@@ -80,10 +81,10 @@ def check(
     if final_states_out is not None and not return_final_states:
         raise ValueError("final_states_out is given, but return_final_states is False")
     if same_dtype and (x.dtype == weight.dtype or torch.float64 in (x.dtype, weight.dtype)):
-        plan.check_tensors(x=x, weight=weight, bias=bias, initial_states=initial_states)
+        check_tensors(x=x, weight=weight, bias=bias, initial_states=initial_states)
     elif same_dtype:
-        plan.check_tensors(x=x, initial_states=initial_states)
-        plan.check_tensors(weight=weight, bias=bias)
+        check_tensors(x=x, initial_states=initial_states)
+        check_tensors(weight=weight, bias=bias)
         if x.device != weight.device:
             raise RuntimeError(f"expected weight on the device of x ({x.device}), but got {weight.device}")
 

@@ -21,7 +21,7 @@ from torch.overrides import has_torch_function_variadic
 
 from gpuconv import backends, causal, ops, overrides, sizes
 from gpuconv.activations import Activation, activate_tensor
-from gpuconv.plan import check_tensors
+from gpuconv.problem import check_tensors
 from gpuconv.settings import Settings
 
 Ints = int | Sequence[int]

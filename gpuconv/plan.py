@@ -21,7 +21,7 @@ from gpuconv.backends.elementwise import Elementwise, by_pytorch
 from gpuconv.gpu import Emulation, Gpu
 from gpuconv.predict import ranked
 from gpuconv.prediction import Prediction
-from gpuconv.problem import ConvProblem, Direction, memory_format_of
+from gpuconv.problem import ConvProblem, Direction, check_tensors, memory_format_of
 from gpuconv.settings import Settings
 
 
@@ -258,24 +258,6 @@ def uses_tf32(t: torch.Tensor) -> bool:
     if t.dtype is not torch.float32 or not (t.is_cuda or (gpus.emulation is not None and t.is_cpu)):
         return False
     return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]  # made at run time
-
-
-def check_tensors(**tensors: torch.Tensor | None) -> None:
-    """Raise unless all are tensors of one dtype on one device; TypeError or RuntimeError, naming the odd one."""
-    (first_name, first), *others = tensors.items()
-    for name, t in tensors.items():
-        if t is not None and not isinstance(t, torch.Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, but got {type(t).__name__}")
-    assert first is not None
-    for name, t in others:
-        if t is None:
-            continue
-        if t.dtype != first.dtype:
-            raise RuntimeError(
-                f"{first_name.capitalize()} type ({first.dtype}) and {name} type ({t.dtype}) should be the same"
-            )
-        if t.device != first.device:
-            raise RuntimeError(f"expected {name} on the device of {first_name} ({first.device}), but got {t.device}")
 
 
 def _problem(settings: Settings, x: Any, w: Any, a: torch.Tensor, b: torch.Tensor) -> ConvProblem:

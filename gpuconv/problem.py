@@ -220,3 +220,21 @@ class ConvProblem:
         if self.memory_format is not torch.contiguous_format:
             parts.append("channels last")
         return ", ".join(parts)
+
+
+def check_tensors(**tensors: torch.Tensor | None) -> None:
+    """Raise unless all are tensors of one dtype on one device; TypeError or RuntimeError, naming the odd one."""
+    (first_name, first), *others = tensors.items()
+    for name, t in tensors.items():
+        if t is not None and not isinstance(t, torch.Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, but got {type(t).__name__}")
+    assert first is not None
+    for name, t in others:
+        if t is None:
+            continue
+        if t.dtype != first.dtype:
+            raise RuntimeError(
+                f"{first_name.capitalize()} type ({first.dtype}) and {name} type ({t.dtype}) should be the same"
+            )
+        if t.device != first.device:
+            raise RuntimeError(f"expected {name} on the device of {first_name} ({first.device}), but got {t.device}")

@@ -197,7 +197,7 @@ class _TritonRuntime:
             compiled = known.get(whole)
             if compiled is None:
                 compiled = known[whole] = _triton(launch, tensors, self._gpu.gpu)
-        from gpuconv.emulator.machine import aligned
+        from gpuconv.emulator.arguments import aligned
 
         arguments = (*tensors, *launch.rest)
         given: list[Any] = [arguments[i] for i in compiled.given]

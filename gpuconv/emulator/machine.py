@@ -9,33 +9,28 @@ apart from range to range, so that an access outside its own tensor is always fo
 import ctypes
 import functools
 import signal
-import struct
 import threading
 import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from gpuconv.emulator import build
+from gpuconv.emulator.arguments import Memory, of_module, pack
 from gpuconv.emulator.counters import COUNTS, Counters, Instruction, pipe_of
 from gpuconv.emulator.decode import decode
-from gpuconv.emulator.decoding import RANGE_SHIFT
 from gpuconv.emulator.errors import EmulationError, UnknownInstruction
 from gpuconv.emulator.ptx import Parameter, parse
 from gpuconv.emulator.runs import SCHEDULES, check_schedule
-from gpuconv.emulator.tensor_map import ELEMENT_TYPES, MAGIC, TensorMap
 
 _NO_MEMORY = 2  # what the core answers
 # In the order of `Kind` in core/machine.h.
 _KINDS = (
-    "bounds", "alignment", "uninitialised", "race", "barrier", "deadlock", "copy engine", "wgmma", "unknown instruction",
-    "trap", "interrupted",
+    "bounds", "alignment", "uninitialised", "race", "barrier", "deadlock", "copy engine", "wgmma",
+    "unknown instruction", "trap", "interrupted",
 )  # fmt: skip
 _MOST_SHARED = 227 << 10  # bytes that a block may have on any GPU
-_MAP_BYTES = 128
-_MAGIC_AT = 116  # in the bytes of a TensorMap
 Dim = int | Sequence[int]
 
 
@@ -79,7 +74,7 @@ class Program:
         self.shared = code.shared
         self._names = tuple(entry.parameters)
         self._dynamic = code.dynamic
-        self._globals = [_of_module(data or b"\0") for data in code.globals]
+        self._globals = [of_module(data or b"\0") for data in code.globals]
         self._statements = code.statements
         self._bytes = max([0, *(p.offset + p.size for p in self.parameters)])
         numbers = [library.emulator_operation(operation.encode()) for operation in code.operations]
@@ -123,10 +118,10 @@ class Program:
         """Run the kernel to its end, and give what it counted.
 
         grid, block, cluster: blocks, threads of a block, blocks of a cluster, as 1 to 3 integers. shared: bytes of
-        dynamic shared memory. args: one for each parameter: a torch.Tensor on the CPU or an np.ndarray (a pointer to its
-        first element; the kernel writes to its memory), an int, a float, the bytes of a struct, a TensorMap, or None (a
-        null pointer). buffers: further memory, (address, bytes, name): an int of 8 bytes that lies in one of them is a
-        pointer into it. names: what the args are called in messages.
+        dynamic shared memory. args: one for each parameter: a torch.Tensor on the CPU or an np.ndarray (a pointer to
+        its first element; the kernel writes to its memory), an int, a float, the bytes of a struct, a TensorMap, or
+        None (a null pointer). buffers: further memory, (address, bytes, name): an int of 8 bytes that lies in one of
+        them is a pointer into it. names: what the args are called in messages.
 
         schedule: when asynchronous work is done: 'early' (at once), 'late' (as late as what waits for it allows) or
         'random' (from the seed, with warps and blocks in random order). checks: whether races in shared memory and
@@ -148,12 +143,12 @@ class Program:
         check_schedule(schedule)
         if not 0 <= shared <= _MOST_SHARED - self._dynamic:
             raise ValueError(f"shared must be 0 to {_MOST_SHARED - self._dynamic} bytes, but got {shared}")
-        memory = _Memory(self._globals, buffers)
+        memory = Memory(self._globals, buffers)
         parameters = self._parameters(args, names, memory)
         launch.shared = max(self.shared, self._dynamic + shared if shared else 0)
         launch.schedule, launch.seed, launch.checks = SCHEDULES.index(schedule), seed & 0xFFFFFFFF, checks
         launch.parameters, launch.parameter_bytes = ctypes.addressof(parameters), self._bytes
-        ranges = (_Range * len(memory.ranges))(*memory.ranges)
+        ranges = (_Range * len(memory.ranges))(*(_Range(*each) for each in memory.ranges))
         launch.ranges, launch.range_count = ctypes.addressof(ranges), len(memory.ranges)
         table = np.zeros(len(self._statements), COUNTS)
         fault = _Fault()
@@ -170,18 +165,19 @@ class Program:
             raise self._error(fault, dims["block"], memory)
         return Counters(self.name, table, self.lines)
 
-    def _parameters(self, args: Sequence[Any], names: Sequence[str], memory: "_Memory") -> ctypes.Array:
+    def _parameters(self, args: Sequence[Any], names: Sequence[str], memory: Memory) -> ctypes.Array:
         if len(args) != len(self.parameters):
+            wanted = len(self.parameters)
             raise ValueError(
-                f"args must be {len(self.parameters)} for kernel {self.name}, one for each parameter, but got {len(args)}"
+                f"args must be {wanted} for kernel {self.name}, one for each parameter, but got {len(args)}"
             )
         packed = bytearray(max(1, self._bytes))
         for number, (parameter, value) in enumerate(zip(self.parameters, args, strict=True)):
             called = names[number] if names else f"args[{number}] ({self._names[number]})"
-            packed[parameter.offset : parameter.offset + parameter.size] = _pack(value, parameter, called, memory)
+            packed[parameter.offset : parameter.offset + parameter.size] = pack(value, parameter, called, memory)
         return (ctypes.c_ubyte * len(packed)).from_buffer(packed)
 
-    def _error(self, fault: _Fault, block: tuple[int, int, int], memory: "_Memory") -> EmulationError:
+    def _error(self, fault: _Fault, block: tuple[int, int, int], memory: Memory) -> EmulationError:
         at = self._statements[fault.instruction]
         kind, text = _KINDS[fault.kind], memory.named(fault.text.decode(errors="replace"))
         where = tuple(fault.block)
@@ -217,121 +213,6 @@ def run_ptx(
     return load(text, name).run(grid, block, shared, args, **options)
 
 
-def extent(tensor: torch.Tensor) -> int:
-    """Bytes from a tensor's first element to the end of its last."""
-    if not tensor.numel():
-        return 0
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return (1 + last) * tensor.element_size()
-
-
-def aligned(size: int, alignment: int, fill: int = 0xA5) -> np.ndarray:
-    """Memory of `size` bytes, all `fill`, that begins at a multiple of `alignment`."""
-    memory = np.full(size + alignment, fill, np.uint8)
-    first = -memory.ctypes.data % alignment
-    return memory[first : first + size]
-
-
-# ---- arguments -------------------------------------------------------------------------------------------------------
-
-
-class _Memory:
-    """The ranges of global memory that a launch may touch, numbered from 1, and their names for messages."""
-
-    def __init__(self, own: Sequence[np.ndarray], buffers: Sequence[tuple[int, int, str]]) -> None:
-        self.ranges: list[_Range] = []
-        self.names: list[str] = []
-        self._buffers: list[tuple[int, int, int]] = []
-        for data in own:
-            self.add(data.ctypes.data, data.nbytes, "a variable of the module")
-        for address, size, name in buffers:
-            self._buffers.append((address, size, self.add(address, size, name)))
-
-    def add(self, host: int, size: int, name: str) -> int:
-        """A range of `size` bytes; its first virtual address. The lowest bits are the host's, for alignment."""
-        first = (len(self.ranges) + 1 << RANGE_SHIFT) + host % 256
-        self.ranges.append(_Range(first, host, size))
-        self.names.append(name)
-        return first
-
-    def find(self, address: int) -> int | None:
-        """The virtual address of one that lies in a buffer (or just behind it); where several do, in that which begins
-        there."""
-        for start, _, first in self._buffers:
-            if start == address:
-                return first
-        for start, size, first in self._buffers:
-            if start <= address < start + size:
-                return first + address - start
-        return next((first + size for start, size, first in self._buffers if address == start + size), None)
-
-    def named(self, text: str) -> str:
-        """A message of the core with its numbers of buffers replaced by names."""
-        for number in range(len(self.names), 0, -1):
-            text = text.replace(f"buffer #{number},", f"{self.names[number - 1]},")
-            text = text.replace(f"argument {number} ", f"{self.names[number - 1]} ")
-        return text
-
-
-def _pack(value: Any, parameter: Parameter, called: str, memory: _Memory) -> bytes:
-    """The bytes of an argument."""
-    size, kind = parameter.size, parameter.type
-    if isinstance(value, torch.Tensor):
-        if value.device.type != "cpu":
-            raise ValueError(f"{called} must be a tensor on the CPU, but got one on {value.device}")
-        value = memory.add(value.data_ptr(), extent(value), called)
-    elif isinstance(value, np.ndarray):
-        steps = [(n - 1) * stride for n, stride in zip(value.shape, value.strides, strict=True)] if value.size else []
-        before, behind = sum(min(s, 0) for s in steps), sum(max(s, 0) for s in steps) + value.itemsize * bool(value.size)
-        first = memory.add(value.ctypes.data + before, behind - before, called)
-        value = first - before  # the pointer is to the first element, wherever in the memory that is
-    elif isinstance(value, TensorMap):
-        value = bytes(value)
-    elif value is None:
-        value = 0
-    elif isinstance(value, int) and size == 8 and (found := memory.find(value)) is not None:
-        value = found
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        data = bytes(value)
-        if len(data) != size:
-            raise ValueError(f"{called} must have {size} bytes, but got {len(data)}")
-        return _with_virtual_address(data, called, memory)
-    if isinstance(value, (bool, int, np.integer)):
-        if kind in ("f32", "f64"):
-            return struct.pack("<f" if kind == "f32" else "<d", float(value))
-        if size > 8:
-            raise TypeError(f"{called} must be the {size} bytes of a struct, but got {value!r}")
-        return (int(value) & (1 << 8 * size) - 1).to_bytes(size, "little")
-    if isinstance(value, (float, np.floating)):
-        if size not in (4, 8) or kind[0] == "u" or kind[0] == "s":
-            raise TypeError(f"{called} must be an integer of {size} bytes, but got {value!r}")
-        return struct.pack("<f" if size == 4 else "<d", float(value))
-    raise TypeError(
-        f"{called} must be a tensor, an array, a number, bytes, a TensorMap or None, but got {type(value).__name__}"
-    )
-
-
-def _with_virtual_address(data: bytes, called: str, memory: _Memory) -> bytes:
-    """The bytes of a struct, where they are a descriptor with its address in one of the ranges, or with one of its own:
-    all that its tensor reaches."""
-    if len(data) != _MAP_BYTES or data[_MAGIC_AT : _MAGIC_AT + len(MAGIC)] != MAGIC:
-        return data
-    (host,) = struct.unpack_from("<Q", data)
-    virtual = memory.find(host)
-    if virtual is None:
-        virtual = memory.add(host, _reach(data), called)
-    return struct.pack("<Q", virtual) + data[8:]
-
-
-def _reach(data: bytes) -> int:
-    """Bytes from the first element of a descriptor's tensor to its last."""
-    (rank,) = struct.unpack_from("<I", data, 8)
-    sizes = struct.unpack_from("<5I", data, 32)
-    element = list(ELEMENT_TYPES.values())[data[72]]
-    strides = (element, *struct.unpack_from("<5Q", data, 76))
-    return element + sum((n - 1) * stride for n, stride in zip(sizes[: rank + 1], strides, strict=False))
-
-
 def _dim(name: str, value: Dim) -> tuple[int, int, int]:
     """Three integers for one to three."""
     given = (value,) if isinstance(value, int) else tuple(int(v) for v in value)
@@ -339,13 +220,6 @@ def _dim(name: str, value: Dim) -> tuple[int, int, int]:
         raise ValueError(f"{name} must be 1 to 3 integers of at least 0, but got {value!r}")
     x, y, z = (*given, 1, 1)[:3]
     return x, y, z
-
-
-def _of_module(data: bytes) -> np.ndarray:
-    """Memory that holds the data, where a range's virtual address has no lowest bits: decoded code has it as constant."""
-    memory = aligned(len(data), 256)
-    memory[:] = np.frombuffer(data, np.uint8)
-    return memory
 
 
 # ---- the core --------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from gpuconv.emulator import machine
+from gpuconv.emulator.arguments import aligned, extent
 from gpuconv.emulator.tensor_map import ELEMENT_TYPES, SWIZZLES, TensorMap
 
 _FLOAT_16 = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -64,7 +64,7 @@ class Signature:
             sizes, strides = [*map(int, value.shape)], [*map(int, value.strides)]
             if self.descriptors:
                 arguments.add(name, _tensor_map(name, value, base, next(found)))
-                arguments.buffers.append((base.data_ptr(), machine.extent(base), name))
+                arguments.buffers.append((base.data_ptr(), extent(base), name))
             else:
                 rounding = [value.round_f32_to_tf32] if hasattr(value, "round_f32_to_tf32") else []
                 arguments.add(name, base, *sizes, *strides, value.padding == "nan", *rounding)
@@ -90,7 +90,7 @@ def add_scratch(arguments: Arguments, metadata: Any, blocks: int) -> None:
     """The two last parameters of Triton's kernels: memory in which blocks make descriptors, and the profiler's."""
     for kind, fill in ("global", 0xA5), ("profile", 0):  # nothing is promised of the former
         size, alignment = getattr(metadata, f"{kind}_scratch_size"), getattr(metadata, f"{kind}_scratch_align")
-        memory = machine.aligned(blocks * size, alignment, fill) if size else None
+        memory = aligned(blocks * size, alignment, fill) if size else None
         arguments.add(f"{kind} scratch memory", memory)
 
 
