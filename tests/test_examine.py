@@ -109,6 +109,7 @@ def test_inspect_prints_json_with_what_it_promises(capsys: pytest.CaptureFixture
 
 
 def test_plan_and_inspect_take_each_others_words(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy, whose NVRTC compiles CUDA C, is not installed")
     for command in ("plan", "inspect --backend cuda"):
         said = set()
         for gpu in ("--gpu h100", "--arch sm_90", "--arch H100", "--gpu SM90"):

@@ -184,6 +184,7 @@ def test_a_fault_names_the_kernel_and_the_line_of_its_source(lane: Lane) -> None
 
 
 def test_it_plans_as_for_that_gpu() -> None:
+    pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy, whose NVRTC compiles CUDA C, is not installed")
     problem = ConvProblem.of((8, 64, 28, 28), (64, 64, 3, 3), padding=1, dtype=torch.bfloat16, memory_format=LAST)
     settings, asked = Settings((1, 1), problem.padding, (1, 1), 1), contiguous_operands(problem, "forward", LAST)
     for name in ("h100", "a100", "t4"):

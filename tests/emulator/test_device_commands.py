@@ -79,6 +79,7 @@ def test_nothing_is_timed_on_it(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_command_line_takes_a_gpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy, whose NVRTC compiles CUDA C, is not installed")
     images, labels = np.arange(16 * 64, dtype=np.uint8).reshape(16, 8, 8), np.arange(16) % 2
     np.savez(tmp_path / "x.npz", images=images, labels=labels, test_images=images[:4], test_labels=labels[:4])
     few = ("--data", f"npz:{tmp_path / 'x.npz'}", "--steps", "2", "--batch-size", "8")

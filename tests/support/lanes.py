@@ -80,7 +80,7 @@ class Lane(NamedTuple):
         if reason is not None:
             pytest.skip(f"no GPU can be emulated: {reason}")
         with self.emulated():
-            reason = gpuconv.backends.get(self.backend).unavailable()
+            reason = _why_not(gpuconv.backends.get(self.backend), torch.device(self.device))
             if reason is not None:
                 pytest.skip(f"nothing is compiled for {self}: {reason}")
             yield
@@ -97,13 +97,14 @@ def _lanes() -> list[Lane]:
         names = [name for name in gpuconv.backends.names() if name != "numpy"]
         backends = {name: gpuconv.backends.get(name) for name in names}
         device = torch.device("cuda")
-        lanes += [Lane(name, "cuda") for name, backend in backends.items() if _runs_on(backend, device)]
+        lanes += [Lane(name, "cuda") for name, backend in backends.items() if _why_not(backend, device) is None]
     return lanes
 
 
-def _runs_on(backend: gpuconv.backends.Backend, device: torch.device) -> bool:
+def _why_not(backend: gpuconv.backends.Backend, device: torch.device) -> str | None:
+    """Why a backend does nothing on a device, or None."""
     problem = gpuconv.ConvProblem.of((1, 1, 3, 3), (1, 1, 3, 3))
-    return (backend.unavailable() or backend.refuses(problem, "forward", device)) is None
+    return backend.unavailable() or backend.refuses(problem, "forward", device)
 
 
 # Of the emulated lanes one of each backend runs always.
