@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 import gpuconv
-from gpuconv import streams
+from gpuconv import text
+from gpuconv.activations import Activation
 from gpuconv.backends import Backend
 from gpuconv.problem import ConvProblem, allocate
-from gpuconv.reference import Activation
 
 
 class TrivialBackend(Backend):
@@ -77,5 +77,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    streams.print_anything()
+    text.print_anything()
     main()

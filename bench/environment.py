@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import gpuconv
-from gpuconv import backends, versions
+from gpuconv import backends, packages
 
 _SMI = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit")
 
@@ -29,8 +29,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version() if on_gpu else None,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "triton": versions.installed("triton"),
-        "cupy": versions.installed("cupy"),
+        "triton": packages.installed("triton"),
+        "cupy": packages.installed("cupy"),
         "gpuconv": gpuconv.__version__,
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

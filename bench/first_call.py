@@ -10,19 +10,20 @@ import time
 
 import torch
 
-from gpuconv.bench import cases, runner, timing
+from gpuconv.bench import runner, workloads
+from gpuconv.checking.precision import float32_as
 
 
 def main() -> None:
     layer, direction, numbers, batch, spec, layout, device_name = sys.argv[1:]
-    case, device = cases.Case(layer, direction, numbers, int(batch)), torch.device(device_name)
-    a, b = (t.contiguous(memory_format=case.problem(layout).memory_format) for t in cases.tensors(case, device))
+    case, device = workloads.Case(layer, direction, numbers, int(batch)), torch.device(device_name)
+    a, b = (t.contiguous(memory_format=case.problem(layout).memory_format) for t in workloads.tensors(case, device))
     backend = runner.register(spec)
-    with timing.float32_as(numbers):
+    with float32_as(numbers):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         start = time.perf_counter()
-        cases.call(case, backend, layout, a, b)()
+        workloads.call(case, backend, layout, a, b)()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     print((time.perf_counter() - start) * 1e3)

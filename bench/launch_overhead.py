@@ -26,12 +26,13 @@ import torch
 import triton
 from triton.backends.nvidia.driver import CudaLauncher
 
-from gpuconv import plan, predict, streams
-from gpuconv.backends import triton as backend, triton_launch
+from gpuconv import text
+from gpuconv.activations import Activation
 from gpuconv.backends.base import Tile
+from gpuconv.backends.triton import backend, launch as triton_launch
 from gpuconv.gpu import KNOWN
+from gpuconv.planning import plan, predict
 from gpuconv.problem import ConvProblem, Direction
-from gpuconv.reference import Activation
 from gpuconv.settings import Settings
 
 PROBLEM = ConvProblem.of((2, 64, 8, 8), (64, 64, 3, 3), padding=1, dtype=torch.float16)
@@ -143,5 +144,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    streams.print_anything()
+    text.print_anything()
     main()

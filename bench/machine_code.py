@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from gpuconv.bench import suites
-from gpuconv.examine import BACKENDS, examine
 from gpuconv.gpu import REPRESENTATIVE
+from gpuconv.inspection.kernels import BACKENDS, examine
 from gpuconv.problem import DIRECTIONS
 
 FILE = Path(__file__).with_name("machine_code.json")

@@ -46,7 +46,7 @@ if [ -n "${CIFAR10:-}" ]; then
     # 94 % is the goal: the mean of five seeds, beside stock PyTorch's convolutions in the same run.
     step airbench94 400 "$python" -m gpuconv compare "${data[@]}" --model airbench94 --dtype float16 --channels-last \
         --backends auto,aten --seeds 5 --device cuda --out "$out/$name-airbench94" --json
-    step resume 60 "$python" -m pytest -q -n 4 tests/test_cli.py -k "on_a_gpu_too"
+    step resume 60 "$python" -m pytest -q -n 4 tests/cli/test_commands.py -k "on_a_gpu_too"
     rm -rf "$out/$name"-airbench94/*/ # the runs; the table and the picture stay
     echo "results in $out; $SECONDS s in all"
     [ -z "$(ls "$failures")" ]
@@ -55,17 +55,17 @@ fi
 if [ -z "$resume" ]; then
     step smoke 45 "$python" -m gpuconv bench --device cuda --layer resnet50.conv4_3x3 --out "$out/$name-smoke.jsonl"
     step tests 180 "$python" -m pytest -q -n 6 -k "triton-cuda or cuda-cuda" \
-        tests/test_on_gpu.py tests/test_oracle_suite.py tests/test_ops.py tests/test_functional.py &
+        tests/test_on_gpu.py tests/backends/test_oracle_suite.py tests/ops/test_convolution.py tests/test_functional.py &
     {
         # The first one compiles for those that follow: CuPy and Triton keep what they compile on disk.
-        step problems-cuda 60 "$python" -m gpuconv.bench.sanitize --backend cuda --seconds 50
-        step memcheck-cuda 60 "$python" -m gpuconv.bench.sanitize --backend cuda --tool memcheck --seconds 40
-        step racecheck-cuda 60 "$python" -m gpuconv.bench.sanitize --backend cuda --tool racecheck --seconds 40
+        step problems-cuda 60 "$python" -m gpuconv.checking.sanitize --backend cuda --seconds 50
+        step memcheck-cuda 60 "$python" -m gpuconv.checking.sanitize --backend cuda --tool memcheck --seconds 40
+        step racecheck-cuda 60 "$python" -m gpuconv.checking.sanitize --backend cuda --tool racecheck --seconds 40
     } &
     {
         # No racecheck: it does not know every way in which Triton's kernels wait for their copies.
-        step problems-triton 60 "$python" -m gpuconv.bench.sanitize --backend triton --seconds 50
-        step memcheck-triton 60 "$python" -m gpuconv.bench.sanitize --backend triton --tool memcheck --seconds 40
+        step problems-triton 60 "$python" -m gpuconv.checking.sanitize --backend triton --seconds 50
+        step memcheck-triton 60 "$python" -m gpuconv.checking.sanitize --backend triton --tool memcheck --seconds 40
     } &
     wait
 fi

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import gpuconv
-from gpuconv import streams
+from gpuconv import text
 from gpuconv.bench.environment import environment
 
 _WARM = 10  # steps
@@ -110,5 +110,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    streams.print_anything()
+    text.print_anything()
     main()

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpuconv.bench.cases import TIMED
-from gpuconv.bench.results import Line, Row, backends_of, geometric_mean, lines
+from gpuconv.bench.records import Line, Row, backends_of, geometric_mean, lines
+from gpuconv.bench.workloads import TIMED
 
 # colour, marker, hatch: dark and light in turn
 _STYLES = (

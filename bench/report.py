@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from gpuconv.bench.results import Comparison, Line, Row, backends_of, geometric_mean, lines, times_text
+from gpuconv.bench.records import Comparison, Line, Row, backends_of, geometric_mean, lines, times_text
 
 _LAYOUT_LETTER = {"contiguous": "c", "channels_last": "l"}
 

@@ -18,12 +18,15 @@ from typing import Any, NamedTuple, TextIO
 
 import torch
 
-from gpuconv import backends, plan
-from gpuconv.bench import cases as todo, interpreted, selftest, timing
-from gpuconv.bench.cases import BASELINES, LAYOUTS, Case
+from gpuconv import backends
+from gpuconv.bench import timing, workloads as todo
 from gpuconv.bench.environment import environment, source
-from gpuconv.bench.judge import Judge
-from gpuconv.bench.results import Row, key, read
+from gpuconv.bench.records import Row, key, read
+from gpuconv.bench.verdict import Judge
+from gpuconv.bench.workloads import BASELINES, LAYOUTS, Case
+from gpuconv.checking import interpreted, self_test
+from gpuconv.checking.precision import float32_as
+from gpuconv.planning import plan
 from gpuconv.settings import Settings
 
 OURS = ("triton", "cuda", "numpy")
@@ -89,7 +92,7 @@ def _what(case: Case, backend: str, layout: str) -> Row:
 def _measure_case(case: Case, what: list[tuple[str, str]], options: Options) -> Iterator[Row]:
     """A row for each (backend, layout) of a case."""
     device = options.device
-    with timing.float32_as(case.numbers):
+    with float32_as(case.numbers):
         judge, operands = None, None
         for backend, layout in what:
             row = _what(case, backend, layout)
@@ -111,7 +114,7 @@ def _measure_case(case: Case, what: list[tuple[str, str]], options: Options) -> 
                 raise
             except Exception as error:  # one case that fails must not cost the others
                 text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-                yield {**row, "failed": text, **({"fatal": True} if selftest.lost(device) else {})}
+                yield {**row, "failed": text, **({"fatal": True} if self_test.lost(device) else {})}
             finally:
                 if device.type == "cuda" and case.problem(layout).flops > 1e12:
                     torch.cuda.empty_cache()

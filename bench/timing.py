@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from gpuconv.bench.cases import NUMBERS
+from gpuconv.bench.workloads import NUMBERS
+from gpuconv.checking.precision import float32_as
 
 BUDGET = {"cuda": 0.1, "cpu": 0.15}  # seconds of runs for one measurement
 _FEWEST = {"cuda": 10, "cpu": 5}
@@ -110,23 +111,3 @@ def ceilings(device: torch.device, numbers: str) -> dict[str, float]:
     with float32_as(numbers):
         product = min(times(lambda: a @ b, device))
     return {"copy_gbs": 2 * source.nbytes / copy / 1e6, "matmul_tflops": 2 * n**3 / product / 1e9}
-
-
-class float32_as:  # a context manager, used as a verb
-    """Within it PyTorch multiplies float32 as TF32 where `numbers` is 'tf32', else as IEEE; cudnn.benchmark is on."""
-
-    def __init__(self, numbers: str) -> None:
-        self.precision = "tf32" if numbers == "tf32" else "ieee"
-
-    def __enter__(self) -> None:
-        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-        self.before = (cudnn.benchmark, cudnn.conv.fp32_precision, matmul.fp32_precision)  # type: ignore[attr-defined]
-        self._set(True, self.precision, self.precision)
-
-    def __exit__(self, *error: object) -> None:
-        self._set(*self.before)
-
-    def _set(self, benchmark: bool, conv: str, matmul: str) -> None:
-        torch.backends.cudnn.benchmark = benchmark
-        torch.backends.cudnn.conv.fp32_precision = conv  # type: ignore[attr-defined]  # made at run time
-        torch.backends.cuda.matmul.fp32_precision = matmul

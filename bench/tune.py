@@ -1,4 +1,4 @@
-"""Which backend and tile is quickest on this device, measured, and recorded in `gpuconv.tuned`.
+"""Which backend and tile is quickest on this device, measured, and recorded in `gpuconv.planning.tuned`.
 
 The candidates of a problem are, for each backend that can do it here, the tiles that the planner's formula finds most
 promising; PyTorch's own is one of them. A candidate whose result is not that of PyTorch in float64, within the bound,
@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gpuconv import backends, distrust, plan, tuned
+from gpuconv import backends
+from gpuconv.activations import IDENTITY
 from gpuconv.backends.base import Operands, Tile, numbers
 from gpuconv.bench import timing
-from gpuconv.bench.judge import Judge
+from gpuconv.bench.verdict import Judge
+from gpuconv.checking.precision import float32_as
 from gpuconv.gpu import Gpu
-from gpuconv.plan import Asked
-from gpuconv.predict import ranked
-from gpuconv.reference import IDENTITY
+from gpuconv.planning import distrust, plan, tuned
+from gpuconv.planning.plan import Asked
+from gpuconv.planning.predict import ranked
 
 MOST_TILES = 6  # of a backend
 
@@ -60,7 +62,7 @@ def tune(asked: Asked, names: Sequence[str], budget: float | None = None) -> Tun
     winners: tuned.Winners = {}
     wrong = []
     right = Judge(problem, direction, a, b, operands.tf32)
-    with timing.float32_as("tf32" if operands.tf32 else "float32"):
+    with float32_as("tf32" if operands.tf32 else "float32"):
         for name, tile in candidates(asked, names):
             try:
                 run = bound(asked, name, tile, a, b)

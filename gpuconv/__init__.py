@@ -24,7 +24,7 @@ def _is_the_command_line() -> bool:
     """Whether this process is `gpuconv …` or `python -m gpuconv …`.
 
     That has answers which need no PyTorch, whose import takes more than a second: the version, help, completion of
-    words. `gpuconv.cli` loads the rest when it knows the command.
+    words. `gpuconv.cli.main` loads the rest when it knows the command.
     """
     program, words = sys.argv[0] if sys.argv else "", sys.orig_argv
     if program == "-m":  # whatever it is to be, it is just being looked for

@@ -3,17 +3,17 @@
 import sys
 from argparse import ArgumentParser
 
-from gpuconv import extras, streams
+from gpuconv import packages, text
 
 
 def main() -> None:
     """Run the command line on sys.argv and exit with its status."""
-    streams.print_anything()
+    text.print_anything()
     try:
-        missing = extras.missing(extras.TRAIN)
+        missing = packages.missing(packages.TRAIN)
         if missing:
             sys.exit(_base(sys.argv[1:], missing))
-        from gpuconv import cli
+        from gpuconv.cli import main as cli
 
         sys.exit(cli.run(sys.argv[1:]))
     except KeyboardInterrupt:  # before or between what cli.run handles itself
@@ -23,7 +23,7 @@ def main() -> None:
 
 def _base(arguments: list[str], missing: list[str]) -> int:
     """What the base install answers: the version, and what `doctor` finds. The rest is one line; gives the status."""
-    needs = f"the command line needs: {extras.install('train', missing)}"
+    needs = f"the command line needs: {packages.install('train', missing)}"
     parser = ArgumentParser("gpuconv", epilog=needs, add_help=False, exit_on_error=False)
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--version", action="store_true")
@@ -40,7 +40,7 @@ def _base(arguments: list[str], missing: list[str]) -> int:
     elif given.command == "doctor" and not rest:
         import json
 
-        from gpuconv import doctor
+        from gpuconv.checking import doctor
 
         found = doctor.report()
         print(json.dumps(found, indent=2) if given.json else doctor.text(found))

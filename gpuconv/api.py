@@ -2,13 +2,14 @@
 
 import os
 
-from gpuconv import arrays, backends, emulator, flops, functional, nn, ops
+from gpuconv import arrays, backends, emulator, functional, nn, ops
 from gpuconv.backends import BackendUnavailable, use_backend
-from gpuconv.dropin import Report, convert, patch, revert
 from gpuconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
-from gpuconv.fusion import FusionReport, fuse
+from gpuconv.models.convert import Report, convert, patch, revert
+from gpuconv.models.fuse import FusionReport, fuse
+from gpuconv.models.warmup import warmup
+from gpuconv.ops import flops
 from gpuconv.problem import ConvProblem
-from gpuconv.warm import warmup
 
 if os.environ.get("GPUCONV_EMULATE"):
     from gpuconv.emulator import device

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpuconv import ops
+from gpuconv.ops.modes import transforming
 from gpuconv.problem import check_tensors
 from gpuconv.settings import Settings
-from gpuconv.transforms import transforming
 
 WIDTHS = range(2, 9)
 _ACTIVATIONS = {None: "none", "silu": "silu", "swish": "silu"}

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
-from gpuconv import backends, causal, ops, overrides, sizes
+from gpuconv import backends, causal, ops, sizes
 from gpuconv.activations import Activation, activate_tensor
+from gpuconv.ops import overrides
 from gpuconv.problem import check_tensors
 from gpuconv.settings import Settings
 

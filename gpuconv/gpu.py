@@ -115,14 +115,14 @@ class Emulation(Protocol):
 
     @property
     def triton(self) -> Any:
-        """The `gpuconv.backends.cuda_launch.Runtime` of Triton's launches."""
+        """The `gpuconv.backends.cuda.launch.Runtime` of Triton's launches."""
 
     @property
     def cuda(self) -> Any:
         """The same of CUDA C's."""
 
 
-emulation: Emulation | None = None  # of this process, now; `gpuconv.plan.emulate` changes it
+emulation: Emulation | None = None  # of this process, now; `gpuconv.planning.plan.emulate` changes it
 
 
 @functools.cache

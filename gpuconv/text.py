@@ -1,8 +1,11 @@
-"""Text from outside (folders, files, classes, layers, what others' code says), made fit to be printed."""
+"""Text made fit to be printed: names from outside gpuconv, and characters that the terminal's encoding lacks."""
 
+import codecs
 import difflib
+import sys
 import unicodedata
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 # What ends a line, moves the cursor, colours the terminal, turns the direction of writing, or cannot be encoded.
 # Joiners stay: Persian and emoji need them.
@@ -39,3 +42,25 @@ def like(name: str, names: Sequence[str], count: int = 3) -> str:
 def some(names: Sequence[str], count: int = 3) -> str:
     """Names with commas, the first ones of many."""
     return ", ".join(printable(name) for name in names[:count]) + (", …" if len(names) > count else "")
+
+
+# What text of ours has, and terminals that are not UTF-8 may lack.
+_PLAIN = {
+    "×": "x", "·": "*", "µ": "u", "…": "...", "→": "->", "−": "-", "±": "+/-", "≤": "<=", "≥": ">=", "⌈": "", "⌉": "",
+    "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"', "²": "^2", "³": "^3", "√": "sqrt", "▀": "#",
+}  # fmt: skip
+
+
+def print_anything() -> None:
+    """From now on stdout and stderr take any text: what their encoding lacks is printed in ASCII."""
+    codecs.register_error("gpuconv", _plainly)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="gpuconv")
+
+
+def _plainly(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text), error.end

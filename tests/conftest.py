@@ -74,6 +74,6 @@ def clean_environment() -> dict[str, str]:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache folder of the test's own, which is not there yet: nothing is tuned."""
     monkeypatch.setenv("GPUCONV_CACHE", str(tmp_path / "cache"))
-    gpuconv.plan.forget()
+    gpuconv.planning.plan.forget()
     yield tmp_path / "cache"
-    gpuconv.plan.forget()
+    gpuconv.planning.plan.forget()

@@ -7,9 +7,10 @@ from torch import Tensor
 
 import gpuconv
 from gpuconv import reference
+from gpuconv.activations import Activation
 from gpuconv.functional import causal_conv1d
 from gpuconv.problem import ConvProblem
-from gpuconv.reference import Activation, as_numpy, assert_close_to_oracle
+from gpuconv.reference import as_numpy, assert_close_to_oracle
 
 B, D, L = 2, 8, 21
 

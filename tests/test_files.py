@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuconv import cli
+from gpuconv.cli import main
 from gpuconv.files import writable_or_raise
 
 needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that even root cannot write to")
@@ -63,7 +63,7 @@ def test_a_command_that_cannot_write_says_so_before_it_computes(
     monkeypatch.chdir("/proc")  # where even root cannot write
     monkeypatch.setenv("GPUCONV_CACHE", "/proc/cache")
     began = time.process_time()
-    status = cli.run(command.replace("TMP", str(tmp_path)).split())
+    status = main.run(command.replace("TMP", str(tmp_path)).split())
     output, errors = capsys.readouterr()
     assert status == 1 and errors.startswith("error: cannot write to ") and errors.count("\n") == 1, errors
     assert "accuracy" not in output and time.process_time() - began < 10
@@ -72,12 +72,12 @@ def test_a_command_that_cannot_write_says_so_before_it_computes(
 
 def test_csv_and_plots_go_into_folders_that_are_made(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     sample = Path(__file__).parent.parent / "bench/results/2026-11-24-cpu.jsonl"
-    assert cli.run(["bench", "--report", str(sample), "--csv", str(tmp_path / "a/b.csv")]) == 0
+    assert main.run(["bench", "--report", str(sample), "--csv", str(tmp_path / "a/b.csv")]) == 0
     assert (tmp_path / "a/b.csv").stat().st_size
 
 
 def test_what_cannot_be_read_is_one_line_whichever_command_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("bench --report nowhere", "bench --compare nowhere nowhere", "predict nowhere nowhere"):
-        assert cli.run(command.split()) == 1
+        assert main.run(command.split()) == 1
         errors = capsys.readouterr().err
         assert errors.startswith("error: ") and errors.count("\n") == 1

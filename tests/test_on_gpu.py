@@ -62,7 +62,7 @@ def assert_right(results: list[torch.Tensor], x: torch.Tensor, w: torch.Tensor, 
         reference.grad_bias(PROBLEM, gy),
     )
     for got, wanted in zip(results, exact, strict=False):  # not every test asks for the bias's
-        assert_close_to_oracle(got, wanted, f"{PROBLEM}", tf32=gpuconv.plan.uses_tf32(got))
+        assert_close_to_oracle(got, wanted, f"{PROBLEM}", tf32=gpuconv.planning.plan.uses_tf32(got))
 
 
 @each_dtype

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from gpuconv.bench.problems import CURATED, random_problem
+from gpuconv.checking.problems import CURATED, random_problem
 from gpuconv.problem import ConvProblem, Gemm, is_channels_last
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from gpuconv import cli, emulator
-from gpuconv.backends import triton_launch
+from gpuconv import emulator
+from gpuconv.backends.triton import launch as triton_launch
+from gpuconv.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -52,13 +53,13 @@ COMMANDS = re.findall(r"(?:^|-m |&& )gpuconv ([a-z]\w*[^#\n`&]*)", README, re.MU
 
 
 def test_readme_has_its_commands() -> None:
-    assert len(COMMANDS) > 20 and {command.split()[0] for command in COMMANDS} == set(cli.COMMANDS)
+    assert len(COMMANDS) > 20 and {command.split()[0] for command in COMMANDS} == set(main.COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_in_the_readme_has_these_options(command: str) -> None:
     name, *words = shlex.split(command)
-    assert cli.imported(name).make_context(name, words) is not None
+    assert main.imported(name).make_context(name, words) is not None
 
 
 # ---- the README's own kernel -----------------------------------------------------------------------------------------

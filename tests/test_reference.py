@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from gpuconv import reference
-from gpuconv.bench.problems import CURATED, tensors
+from gpuconv.activations import Activation
+from gpuconv.checking.problems import CURATED, tensors
 from gpuconv.problem import ConvProblem
-from gpuconv.reference import Activation, Exact, assert_close_to_oracle, error_bound, worst_violation
+from gpuconv.reference import Exact, assert_close_to_oracle, error_bound, worst_violation
 
 SMALL = [
     "3x3-same",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gpuconv
-from gpuconv import cli
+from gpuconv.cli import main
 from gpuconv.text import like, printable, printable_lines
 from gpuconv.train import run as runs
 from gpuconv.train.config import Config
@@ -62,7 +62,7 @@ def test_commands_print_no_control_characters(
     command: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = command.replace("RED", RED).replace("RUN", str(run)).replace("OUT", str(tmp_path / RED)).split(" ")
-    cli.run(words)
+    main.run(words)
     output, errors = capsys.readouterr()
     assert output + errors and "\x1b" not in output + errors
     assert command == "see RUN --layers" or r"\x1b[31mred" in output + errors

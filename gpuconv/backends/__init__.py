@@ -33,8 +33,8 @@ __all__ = [
 
 # Where each backend of ours lives; imported when first asked for, so that importing gpuconv stays cheap.
 _MODULES = {
-    "triton": ("gpuconv.backends.triton", "TritonBackend"),
-    "cuda": ("gpuconv.backends.cuda", "CudaBackend"),
+    "triton": ("gpuconv.backends.triton.backend", "TritonBackend"),
+    "cuda": ("gpuconv.backends.cuda.backend", "CudaBackend"),
     "numpy": ("gpuconv.backends.numpy", "NumpyBackend"),
     "aten": ("gpuconv.backends.aten", "AtenBackend"),
 }

@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from gpuconv import gpu as gpus, plan
-from gpuconv.backends import cuda_launch
+from gpuconv import gpu as gpus
+from gpuconv.backends.cuda import launch as cuda_launch
 from gpuconv.emulator.build import why_not
 from gpuconv.emulator.errors import EmulatorUnavailable
 from gpuconv.emulator.runs import Runs
 from gpuconv.gpu import Gpu, named
+from gpuconv.planning import plan
 
 if TYPE_CHECKING:
-    from gpuconv.backends.triton_launch import Launch as TritonLaunch
+    from gpuconv.backends.triton.launch import Launch as TritonLaunch
     from gpuconv.emulator.machine import Program
 
 VARIABLE = "GPUCONV_EMULATE"
@@ -143,13 +144,13 @@ def _available(name: str, called: str) -> Gpu:
 
 
 class _CudaRuntime:
-    """Runs launches of CUDA C: a `gpuconv.backends.cuda_launch.Runtime`."""
+    """Runs launches of CUDA C: a `gpuconv.backends.cuda.launch.Runtime`."""
 
     def __init__(self, gpu: VirtualGpu) -> None:
         self._gpu = gpu
 
     def unavailable(self) -> str | None:
-        from gpuconv.backends import cuda_compile
+        from gpuconv.backends.cuda import compiler as cuda_compile
 
         return cuda_compile.why_not()
 
@@ -165,7 +166,7 @@ class _CudaRuntime:
 
 @functools.lru_cache(maxsize=1024)
 def _nvrtc(instance: cuda_launch.Instance, gpu: Gpu) -> _Compiled:
-    from gpuconv.backends import cuda_compile
+    from gpuconv.backends.cuda import compiler as cuda_compile
     from gpuconv.emulator.machine import load
 
     if instance.shared > gpu.shared_memory:
@@ -185,7 +186,7 @@ class _TritonRuntime:
         self._one_at_a_time = threading.Lock()
 
     def unavailable(self) -> str | None:
-        from gpuconv.backends import triton_launch
+        from gpuconv.backends.triton import launch as triton_launch
 
         return triton_launch.why_no_compiler()
 
@@ -213,8 +214,8 @@ class _TritonRuntime:
 def _triton(launch: "TritonLaunch", tensors: tuple[torch.Tensor | None, ...], gpu: Gpu) -> _Compiled:
     from triton.runtime.errors import OutOfResources
 
+    from gpuconv.backends.triton.compiler import compile_for
     from gpuconv.emulator.machine import load
-    from gpuconv.inspect import compile_for
 
     major, minor = gpu.capability
     compiled = compile_for(launch, 10 * major + minor, tensors)

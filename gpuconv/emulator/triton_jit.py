@@ -26,7 +26,7 @@ from triton.runtime.autotuner import Autotuner
 from triton.runtime.cache import get_cache_manager
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from gpuconv import inspect
+from gpuconv.backends.triton.compiler import resource_usage
 from gpuconv.emulator import machine, triton_arguments
 from gpuconv.emulator.runs import Runs
 from gpuconv.gpu import Gpu, named
@@ -143,8 +143,8 @@ class _Driver(DriverBase):
 @functools.lru_cache(maxsize=1024)
 def _resources(cubin: bytes, function: str) -> tuple[int, int]:
     """Registers, and those spilled, as Triton counts them."""
-    code = inspect.read_cubin(cubin, 0, function)
-    return code.registers, code.stack // 4
+    registers, stack = resource_usage(cubin, function)
+    return registers, stack // 4
 
 
 class _Launcher:

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gpuconv
+from gpuconv.errors import UserError
 from gpuconv.see import pictures
 from gpuconv.see.images import Image
 from gpuconv.see.layers import Call, first_call
-from gpuconv.train.config import UserError
 
 # ---- the curve detector ---------------------------------------------------------------------------------------------
 

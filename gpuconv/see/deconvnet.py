@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from gpuconv.errors import UserError
 from gpuconv.functional import conv2d
 from gpuconv.see import pictures
 from gpuconv.see.images import Image
 from gpuconv.see.layers import KeepsGraph, channels_of, images_of, maps_of, watched
 from gpuconv.sizes import per_axis
-from gpuconv.train.config import UserError
 
 _RECTIFIERS: set[Any] = {
     torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu, F.relu_, F.relu6, F.leaky_relu, F.leaky_relu_, F.elu,

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpuconv import pictures
-from gpuconv.train.config import UserError
+from gpuconv import image_files
+from gpuconv.errors import UserError
 
 Image = Any  # a tensor, an array, an image of Pillow, a path, or a list of these
 
@@ -42,7 +42,7 @@ def tensor_of(image: Image, channels: int | None) -> Tensor:
         return tensor_of([_values(one, "image", wanted).unsqueeze(0) for one in each], channels)
     if hasattr(image, "mode") and hasattr(image, "getbands"):  # Pillow's
         try:
-            return _values(pictures.pixels_of(image, wanted)[0], "image", wanted).unsqueeze(0)
+            return _values(image_files.pixels_of(image, wanted)[0], "image", wanted).unsqueeze(0)
         except ValueError as error:
             raise UserError(f"image is none: {error}") from None
     raise UserError(f"image must be a tensor, an array, an image of Pillow or a path, but got {type(image).__name__}")
@@ -51,14 +51,14 @@ def tensor_of(image: Image, channels: int | None) -> Tensor:
 def read_image(path: Path, channels: int) -> Tensor:
     """An image file, or a NumPy file [H, W], [C, H, W] or [H, W, C], as [C, H, W] with values 0 … 1.
 
-    A picture is read as in training, see `gpuconv.pictures`: grey for one channel and coloured for three. Of a NumPy
+    A picture is read as in training, see `gpuconv.image_files`: grey for one channel and coloured for three. Of a NumPy
     file integers are divided by the greatest of their type; numbers with a point are taken as they are. Raises
     UserError for a file that is no image or has other channels.
     """
     if not path.is_file():
         raise UserError(f"cannot read {path}: there is no such file")
     try:
-        array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else pictures.read(path, channels).pixels
+        array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else image_files.read(path, channels).pixels
     except Exception as error:  # Pillow and NumPy raise whatever a damaged file makes them stumble over
         raise UserError(f"{path} is no image: {str(error) or type(error).__name__}") from error
     return _values(array, str(path), channels)

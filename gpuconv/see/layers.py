@@ -19,13 +19,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from gpuconv.activations import Activation, activate_tensor
-from gpuconv.dropin import patch, revert
+from gpuconv.errors import UserError
+from gpuconv.models.convert import patch, revert
 from gpuconv.nn import _Activated
 from gpuconv.see import pictures
 from gpuconv.see.images import Image, tensor_of
 from gpuconv.sizes import normalize_padding, per_axis
 from gpuconv.text import like, some
-from gpuconv.train.config import UserError
 
 _CONV2D = {torch.conv2d}  # torch.nn.functional.conv2d is the same object
 _CONV2D_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpuconv.errors import UserError
 from gpuconv.see.images import fitted, read_image
 from gpuconv.see.layers import channels_of
 from gpuconv.text import like
 from gpuconv.train import data as datasets, networks, run as runs
-from gpuconv.train.config import UserError
 
 __all__ = ["SIDE", "Subject", "fitted", "load", "load_run", "read_image"]
 SIDE = 224

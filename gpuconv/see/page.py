@@ -13,11 +13,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from gpuconv.errors import UserError
 from gpuconv.files import writable_or_raise, write_atomically
 from gpuconv.see.pictures import DIVERGING, LINES, Pixels, png
 from gpuconv.see.text import Text
 from gpuconv.text import printable
-from gpuconv.train.config import UserError
 
 PAGE = "index.html"
 Values = Mapping[str, Any]

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gpuconv.errors import UserError
 from gpuconv.see import pictures
 from gpuconv.see.deconvnet import ReceptiveField, receptive_field
 from gpuconv.see.images import Image
 from gpuconv.see.layers import images_of, maps_of, run
-from gpuconv.train.config import UserError
 
 _BATCH = 64
 

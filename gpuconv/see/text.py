@@ -4,10 +4,10 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
-from gpuconv.see.text_own import OWN
+from gpuconv.errors import UserError
 from gpuconv.see.text_tour import TOUR
+from gpuconv.see.text_your_model import OWN
 from gpuconv.text import printable
-from gpuconv.train.config import UserError
 
 LANGUAGES = ("en", "zh")
 

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gpuconv
-from gpuconv.see.lesson import EPOCHS, teach
 from gpuconv.see.page import Chapter, check, write
 from gpuconv.see.text import Text
 from gpuconv.see.tour_filters import curve, monkey, smoothing
 from gpuconv.see.tour_network import after, deeper, layer, training
+from gpuconv.see.tour_training import EPOCHS, teach
 
 EVALUATIONS, SEEDS = 1000, 5  # of the monkey's race
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpuconv.see import monkey as race, pictures
+from gpuconv.see import pictures, random_search as race
 from gpuconv.see.arithmetic import (
     CURVE,
     OFF_THE_CURVE,
@@ -16,8 +16,8 @@ from gpuconv.see.arithmetic import (
     response,
     spectrum,
 )
-from gpuconv.see.lesson import photographs
 from gpuconv.see.page import Block, Picture, Row, Table, Words
+from gpuconv.see.tour_training import photographs
 
 _GOOD = 0.01  # the loss at which the race counts as won
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from gpuconv.see import features, pictures, widgets
 from gpuconv.see.arithmetic import duplicates, spectrum
 from gpuconv.see.layers import first_call
-from gpuconv.see.lesson import Lesson, Pupil, centred, teach
 from gpuconv.see.page import Block, Picture, Row, Table, Words
+from gpuconv.see.tour_training import Lesson, Pupil, centred, teach
 
 _EXAMPLE = 6  # of the held-out pictures: the one that is followed through the network
 _HURRY, _RUSHED_EPOCHS = 20, 2  # a lesson that kills filters

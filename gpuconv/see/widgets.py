@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpuconv.see.layers import Call
-from gpuconv.see.lesson import Lesson
 from gpuconv.see.page import Widget, packed
 from gpuconv.see.pictures import filter_tiles, limit_of, rgb
+from gpuconv.see.tour_training import Lesson
 
 _FLOATS = 400_000  # of a layer's input and outputs, each; a larger one is cut to its middle
 _LAYER_WORDS = (

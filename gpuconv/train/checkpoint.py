@@ -17,9 +17,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from gpuconv.errors import UserError
 from gpuconv.files import write_atomically
 from gpuconv.train import ranks
-from gpuconv.train.config import UserError
 from gpuconv.train.loop import Training
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gpuconv import backends
+from gpuconv.errors import UserError
 
 DEFAULT_EPOCHS = 40
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -41,10 +42,6 @@ _MUST: dict[str, Callable[[Any], bool]] = {
     f"from 0 to {2**32 - 1}": lambda value: 0 <= value < 2**32,
 }
 AT_LEAST_1, NOT_NEGATIVE, SHARE, POSITIVE, SEED = _MUST
-
-
-class UserError(Exception):
-    """A bad setting, a damaged run folder, a full disk: one line says what, and no traceback is wanted."""
 
 
 def _is(default: Any, help: str, *choices: str, must: str | None = None) -> Any:

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpuconv.errors import UserError
 from gpuconv.train import folder, known, npz
-from gpuconv.train.config import Config, UserError
+from gpuconv.train.config import Config
 from gpuconv.train.source import Source, every
 
 _EVERY = 5  # where nothing is held out, every fifth image of each class is

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import pictures
-from gpuconv.pictures import BACK, BROKEN, HIDDEN, LeftOut, some
-from gpuconv.train.config import Config, UserError
+from gpuconv import image_files
+from gpuconv.errors import UserError
+from gpuconv.image_files import BACK, BROKEN, HIDDEN, LeftOut, some
+from gpuconv.train.config import Config
 from gpuconv.train.source import Part, Source
 
 _PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -95,13 +96,15 @@ def _folders(path: Path, left_out: LeftOut) -> dict[str, Path]:
 def _has_folders(folder: Path) -> bool:
     """Whether it holds folders and no pictures of its own."""
     entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    return any(entry.is_dir() for entry in entries) and not any(e.is_file() and pictures.is_picture(e) for e in entries)
+    return any(entry.is_dir() for entry in entries) and not any(
+        e.is_file() and image_files.is_picture(e) for e in entries
+    )
 
 
 def _classes(folder: Path, left_out: LeftOut, notes: list[str]) -> Files:
     """The picture files of each class, those in folders within its own included; a class without any is left out."""
     found: Files = {}
-    above = pictures.way_to(folder)
+    above = image_files.way_to(folder)
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             left_out.add(HIDDEN, entry)
@@ -109,7 +112,7 @@ def _classes(folder: Path, left_out: LeftOut, notes: list[str]) -> Files:
             left_out.add(_LOOSE, entry)
         elif entry.resolve() in above:
             left_out.add(BACK, entry)
-        elif files := list(pictures.files_in(entry, left_out, above)):
+        elif files := list(image_files.files_in(entry, left_out, above)):
             found[entry.name] = files
         else:
             left_out.add(_EMPTY, entry)
@@ -133,7 +136,7 @@ def _one_size(found: dict[str, Files], notes: list[str]) -> tuple[int, int] | No
         sizes[part] = Counter()
         for file in (file for several in files.values() for file in several):
             with contextlib.suppress(ValueError):  # whoever reads all of it says what is wrong
-                sizes[part][pictures.size_of(file)] += 1
+                sizes[part][image_files.size_of(file)] += 1
     every, train = sum(sizes.values(), Counter[tuple[int, int]]()), sizes["train"]
     if len(every) < 2:
         return next(iter(every), None)
@@ -161,7 +164,7 @@ class _Reader:
         images, labels = [], []
         for label, file in ((classes.index(name), file) for name, several in files.items() for file in several):
             try:
-                picture = pictures.read(file, 3)
+                picture = image_files.read(file, 3)
             except ValueError as error:
                 if not self.skip_broken:
                     raise UserError(
@@ -179,7 +182,7 @@ class _Reader:
                     )
             if picture.remark:
                 self.remarks.setdefault(picture.remark, []).append(str(file))
-            images.append(picture.pixels if self.size is None else pictures.fit(picture.pixels, self.size))
+            images.append(picture.pixels if self.size is None else image_files.fit(picture.pixels, self.size))
             labels.append(label)
         if not images:
             raise UserError("; ".join([f"{folder} has no images that can be read", *self.left_out.lines()]))

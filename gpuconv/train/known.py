@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.train.config import UserError
+from gpuconv.errors import UserError
 from gpuconv.train.source import Part, Source
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

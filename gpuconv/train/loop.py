@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpuconv.errors import UserError
 from gpuconv.train import ranks
-from gpuconv.train.config import Config, UserError
+from gpuconv.train.config import Config
 from gpuconv.train.data import Data, epoch_batches
 
 _EVALUATION_BATCH = 1000

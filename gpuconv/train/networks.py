@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import gpuconv
+from gpuconv.errors import UserError
 from gpuconv.text import like
-from gpuconv.train.config import UserError
 
 Shape = tuple[int, ...]  # [C, H, W]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.pictures import some
-from gpuconv.train.config import UserError
+from gpuconv.errors import UserError
+from gpuconv.image_files import some
 from gpuconv.train.source import Part, Source
 
 # What images and labels are called: here, by MedMNIST, and by Keras.

@@ -31,6 +31,7 @@ def together(device: torch.device) -> Iterator[torch.device]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
+        dist.barrier()  # a process that fails when it ends has torchrun end the others: they shall have written by then
     finally:
         dist.destroy_process_group()
 

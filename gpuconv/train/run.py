@@ -31,10 +31,12 @@ import torch
 from torch import nn
 
 import gpuconv
+from gpuconv.errors import UserError
 from gpuconv.files import writable_or_raise
 from gpuconv.train import checkpoint, data as datasets, loop, networks, ranks
-from gpuconv.train.config import Config, UserError
+from gpuconv.train.config import Config
 from gpuconv.train.data import Data
+from gpuconv.train.progress import Watch, draw_curves
 from gpuconv.train.saved import (
     CONFIG,
     METRICS,
@@ -50,7 +52,6 @@ from gpuconv.train.saved import (
     read,
     read_json,
 )
-from gpuconv.train.watch import Watch, draw_curves
 
 CHECKPOINT, CURVES = "checkpoint.safetensors", "curves.png"
 

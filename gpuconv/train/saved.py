@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import gpuconv
-from gpuconv import pictures
+from gpuconv import image_files
+from gpuconv.errors import UserError
 from gpuconv.train import checkpoint, data as datasets, loop, networks
-from gpuconv.train.config import Config, UserError
+from gpuconv.train.config import Config
 
 CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.safetensors"
 _FEW_PIXELS = 1 << 16
@@ -98,19 +99,19 @@ def predictions(
     (channels, height, width), classes = load_shapes(path)
     if channels not in (1, 3):
         raise UserError(f"{path} learned images of {channels} channels, and files have 1 or 3")
-    left_out, remarks = pictures.LeftOut(), dict[str, list[str]]()
+    left_out, remarks = image_files.LeftOut(), dict[str, list[str]]()
 
     def read(file: Path, named: bool) -> Tensor | None:
         try:
-            picture = pictures.read(file, channels)
+            picture = image_files.read(file, channels)
         except ValueError as error:
             if named:
                 raise UserError(f"cannot read the image {file}: {error}") from None
-            left_out.add(pictures.BROKEN, file)
+            left_out.add(image_files.BROKEN, file)
             return None
         if picture.remark:
             remarks.setdefault(picture.remark, []).append(str(file))
-        pixels = pictures.fit(picture.pixels, (height, width))
+        pixels = image_files.fit(picture.pixels, (height, width))
         values = torch.from_numpy(np.array(pixels)).to(config.device, config.weight_dtype)
         return values / 255 if pixels.dtype == np.uint8 else values
 
@@ -122,18 +123,18 @@ def predictions(
                 outputs = loop.judged(network, torch.stack([image for _, image in read_ones]), config)
                 for (file, _), share in zip(read_ones, loop.probabilities(outputs, config).tolist(), strict=True):
                     yield file, {name: value for value, name in sorted(zip(share, classes, strict=True), reverse=True)}
-    for line in (*left_out.lines(), *(f"{remark}: {pictures.some(names)}" for remark, names in remarks.items())):
+    for line in (*left_out.lines(), *(f"{remark}: {image_files.some(names)}" for remark, names in remarks.items())):
         say(line)
 
 
-def _image_files(files: Sequence[Path], left_out: pictures.LeftOut) -> Iterator[tuple[Path, bool]]:
+def _image_files(files: Sequence[Path], left_out: image_files.LeftOut) -> Iterator[tuple[Path, bool]]:
     """The files, and those below folders, each with whether it was named."""
     for file in files:
         if not file.is_dir():
             yield file, True
             continue
         try:
-            inside = list(pictures.files_in(file, left_out))
+            inside = list(image_files.files_in(file, left_out))
         except OSError as error:
             raise UserError(f"cannot read {error.filename or file}: {error.strerror or error}") from None
         if not inside:

@@ -19,7 +19,7 @@ constexpr int SIZE = Vector<TYPE>::SIZE, LANE = Vector<accumulator>::SIZE;
 constexpr int V = CHANNELS_LAST ? SIZE : 1;
 constexpr int CHANNELS = CHUNKS * V;  // of a block
 constexpr int STRIPS = TW / STRIP;  // of a row of a tile
-static_assert(TW % STRIP == 0 && THREADS % 32 == 0 && (CHANNELS_LAST || STRIP % LANE == 0), "see cuda_depthwise.py");
+static_assert(TW % STRIP == 0 && THREADS % 32 == 0 && (CHANNELS_LAST || STRIP % LANE == 0), "see depthwise.py");
 
 __device__ constexpr int round_up(int a, int unit) { return (a + unit - 1) / unit * unit; }
 

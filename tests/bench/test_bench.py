@@ -9,9 +9,11 @@ import planted
 import pytest
 import torch
 
-from gpuconv import backends, cli
-from gpuconv.bench import cases, judge, plots, report, results, runner, timing
-from gpuconv.bench.cases import Case
+from gpuconv import backends
+from gpuconv.bench import plots, records, report, runner, timing, verdict, workloads
+from gpuconv.bench.workloads import Case
+from gpuconv.checking.precision import float32_as
+from gpuconv.cli import main
 from gpuconv.problem import DIRECTIONS, ConvProblem
 
 ROOT = Path(__file__).parents[2]
@@ -29,12 +31,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def sample() -> list[results.Row]:
-    return results.read([SAMPLE])
+def sample() -> list[records.Row]:
+    return records.read([SAMPLE])
 
 
-def measure(out: Path, *subjects: str, directions=DIRECTIONS, **options) -> list[results.Row]:
-    todo = list(cases.cases([SMALL], directions, ["float32"], None, "cpu"))
+def measure(out: Path, *subjects: str, directions=DIRECTIONS, **options) -> list[records.Row]:
+    todo = list(workloads.cases([SMALL], directions, ["float32"], None, "cpu"))
     return list(runner.run(todo, runner.Options(CPU, subjects, **options), out, lambda number, text: None))
 
 
@@ -45,12 +47,12 @@ def test_fused_is_a_forward_with_bias_and_relu(quick: None, tmp_path: Path, monk
     rows = measure(tmp_path / "a.jsonl", "aten", "numpy", directions=("fused",))
     assert len(rows) == 4 and all(row["right"] and row["direction"] == "fused" and row["ms"] > 0 for row in rows)
     case = Case(SMALL, "fused", "float32", 1)
-    x, w = cases.tensors(case, CPU)
+    x, w = workloads.tensors(case, CPU)
     bias = case.bias(CPU)
-    call = cases.call(case, "numpy", "contiguous", x, w)
+    call = workloads.call(case, "numpy", "contiguous", x, w)
     for most in (1e9, 0):  # judged by the oracle, and by PyTorch in float64
-        monkeypatch.setattr(judge, "MOST_FLOPS_FOR_THE_ORACLE", most)
-        fused, linear = (judge.Judge(case.problem("contiguous"), "forward", x, w, False, b) for b in (bias, None))
+        monkeypatch.setattr(verdict, "MOST_FLOPS_FOR_THE_ORACLE", most)
+        fused, linear = (verdict.Judge(case.problem("contiguous"), "forward", x, w, False, b) for b in (bias, None))
         assert fused.error(call()) <= 1 < linear.error(call())
 
 
@@ -107,7 +109,7 @@ def test_what_fails_or_is_refused_does_not_stop_the_rest(quick: None, tmp_path: 
 
 
 def test_a_baseline_is_timed_and_its_error_reported(quick: None, tmp_path: Path) -> None:
-    todo = list(cases.cases([SMALL], ("grad_weight",), ["float16"], 2, "cpu"))
+    todo = list(workloads.cases([SMALL], ("grad_weight",), ["float16"], 2, "cpu"))
     rows = list(runner.run(todo, runner.Options(CPU, ("aten",)), tmp_path / "a.jsonl", lambda number, text: None))
     assert all("ms" in row and row["role"] == "baseline" for row in rows)
     missed = [row for row in rows if not row["right"]]
@@ -122,11 +124,11 @@ def test_both_judges_agree(monkeypatch: pytest.MonkeyPatch, direction: str, dtyp
         torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(dtype)
         for shape in p.operand_shapes(direction)
     )
-    got = cases.pytorch(p, direction, a)(a, b)
-    by_oracle = judge.Judge(p, direction, a, b, False)
-    monkeypatch.setattr(judge, "MOST_FLOPS_FOR_THE_ORACLE", 0)
-    monkeypatch.setattr(judge, "_ELEMENTS_AT_ONCE", 2 * 6 * 9 * 8)  # two images at a time
-    by_pytorch = judge.Judge(p, direction, a, b, False)
+    got = workloads.pytorch(p, direction, a)(a, b)
+    by_oracle = verdict.Judge(p, direction, a, b, False)
+    monkeypatch.setattr(verdict, "MOST_FLOPS_FOR_THE_ORACLE", 0)
+    monkeypatch.setattr(verdict, "_ELEMENTS_AT_ONCE", 2 * 6 * 9 * 8)  # two images at a time
+    by_pytorch = verdict.Judge(p, direction, a, b, False)
     assert (by_oracle.by, by_pytorch.by) == ("oracle", "PyTorch in float64")
     if dtype is not torch.float64:  # there PyTorch would be compared with itself
         assert by_pytorch.error(got) == pytest.approx(by_oracle.error(got), rel=1e-3)
@@ -140,7 +142,7 @@ def test_both_judges_agree(monkeypatch: pytest.MonkeyPatch, direction: str, dtyp
 
 def test_float32_settings_are_put_back() -> None:
     before = (torch.backends.cudnn.benchmark, torch.backends.cudnn.conv.fp32_precision)
-    with timing.float32_as("tf32"):
+    with float32_as("tf32"):
         assert torch.backends.cudnn.benchmark and torch.backends.cudnn.conv.fp32_precision == "tf32"
     assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.conv.fp32_precision) == before
 
@@ -150,16 +152,16 @@ def test_float32_settings_are_put_back() -> None:
 
 def test_an_interrupted_run_keeps_its_rows_and_goes_on(quick: None, tmp_path: Path) -> None:
     out = tmp_path / "new folder" / "a.jsonl"
-    todo = list(cases.cases([SMALL], DIRECTIONS, ["float32"], None, "cpu"))
+    todo = list(workloads.cases([SMALL], DIRECTIONS, ["float32"], None, "cpu"))
     going = runner.run(todo, runner.Options(CPU, ("aten", "numpy")), out, lambda number, text: None)
     first = [next(going) for _ in range(5)]
     going.close()
     with out.open("a") as file:
         file.write('{"layer": "cut sho')
-    assert results.read([out]) == first
+    assert records.read([out]) == first
     rest = measure(out, "aten", "numpy")
     assert len(first) + len(rest) == 12
-    assert len(results.read([out])) == len(out.read_text().splitlines()) == 12
+    assert len(records.read([out])) == len(out.read_text().splitlines()) == 12
     assert measure(out, "aten", "numpy") == []
 
 
@@ -177,44 +179,44 @@ def test_nothing_new_is_started_when_time_is_up(quick: None, tmp_path: Path) -> 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"loss": 1}\n{"loss": 2}\n')
     with pytest.raises(ValueError, match=r"a\.jsonl, line 1, is not a result"):
-        results.read([tmp_path / "a.jsonl"])
+        records.read([tmp_path / "a.jsonl"])
     with pytest.raises(ValueError, match="cannot be read"):
-        results.read([tmp_path / "none"])
+        records.read([tmp_path / "none"])
 
 
 # ---- reports ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_sample_is_honest(sample: list[results.Row]) -> None:
+def test_the_sample_is_honest(sample: list[records.Row]) -> None:
     assert all(row["on"] == "cpu" and row["device"].startswith("CPU") and row["commit"] for row in sample)
     assert {row["direction"] for row in sample} == set(DIRECTIONS)
 
 
-def test_the_table_shows_losses_as_plainly_as_wins(sample: list[results.Row]) -> None:
+def test_the_table_shows_losses_as_plainly_as_wins(sample: list[records.Row]) -> None:
     text = report.table(sample)
     assert text.startswith("CPU") and "no GPU" in text
     (line,) = [
-        line for line in results.lines(sample) if (line.layer, line.direction) == ("resnet18.conv3_3x3", "forward")
+        line for line in records.lines(sample) if (line.layer, line.direction) == ("resnet18.conv3_3x3", "forward")
     ]
     speedup = line.speedup("numpy")
-    assert results.times_text(speedup) in next(
+    assert records.times_text(speedup) in next(
         t for t in text.splitlines() if t.startswith("conv3_3x3 ") and "forward" in t
     )
     assert "geometric mean of 11; faster on" in text
-    assert (results.times_text(2), results.times_text(0.5), results.times_text(1)) == (
+    assert (records.times_text(2), records.times_text(0.5), records.times_text(1)) == (
         "2.00× faster", "2.00× slower", "as fast",
     )  # fmt: skip
-    speedups = [line.speedup("numpy") for line in results.lines(sample) if line.direction == "forward"]
-    assert f"numpy, forward: {results.times_text(results.geometric_mean(speedups))} than aten" in text
+    speedups = [line.speedup("numpy") for line in records.lines(sample) if line.direction == "forward"]
+    assert f"numpy, forward: {records.times_text(records.geometric_mean(speedups))} than aten" in text
 
 
-def test_csv_has_all_rows(sample: list[results.Row]) -> None:
-    rows = list(csv.DictReader(io.StringIO(results.as_csv(sample))))
+def test_csv_has_all_rows(sample: list[records.Row]) -> None:
+    rows = list(csv.DictReader(io.StringIO(records.as_csv(sample))))
     assert len(rows) == len(sample)
     assert float(rows[0]["ms"]) == sample[0]["ms"]
 
 
-def test_plots_are_drawn_and_can_be_told_apart_in_grey(sample: list[results.Row], tmp_path: Path) -> None:
+def test_plots_are_drawn_and_can_be_told_apart_in_grey(sample: list[records.Row], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="plots need matplotlib, of the extra `bench`")
     paths = plots.plot(sample, tmp_path / "plots")
     assert [path.name for path in paths] == ["resnet18-float32-roofline.png", "resnet18-float32-speedup.png"]
@@ -230,7 +232,7 @@ def test_plots_are_drawn_and_can_be_told_apart_in_grey(sample: list[results.Row]
 # ---- comparing -------------------------------------------------------------------------------------------------------
 
 
-def slower(rows: list[results.Row], factor: float, backend: str = "numpy", which: int = 0) -> list[results.Row]:
+def slower(rows: list[records.Row], factor: float, backend: str = "numpy", which: int = 0) -> list[records.Row]:
     """A copy of rows in which the one row of a backend takes longer."""
     rows = [dict(row) for row in rows]
     row = [row for row in rows if row["backend"] == backend][which]
@@ -238,61 +240,61 @@ def slower(rows: list[results.Row], factor: float, backend: str = "numpy", which
     return rows
 
 
-def test_a_planted_regression_is_found(sample: list[results.Row]) -> None:
-    found = results.compare(sample, slower(sample, 30))
+def test_a_planted_regression_is_found(sample: list[records.Row]) -> None:
+    found = records.compare(sample, slower(sample, 30))
     assert [change.kind for change in found.regressions] == ["slower"]
     assert "30.00 × the time" in report.comparison(found) and "1 worse, 0 better" in report.comparison(found)
-    assert [c.kind for c in results.compare(slower(sample, 30), sample).changes] == ["faster"]
+    assert [c.kind for c in records.compare(slower(sample, 30), sample).changes] == ["faster"]
 
 
-def test_noise_is_no_regression(sample: list[results.Row]) -> None:
-    assert not results.compare(sample, sample).changes
+def test_noise_is_no_regression(sample: list[records.Row]) -> None:
+    assert not records.compare(sample, sample).changes
     row = next(row for row in sample if row["backend"] == "numpy")
     within = 0.5 * (1 + row["ms_80"] / row["ms_20"])  # the ranges still meet
-    assert not results.compare(sample, slower(sample, within)).changes
+    assert not records.compare(sample, slower(sample, within)).changes
 
 
-def test_a_slower_baseline_is_the_machine(sample: list[results.Row]) -> None:
-    found = results.compare(sample, slower(sample, 30, "aten"))
+def test_a_slower_baseline_is_the_machine(sample: list[records.Row]) -> None:
+    found = records.compare(sample, slower(sample, 30, "aten"))
     assert not found.regressions and "does not count" in report.comparison(found)
 
 
 @pytest.mark.parametrize("state", [{"right": False, "error": 7.0}, {"failed": "out of memory"}])
-def test_what_is_wrong_or_fails_now_is_a_regression(sample: list[results.Row], state: dict) -> None:
+def test_what_is_wrong_or_fails_now_is_a_regression(sample: list[records.Row], state: dict) -> None:
     new = slower(sample, 1)
     row = next(row for row in new if row["backend"] == "numpy")
     for name in ("ms", "ms_20", "ms_80"):
         del row[name]
     row.update(state)
-    assert [c.kind for c in results.compare(sample, new).regressions] == ["wrong" if "right" in state else "failed"]
+    assert [c.kind for c in records.compare(sample, new).regressions] == ["wrong" if "right" in state else "failed"]
 
 
-def test_only_like_is_compared_with_like(sample: list[results.Row]) -> None:
+def test_only_like_is_compared_with_like(sample: list[records.Row]) -> None:
     with pytest.raises(ValueError, match="different devices"):
-        results.compare(sample, [row | {"device": "NVIDIA H100"} for row in sample])
+        records.compare(sample, [row | {"device": "NVIDIA H100"} for row in sample])
     with pytest.raises(ValueError, match="no measurement in common"):
-        results.compare(sample, [])
+        records.compare(sample, [])
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
 def test_command_line(
-    quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], sample: list[results.Row]
+    quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], sample: list[records.Row]
 ) -> None:
     out, new = tmp_path / "a.jsonl", tmp_path / "new.jsonl"
     few = ["bench", "--device", "cpu", "--layer", SMALL, "--direction", "forward", "--out", str(out), "--backend"]
-    assert cli.run([*few, "numpy", "--csv", str(tmp_path / "a.csv")]) == 0
+    assert main.run([*few, "numpy", "--csv", str(tmp_path / "a.csv")]) == 0
     text = capsys.readouterr().out
     assert "no GPU" in text and f"results  {out}" in text and (tmp_path / "a.csv").exists()
-    assert cli.run([*few, "numpy", "--json"]) == 0
+    assert main.run([*few, "numpy", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 4
-    assert cli.run([*few, "planted:WrongPad"]) == 1
+    assert main.run([*few, "planted:WrongPad"]) == 1
     assert "WRONG  " in capsys.readouterr().out
     new.write_text("".join(json.dumps(row) + "\n" for row in slower(sample, 30)))
-    assert cli.run(["bench", "--compare", str(SAMPLE), str(new)]) == 1
-    assert cli.run(["bench", "--compare", str(SAMPLE), str(SAMPLE)]) == 0
-    assert cli.run(["bench", "--report", str(SAMPLE)]) == 0
+    assert main.run(["bench", "--compare", str(SAMPLE), str(new)]) == 1
+    assert main.run(["bench", "--compare", str(SAMPLE), str(SAMPLE)]) == 0
+    assert main.run(["bench", "--report", str(SAMPLE)]) == 0
     assert "geometric mean" in capsys.readouterr().out
 
 
@@ -308,7 +310,7 @@ def test_command_line(
     ],
 )
 def test_wrong_options_are_named(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["bench", "--device", "cpu", *options]) == 1
+    assert main.run(["bench", "--device", "cpu", *options]) == 1
     assert words in capsys.readouterr().err
 
 
@@ -319,7 +321,7 @@ def test_first_call_in_a_fresh_process() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="times a GPU")
 def test_a_gpu_is_timed_three_ways(tmp_path: Path) -> None:
-    todo = list(cases.cases([SMALL], DIRECTIONS, ["bfloat16"], None, "cuda"))
+    todo = list(workloads.cases([SMALL], DIRECTIONS, ["bfloat16"], None, "cuda"))
     options = runner.Options(torch.device("cuda"), ("aten", "triton"), first_call=True)
     for row in runner.run(todo, options, tmp_path / "a.jsonl", lambda number, text: None):
         assert (

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 import gpuconv
-from gpuconv import backends, cli, plan, tuned
+from gpuconv import backends
 from gpuconv.backends.numpy import NumpyBackend
 from gpuconv.bench import suites, tune
+from gpuconv.cli import main
+from gpuconv.planning import plan, tuned
 from gpuconv.problem import DIRECTIONS
 from gpuconv.settings import Settings
 
@@ -80,10 +82,10 @@ def test_time_is_limited_and_what_was_done_is_kept() -> None:
 def test_the_command_says_what_it_found_and_where(capsys: pytest.CaptureFixture[str], cache: Path) -> None:
     command = ["tune", "--device", "cpu", "--layer", "resnet18.conv5_3x3", "--batch", "1", "--layout", "contiguous"]
     command += ["--backend", "aten", "--backend", "numpy"]
-    assert cli.run([*command, "--direction", "forward"]) == 0
+    assert main.run([*command, "--direction", "forward"]) == 0
     text = capsys.readouterr().out
     assert "1 of 1 problems tuned on cpu" in text and f"recorded in {cache / 'tuned.json'}" in text
-    assert cli.run([*command, "--json"]) == 0
+    assert main.run([*command, "--json"]) == 0
     assert [one["direction"] for one in json.loads(capsys.readouterr().out)] == list(DIRECTIONS)
 
 
@@ -107,9 +109,9 @@ def test_a_model_is_tuned_or_only_compiled(
 ) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parent)
     command = ["tune", "--device", "cpu", "--model", "test_tune:a_network", "--input", "2x3x9x9", "--backend", "aten"]
-    assert cli.run([*command, "--compile-only"]) == 0
+    assert main.run([*command, "--compile-only"]) == 0
     assert "5 problems are planned" in capsys.readouterr().out and not tuned.path().exists()
-    assert cli.run(command) == 0
+    assert main.run(command) == 0
     assert "5 of 5 problems tuned on cpu; quickest: aten 5" in capsys.readouterr().out
 
 
@@ -136,6 +138,6 @@ def test_what_cannot_be_tuned_is_said_in_a_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    assert cli.run(["tune", "--device", "cpu", *arguments]) == 1
+    assert main.run(["tune", "--device", "cpu", *arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error

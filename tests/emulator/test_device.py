@@ -10,18 +10,20 @@ import torch
 from lanes import EMULATED, INTERPRETING, Lane
 
 import gpuconv
-from gpuconv import BackendUnavailable, backends, distrust, plan, reference, tuned
+from gpuconv import BackendUnavailable, backends, reference
+from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import contiguous_operands
-from gpuconv.bench.problems import tensors
-from gpuconv.bench.timing import float32_as
-from gpuconv.distrust import Failed, Kernels
+from gpuconv.checking.precision import float32_as
+from gpuconv.checking.problems import tensors
 from gpuconv.emulator import device as emulator
 from gpuconv.emulator.machine import EmulationError
 from gpuconv.functional import conv2d_act
 from gpuconv.gpu import INTERPRETER, KNOWN, Gpu
-from gpuconv.predict import ranked
+from gpuconv.planning import distrust, plan, tuned
+from gpuconv.planning.distrust import Failed, Kernels
+from gpuconv.planning.predict import ranked
 from gpuconv.problem import ConvProblem
-from gpuconv.reference import IDENTITY, Activation, as_numpy, assert_close_to_oracle
+from gpuconv.reference import as_numpy, assert_close_to_oracle
 from gpuconv.settings import Settings
 
 CPU = torch.device("cpu")

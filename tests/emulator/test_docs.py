@@ -11,8 +11,9 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
 
-from gpuconv import cli, emulator
-from gpuconv.backends.triton_launch import RELEASE
+from gpuconv import emulator
+from gpuconv.backends.triton.launch import RELEASE
+from gpuconv.cli import main
 from gpuconv.emulator import machine
 from gpuconv.emulator.counters import COUNTS, Counters
 
@@ -37,7 +38,7 @@ def test_python_runs(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_have_these_options(command: str) -> None:
     name, *words = shlex.split(command)
-    assert cli.imported(name).make_context(name, words) is not None
+    assert main.imported(name).make_context(name, words) is not None
 
 
 def printed(command: str, folder: Path) -> str:
@@ -45,7 +46,7 @@ def printed(command: str, folder: Path) -> str:
     out = io.StringIO()
     with redirect_stdout(out):
         if program == "gpuconv":
-            assert cli.run(words) == 0
+            assert main.run(words) == 0
         else:
             (name,) = words
             file = DOCS.parent / name if name.startswith("docs/") else folder / name

@@ -222,6 +222,7 @@ def test_ctrl_c_stops_a_kernel_that_does_not_end(clean_environment: dict[str, st
     code = f"""
 import os, signal, threading
 from gpuconv.emulator import load
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would this
 program = load({text("again: bra again;", (None,))!r}, "k")
 threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
 program.run(1, 32, 0, [None])

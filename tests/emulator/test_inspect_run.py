@@ -10,11 +10,12 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
 
-from gpuconv import cli, emulator, reference
-from gpuconv.backends import cuda_compile
+from gpuconv import emulator, reference
+from gpuconv.backends.cuda import compiler as cuda_compile
+from gpuconv.cli import main
 from gpuconv.emulator import device
-from gpuconv.examine import Kernel, examine
 from gpuconv.gpu import KNOWN
+from gpuconv.inspection.kernels import Kernel, examine
 from gpuconv.problem import ConvProblem
 
 if emulator.why_not() is not None:
@@ -97,7 +98,7 @@ def test_what_is_wasted_is_told_by_the_line_of_the_kernel(backend: str) -> None:
 
 def test_json_has_the_counters_of_each_kernel(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["inspect", "--layer", LAYER, "--backend", "triton", "--arch", "a100", "--direction", "grad_weight"]
-    assert cli.run([*command, "--run", "--json"]) == 0
+    assert main.run([*command, "--run", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert rows[0]["kernel"] == "gather_grad_weight"
     for row in rows:
@@ -105,14 +106,14 @@ def test_json_has_the_counters_of_each_kernel(capsys: pytest.CaptureFixture[str]
         assert row["batch"] == 2 and 0 < row["error_of_bound"] <= 1
         assert row["registers"] > 0
     assert rows[0]["counters"]["tensor_operations"] >= 2 * 2 * 49 * 64 * 64 * 9
-    assert cli.run([*command, "--json"]) == 0
+    assert main.run([*command, "--json"]) == 0
     assert all("counters" not in row for row in json.loads(capsys.readouterr().out))
 
 
 def test_the_text_says_what_was_run_and_that_it_is_right(capsys: pytest.CaptureFixture[str]) -> None:
     needs("cuda")
     options = ["--backend", "cuda", "--arch", "h100", "--direction", "forward", "--batch", "3", "--dtype", "bfloat16"]
-    assert cli.run(["inspect", "--layer", LAYER, *options, "--run"]) == 0
+    assert main.run(["inspect", "--layer", LAYER, *options, "--run"]) == 0
     text = capsys.readouterr().out
     assert "run on a virtual H100, batch 3, random data: right, error 0." in text
     for word in ("main loop", "instructions", "global memory", "shared memory", "tensor cores", "most instructions"):
@@ -141,17 +142,17 @@ def test_a_wrong_result_is_said_and_is_the_exit_status(
     """A bound that no sum in float32 can keep."""
     monkeypatch.setattr(reference, "BOUND_CONSTANT", 0.0)
     command = ["inspect", "--layer", LAYER, "--backend", "triton", "--arch", "a100", "--direction", "forward"]
-    assert cli.run([*command, "--dtype", "float32", "--run"]) == 1
+    assert main.run([*command, "--dtype", "float32", "--run"]) == 1
     assert "random data: WRONG, error" in capsys.readouterr().out
 
 
 def test_instructions_of_sm_100_are_named_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["inspect", "--layer", LAYER, "--backend", "triton", "--direction", "forward", "--run"]
-    assert cli.run([*command, "--arch", "sm_100"]) == 1
+    assert main.run([*command, "--arch", "sm_100"]) == 1
     out, error = capsys.readouterr()
     assert out == "" and error.startswith("error: backend 'triton' on B200: ")
     assert error.count("\n") == 1 and "tcgen05." in error
-    assert cli.run([*command, "--arch", "sm_100", "--arch", "sm_80"]) == 0  # the others are shown
+    assert main.run([*command, "--arch", "sm_100", "--arch", "sm_80"]) == 0  # the others are shown
     assert "virtual A100" in (text := capsys.readouterr().out) and "tcgen05." in text
 
 
@@ -162,7 +163,7 @@ def test_a_fault_is_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     monkeypatch.setattr(cuda_compile, "source", lambda file: text(file).replace("__syncthreads();", ""))
     monkeypatch.setattr(device, "_nvrtc", device._nvrtc.__wrapped__)  # whose results are kept
     command = ["inspect", "--layer", LAYER, "--backend", "cuda", "--arch", "t4", "--direction", "forward", "--run"]
-    assert cli.run([*command, "--dtype", "float32"]) == 1
+    assert main.run([*command, "--dtype", "float32"]) == 1
     out, error = capsys.readouterr()
     assert out == "" and error.count("\n") == 1
     assert re.match(rf"error: {LAYER} forward, backend 'cuda' on T4: simt_forward: (race|uninitialised): ", error)
@@ -175,13 +176,13 @@ def test_a_kernel_that_does_not_fit_is_a_line(
     small = dataclasses.replace(KNOWN["T4"], shared_memory=1024)
     monkeypatch.setattr(device, "_available", lambda name, called: small)
     command = ["inspect", "--layer", LAYER, "--backend", "cuda", "--arch", "t4", "--direction", "forward", "--run"]
-    assert cli.run(command) == 1
+    assert main.run(command) == 1
     assert re.fullmatch("error: backend 'cuda' on T4: .* bytes of shared memory[^\n]*\n", capsys.readouterr().err)
 
 
 def test_no_compiler_is_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert cli.run(["inspect", "--layer", LAYER, "--backend", "triton", "--arch", "a100", "--run"]) == 1
+    assert main.run(["inspect", "--layer", LAYER, "--backend", "triton", "--arch", "a100", "--run"]) == 1
     out, error = capsys.readouterr()
     assert out == "" and error.count("\n") == 1
     assert error.startswith("error: kernels cannot be run on a virtual GPU: ") and "C++ compiler" in error

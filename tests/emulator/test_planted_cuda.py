@@ -9,7 +9,7 @@ import torch
 from planted_kernels import Planned, planned, runs_here
 from planted_ptx import Kernel
 
-from gpuconv.backends import cuda_compile
+from gpuconv.backends.cuda import compiler as cuda_compile
 from gpuconv.gpu import KNOWN
 
 pytestmark = runs_here

@@ -1,8 +1,8 @@
 """The host check: the CUDA kernels run on the CPU, launched by the backend's own launcher.
 
-`HostRuntime` stands where `gpuconv.backends.cuda_cupy.CupyRuntime` stands on a GPU. It compiles the kernel's text with
-g++ against cuda_on_host.h and calls it with the tensors' own memory. `Recorder` also keeps what went in and out, so
-that `replay` can run the launch again in a process of its own, under a sanitizer.
+`HostRuntime` stands where `gpuconv.backends.cuda.cupy_runtime.CupyRuntime` stands on a GPU. It compiles the kernel's
+text with g++ against cuda_on_host.h and calls it with the tensors' own memory. `Recorder` also keeps what went in and
+out, so that `replay` can run the launch again in a process of its own, under a sanitizer.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ from pathlib import Path
 import torch
 
 from gpuconv import backends, reference
-from gpuconv.backends import cuda_simt
+from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import CudaBackend
-from gpuconv.backends.cuda_launch import Instance, Launch, source
-from gpuconv.bench.problems import tensors
+from gpuconv.backends.cuda import simt as cuda_simt
+from gpuconv.backends.cuda.backend import CudaBackend
+from gpuconv.backends.cuda.launch import Instance, Launch, source
+from gpuconv.checking.problems import tensors
 from gpuconv.gpu import KNOWN, Gpu
 from gpuconv.problem import ConvProblem, Direction
-from gpuconv.reference import IDENTITY, Activation
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++")

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gpuconv
 from gpuconv import see
-from gpuconv.train.config import UserError
+from gpuconv.errors import UserError
 
 
 class Own(nn.Module):

@@ -9,6 +9,7 @@ from torch import nn
 
 import gpuconv
 from gpuconv import see
+from gpuconv.errors import UserError
 from gpuconv.see.arithmetic import (
     CURVE,
     OFF_THE_CURVE,
@@ -20,7 +21,6 @@ from gpuconv.see.arithmetic import (
     response,
 )
 from gpuconv.see.tour_filters import CLASSICS
-from gpuconv.train.config import UserError
 
 BACKENDS = ("aten", "numpy")
 

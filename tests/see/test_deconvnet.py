@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import gpuconv
 from gpuconv import see
+from gpuconv.errors import UserError
 from gpuconv.see.deconvnet import unpool
-from gpuconv.train.config import UserError
 
 
 def image(channels: int = 3, height: int = 17, width: int = 15, seed: int = 0) -> Tensor:

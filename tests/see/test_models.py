@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from gpuconv.errors import UserError
 from gpuconv.see import models
-from gpuconv.train.config import UserError
 
 RAMP = (np.arange(12 * 10) * 2).reshape(12, 10).astype(np.uint8)
 

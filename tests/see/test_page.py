@@ -15,11 +15,11 @@ import torch
 from chromium import Page, find
 from PIL import Image
 
+from gpuconv.errors import UserError
 from gpuconv.see import page, pictures, tour
 from gpuconv.see.page import Block, Chapter, Picture, Row, Table, Widget, Words
 from gpuconv.see.text import CATALOGUE, LANGUAGES, Text
 from gpuconv.see.text_tour import TOUR
-from gpuconv.train.config import UserError
 
 VALUES = {"backend": "auto", "seconds": "9"}
 

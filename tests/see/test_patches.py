@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from gpuconv import see
+from gpuconv.errors import UserError
 from gpuconv.see import features
-from gpuconv.train.config import UserError
 
 
 @pytest.fixture

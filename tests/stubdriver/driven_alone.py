@@ -1,8 +1,8 @@
 """Every family's launches against the stub of the driver: by JITFunction.run, and by the short way of `Launch`.
 
-Run by tests/test_stub_driver.py in a process of its own (`stubdriver.environment(…, "90,80", runtime=False)`), where
-torch.cuda is never asked: tensors lie on the CPU and pass for the GPU's. The emulator executes what is launched. Prints
-one line of JSON for each launch, with the error of what it had a part in, as a fraction of its bound.
+Run by tests/stubdriver/test_driver.py in a process of its own (`stubdriver.environment(…, "90,80", runtime=False)`),
+where torch.cuda is never asked: tensors lie on the CPU and pass for the GPU's. The emulator executes what is launched.
+Prints one line of JSON for each launch, with the error of what it had a part in, as a fraction of its bound.
 """
 
 import ctypes
@@ -21,14 +21,15 @@ import torch
 import triton
 from triton.backends.nvidia import driver as nvidia
 
-from gpuconv import inspect, reference
+from gpuconv import reference
 from gpuconv.activations import Activation
-from gpuconv.backends import triton as backend, triton_act
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.elementwise import Elementwise
-from gpuconv.backends.triton_launch import Launch
-from gpuconv.bench.check import OPERANDS
-from gpuconv.bench.problems import tensors as random_tensors
+from gpuconv.backends.triton import act_backward as triton_act, backend
+from gpuconv.backends.triton.compiler import compile_for
+from gpuconv.backends.triton.launch import Launch
+from gpuconv.checking.check import OPERANDS
+from gpuconv.checking.problems import tensors as random_tensors
 from gpuconv.gpu import KNOWN, Gpu
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 from gpuconv.reference import as_numpy, worst_violation
@@ -230,7 +231,7 @@ def compared(
             wrong.append(f"{field}: {getattr(ordinary, field)} and {getattr(short, field)}")
     assert launch._short is not None
     compiled, capability = launch._short[-1], stubdriver.driver().stub_capability(ordinary.device)
-    if inspect.compile_for(launch, capability).hash != compiled.hash:
+    if compile_for(launch, capability).hash != compiled.hash:
         wrong.append("what `gpuconv inspect` shows is another kernel")
     wide = 8 in ordinary.sizes[len(pointers) : own]
     return {"kernel": ordinary.name, "shared": ordinary.shared, "wide": wide, "wrong": wrong}

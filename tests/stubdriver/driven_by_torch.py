@@ -1,7 +1,7 @@
 """What users do, on GPUs that are none: autocast, warmup, graphs, threads, a second GPU; and training steps (`steps`).
 
-Run by tests/test_stub_gpus.py in a process of its own (`stubdriver.environment(…, "90,90,80", runtime=True)`), with
-GPUCONV_BACKEND=triton, which threads see too. Prints for each part a line of JSON: its name, and what was wrong.
+Run by tests/stubdriver/test_gpus.py in a process of its own (`stubdriver.environment(…, "90,90,80", runtime=True)`),
+with GPUCONV_BACKEND=triton, which threads see too. Prints for each part a line of JSON: its name, and what was wrong.
 In the parts of this file no launch is executed, so no value means anything; those of `steps` compute.
 """
 
@@ -17,8 +17,9 @@ import triton
 from steps import LAST, driver, launched, net
 
 import gpuconv
-from gpuconv import doctor, plan
+from gpuconv.checking import doctor
 from gpuconv.gpu import Gpu
+from gpuconv.planning import plan
 
 
 def batch(

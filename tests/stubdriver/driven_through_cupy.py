@@ -18,17 +18,18 @@ import on_host
 import stubdriver
 import torch
 
-from gpuconv import plan, reference
+from gpuconv import reference
 from gpuconv.activations import Activation
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import FAMILIES, CudaBackend, launches
-from gpuconv.backends.cuda_act import launches as act_launches
-from gpuconv.backends.cuda_cupy import CupyRuntime
-from gpuconv.backends.cuda_launch import Instance, Launch
+from gpuconv.backends.cuda.act_backward import launches as act_launches
+from gpuconv.backends.cuda.backend import FAMILIES, CudaBackend, launches
+from gpuconv.backends.cuda.cupy_runtime import CupyRuntime
+from gpuconv.backends.cuda.launch import Instance, Launch
 from gpuconv.backends.elementwise import Elementwise
-from gpuconv.bench.check import OPERANDS
-from gpuconv.bench.problems import tensors as random_tensors
+from gpuconv.checking.check import OPERANDS
+from gpuconv.checking.problems import tensors as random_tensors
 from gpuconv.gpu import KNOWN
+from gpuconv.planning import plan
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 from gpuconv.reference import as_numpy, worst_violation
 

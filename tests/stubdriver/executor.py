@@ -30,7 +30,7 @@ import stubdriver
 import torch
 
 from gpuconv import emulator
-from gpuconv.backends.triton_launch import RELEASE
+from gpuconv.backends.triton.launch import RELEASE
 from gpuconv.files import cache_folder
 
 # By the numbers of cuda.h.

@@ -1,7 +1,7 @@
 """What a driver refuses, the stub refuses: a small kernel is loaded and launched in every way that is wrong.
 
-Run by tests/test_stub_driver.py in a process of its own (`stubdriver.environment(…, "90,80", runtime=False)`); needs no
-PyTorch. Prints for each wrong way what came of it, in JSON: the error's number, and the stub's words.
+Run by tests/stubdriver/test_driver.py in a process of its own (`stubdriver.environment(…, "90,80", runtime=False)`);
+needs no PyTorch. Prints for each wrong way what came of it, in JSON: the error's number, and the stub's words.
 """
 
 import ctypes

@@ -25,7 +25,8 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 import gpuconv
-from gpuconv import emulator, plan, reference
+from gpuconv import emulator, reference
+from gpuconv.planning import plan
 from gpuconv.problem import ConvProblem
 from gpuconv.reference import as_numpy, assert_close_to_oracle
 

@@ -1,7 +1,7 @@
 """What is said, and what `auto` does, where Triton cannot compile the C code that launches its kernels.
 
-Run by tests/test_stub_gpus.py in a process of its own, on a GPU that is none. With the argument `no-header` as on a
-machine that has Python, but not the header of its C interface.
+Run by tests/stubdriver/test_gpus.py in a process of its own, on a GPU that is none. With the argument `no-header` as on
+a machine that has Python, but not the header of its C interface.
 """
 
 import json
@@ -15,8 +15,9 @@ if "no-header" in sys.argv:
 import torch
 import triton
 
-from gpuconv import doctor, plan
 from gpuconv.backends import BackendUnavailable
+from gpuconv.checking import doctor
+from gpuconv.planning import plan
 from gpuconv.problem import ConvProblem
 from gpuconv.settings import Settings
 

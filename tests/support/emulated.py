@@ -7,9 +7,10 @@ from schedules import SCHEDULES, Schedule
 from sweep import Case
 
 from gpuconv import backends
-from gpuconv.bench import check
-from gpuconv.bench.problems import tensors
-from gpuconv.reference import Activation, as_numpy
+from gpuconv.activations import Activation
+from gpuconv.checking import check
+from gpuconv.checking.problems import tensors
+from gpuconv.reference import as_numpy
 
 
 def lane_of(backend: str, gpu: str) -> Lane:

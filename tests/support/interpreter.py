@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from gpuconv import plan, reference
-from gpuconv.backends import triton as backend
+from gpuconv import reference
+from gpuconv.activations import Activation
 from gpuconv.backends.base import Tile
-from gpuconv.bench.check import CANARY, MARGIN, surrounded
-from gpuconv.bench.problems import tensors
+from gpuconv.backends.triton import backend
+from gpuconv.checking.check import CANARY, MARGIN, surrounded
+from gpuconv.checking.problems import tensors
+from gpuconv.planning import plan
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, allocate, memory_format_of
-from gpuconv.reference import Activation, as_numpy, assert_close_to_oracle
+from gpuconv.reference import as_numpy, assert_close_to_oracle
 
 SMALL = Tile(16, 16, 16, warps=4, stages=2)
 

@@ -45,7 +45,7 @@ def prepare_triton_once_a_launch() -> None:
 
 
 if INTERPRETING:
-    check_integer_overflow(False)  # tests/kernels/triton/interpreted.py turns it on
+    check_integer_overflow(False)  # tests/kernels/triton/interpreted_gather.py turns it on
     prepare_triton_once_a_launch()
 
 
@@ -65,7 +65,7 @@ class Lane(NamedTuple):
     def emulated(self, **how: Any) -> AbstractContextManager[emulator.VirtualGpu]:
         """`gpuconv.emulator.on` its GPU. Triton before 3.8 leaves out a fence on the H100: races in its kernels, which
         the emulator finds, are its own, and values are judged alone."""
-        from gpuconv.backends.triton_launch import RELEASE
+        from gpuconv.backends.triton.launch import RELEASE
 
         racing = (self.backend, self.gpu) == ("triton", "h100") and RELEASE < (3, 8)
         return emulator.on(str(self.gpu), **({"checks": not racing} | how))

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from gpuconv.backends.cuda_launch import source
+from gpuconv.backends.cuda.launch import source
 
 
 class Fault(NamedTuple):

@@ -8,9 +8,11 @@ import pytest
 import torch
 from planted_ptx import Kernel
 
-from gpuconv import backends, emulator, plan
-from gpuconv.backends import cuda_compile, triton_launch
+from gpuconv import backends, emulator
+from gpuconv.backends.cuda import compiler as cuda_compile
+from gpuconv.backends.triton import launch as triton_launch
 from gpuconv.gpu import KNOWN
+from gpuconv.planning import plan
 from gpuconv.problem import ConvProblem, Direction
 
 runs_here = [

@@ -12,18 +12,20 @@ from typing import Any, NamedTuple
 import torch
 from schedules import SCHEDULES
 
-from gpuconv import backends, plan, reference
-from gpuconv.backends import cuda
+from gpuconv import backends, reference
+from gpuconv.activations import IDENTITY
 from gpuconv.backends.base import Tile
-from gpuconv.backends.cuda_launch import Instance
-from gpuconv.bench.check import OPERANDS
-from gpuconv.bench.problems import tensors
+from gpuconv.backends.cuda import backend as cuda
+from gpuconv.backends.cuda.launch import Instance
+from gpuconv.checking.check import OPERANDS
+from gpuconv.checking.problems import tensors
 from gpuconv.emulator import EmulationError, load
 from gpuconv.emulator.device import VirtualGpu
 from gpuconv.emulator.ptx import parse
 from gpuconv.gpu import KNOWN
+from gpuconv.planning import plan
 from gpuconv.problem import ConvProblem, Direction
-from gpuconv.reference import IDENTITY, as_numpy
+from gpuconv.reference import as_numpy
 
 
 class _Planted(VirtualGpu):

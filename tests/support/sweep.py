@@ -14,17 +14,19 @@ from typing import NamedTuple
 import torch
 
 from gpuconv import backends
-from gpuconv.backends import cuda, triton
+from gpuconv.activations import Activation
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda_launch import Launch as CudaLaunch
-from gpuconv.backends.triton_launch import Launch
-from gpuconv.bench import check, suites
-from gpuconv.bench.problems import CURATED, LAYOUTS, LONG_SUMS, OF_FAMILIES, laid_out, problem_called
-from gpuconv.bench.selftest import NUMBERS
+from gpuconv.backends.cuda import backend as cuda
+from gpuconv.backends.cuda.launch import Launch as CudaLaunch
+from gpuconv.backends.triton import backend as triton
+from gpuconv.backends.triton.launch import Launch
+from gpuconv.bench import suites
+from gpuconv.checking import check
+from gpuconv.checking.problems import CURATED, LAYOUTS, LONG_SUMS, OF_FAMILIES, laid_out, problem_called
+from gpuconv.checking.self_test import NUMBERS
 from gpuconv.gpu import KNOWN
-from gpuconv.predict import programs_and_steps, ranked
+from gpuconv.planning.predict import programs_and_steps, ranked
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, memory_format_of
-from gpuconv.reference import Activation
 
 GPUS = {"triton": ("A100", "H100"), "cuda": ("T4", "A100", "H100")}
 LANES = [(backend, gpu) for backend, gpus in GPUS.items() for gpu in gpus]

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import nn
 
+from gpuconv.errors import UserError
 from gpuconv.train import data as datasets, loop, networks, ranks, run as runs
-from gpuconv.train.config import Config, UserError
-from gpuconv.train.watch import Lines
+from gpuconv.train.config import Config
+from gpuconv.train.progress import Lines
 
 
 def images(folder: Path, n: int) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpuconv.errors import UserError
 from gpuconv.train import data as datasets, known
-from gpuconv.train.config import Config, UserError
+from gpuconv.train.config import Config
 from gpuconv.train.data import Data
 
 NAMES = {

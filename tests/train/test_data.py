@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from gpuconv.errors import UserError
 from gpuconv.train import data as datasets
-from gpuconv.train.config import Config, UserError
+from gpuconv.train.config import Config
 from gpuconv.train.data import Data, epoch_batches
 
 RANDOM = np.random.default_rng(0)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from gpuconv.errors import UserError
 from gpuconv.train import data as datasets
-from gpuconv.train.config import Config, UserError
+from gpuconv.train.config import Config
 from gpuconv.train.data import Data
 
 SHADE = {"cat": 40, "dog": 90, "train": 140, "boat": 190, "eel": 240, "test": 250}

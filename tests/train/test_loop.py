@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 import gpuconv
+from gpuconv.errors import UserError
 from gpuconv.train import data as datasets, loop, networks
-from gpuconv.train.config import MODELS, Config, UserError
+from gpuconv.train.config import MODELS, Config
 
 CPU = torch.device("cpu")
 

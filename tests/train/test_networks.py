@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import gpuconv
+from gpuconv.errors import UserError
 from gpuconv.train import data as datasets, loop, networks
-from gpuconv.train.config import Config, UserError
+from gpuconv.train.config import Config
 from gpuconv.train.networks import NETWORKS, Normalize
 
 # weights of each for 3×32×32 and ten classes; resnet18 and airbench94 as published

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from gpuconv.errors import UserError
 from gpuconv.train import data as datasets
-from gpuconv.train.config import Config, UserError
+from gpuconv.train.config import Config
 from gpuconv.train.data import Data
 
 RANDOM = np.random.default_rng(0)

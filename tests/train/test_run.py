@@ -17,10 +17,11 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from gpuconv import BackendUnavailable, backends, export as exports
-from gpuconv.train import checkpoint, data as datasets, loop, run as runs
-from gpuconv.train.config import Config, UserError
-from gpuconv.train.watch import Board, Lines, Watch, draw_curves
+from gpuconv import BackendUnavailable, backends
+from gpuconv.errors import UserError
+from gpuconv.train import checkpoint, data as datasets, export as exports, loop, run as runs
+from gpuconv.train.config import Config
+from gpuconv.train.progress import Board, Lines, Watch, draw_curves
 
 SHORT = Config(steps=3, batch_size=32)
 FILES = ["checkpoint.safetensors", "config.json", "curves.png", "metrics.jsonl", "model.safetensors"]

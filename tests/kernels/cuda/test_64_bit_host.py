@@ -8,15 +8,17 @@ import sparse
 import torch
 from host_cuda import COMPILER, HostRuntime, build
 
-from gpuconv import plan, reference
-from gpuconv.backends import cuda, cuda_launch
+from gpuconv import reference
+from gpuconv.activations import IDENTITY
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda_launch import source
-from gpuconv.bench.check import OPERANDS
-from gpuconv.bench.problems import tensors
+from gpuconv.backends.cuda import backend as cuda, launch as cuda_launch
+from gpuconv.backends.cuda.launch import source
+from gpuconv.checking.check import OPERANDS
+from gpuconv.checking.problems import tensors
 from gpuconv.gpu import KNOWN
+from gpuconv.planning import plan
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
-from gpuconv.reference import IDENTITY, as_numpy, assert_close_to_oracle
+from gpuconv.reference import as_numpy, assert_close_to_oracle
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the host check needs g++")
 

@@ -7,8 +7,8 @@ import torch
 from host_cuda import COMPILER, Recorder, replay
 
 from gpuconv.activations import Activation
-from gpuconv.backends import cuda_act
-from gpuconv.backends.cuda import CudaBackend
+from gpuconv.backends.cuda import act_backward as cuda_act
+from gpuconv.backends.cuda.backend import CudaBackend
 from gpuconv.backends.elementwise import Elementwise
 from gpuconv.gpu import REPRESENTATIVE
 
@@ -45,12 +45,14 @@ def test_sanitizers_find_nothing(memory_format: torch.memory_format, mode: str, 
 )
 def test_compiles_without_spills_and_moves_16_bytes_a_thread(architecture: str) -> None:
     pytest.importorskip("cupy", reason="CuPy, whose NVRTC compiles these, is not installed")
-    inspect = pytest.importorskip("gpuconv.inspect", reason="Triton, whose cuobjdump reads cubins, is not installed")
+    machine_code = pytest.importorskip(
+        "gpuconv.inspection.machine_code", reason="Triton, whose cuobjdump reads cubins, is not installed"
+    )
     for memory_format, dtype in ((torch.channels_last, torch.bfloat16), (torch.contiguous_format, torch.float32)):
         strides = torch.empty((2, 24, 8, 8), device="meta").contiguous(memory_format=memory_format).stride()
         e = Elementwise((2, 24, 8, 8), dtype, memory_format, strides, True, Activation("gelu"))
         for launch in cuda_act.launches(e, 132)[: 2 if dtype is torch.float32 else 1]:
-            code = inspect.cuda_machine_code(launch.instance, architecture)
+            code = machine_code.cuda_machine_code(launch.instance, architecture)
             assert code.spills == 0
             if launch.instance.function == "act_backward":
                 assert code.of_16_bytes["LDG"] and code.of_16_bytes["STG"]

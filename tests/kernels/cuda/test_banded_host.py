@@ -13,9 +13,9 @@ import torch
 from host_cuda import COMPILER, HostRuntime, Recorder, assert_right, compute, replay
 
 from gpuconv import reference
-from gpuconv.backends import cuda_banded
 from gpuconv.backends.base import Tile, contiguous_operands
-from gpuconv.bench.problems import LAYOUTS, tensors
+from gpuconv.backends.cuda import banded as cuda_banded
+from gpuconv.checking.problems import LAYOUTS, tensors
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 
@@ -167,7 +167,7 @@ def test_order_of_threads_alignment_and_wide_offsets_do_not_change_a_bit(
         assert all(map(torch.equal, first, again))
     shifted = {name: moved_by_one(t) for name, t in given.items()}
     assert all(map(torch.equal, first, compute(problem, direction, tile, shifted)))
-    monkeypatch.setattr("gpuconv.backends.cuda_banded.wide", lambda *_: True)
+    monkeypatch.setattr("gpuconv.backends.cuda.banded.wide", lambda *_: True)
     assert all(map(torch.equal, first, compute(problem, direction, tile, given)))
 
 

@@ -8,11 +8,11 @@ import torch
 pytest.importorskip("triton", reason="its cuobjdump reads the machine code")
 pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
 
-from gpuconv.backends import cuda_banded
 from gpuconv.backends.base import Tile, contiguous_operands
+from gpuconv.backends.cuda import banded as cuda_banded
 from gpuconv.bench import suites
 from gpuconv.gpu import REPRESENTATIVE
-from gpuconv.inspect import cuda_architecture, cuda_machine_code
+from gpuconv.inspection.machine_code import cuda_architecture, cuda_machine_code
 from gpuconv.problem import DIRECTIONS, Direction
 
 GPUS = {cuda_architecture(gpu): gpu for gpu in REPRESENTATIVE.values() if gpu.capability >= (8, 0)}

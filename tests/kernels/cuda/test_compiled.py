@@ -10,18 +10,20 @@ import functools
 import pytest
 import torch
 
-from gpuconv.backends import cuda_simt, cuda_tensor
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import launches
-from gpuconv.backends.cuda_launch import Instance
+from gpuconv.backends.cuda import simt as cuda_simt, tensor as cuda_tensor
+from gpuconv.backends.cuda.backend import launches
+from gpuconv.backends.cuda.launch import Instance
 from gpuconv.gpu import REPRESENTATIVE, Gpu
-from gpuconv.plan import contiguous_operands
+from gpuconv.planning.plan import contiguous_operands
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 
 pytest.importorskip("cupy", reason="CuPy, whose NVRTC compiles these, is not installed")
-inspect = pytest.importorskip("gpuconv.inspect", reason="Triton, whose cuobjdump reads cubins, is not installed")
+machine_code = pytest.importorskip(
+    "gpuconv.inspection.machine_code", reason="Triton, whose cuobjdump reads cubins, is not installed"
+)
 
-GPUS = {inspect.cuda_architecture(gpu): gpu for gpu in REPRESENTATIVE.values()}
+GPUS = {machine_code.cuda_architecture(gpu): gpu for gpu in REPRESENTATIVE.values()}
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 REGISTERS = 65536  # of a multiprocessor
 
@@ -63,7 +65,7 @@ def test_compiles_within_its_budget(
     architecture: str, dtype: torch.dtype, direction: Direction, operands: Operands, tile: Tile
 ) -> None:
     instance = launches(problem_of(dtype), direction, operands, tile)[0].instance
-    code = inspect.cuda_machine_code(instance, architecture)
+    code = machine_code.cuda_machine_code(instance, architecture)
     assert code.registers * instance.threads <= REGISTERS
     assert code.shared <= GPUS[architecture].shared_memory
     assert code.spills_in_product == 0
@@ -75,7 +77,7 @@ def test_compiles_within_its_budget(
 
 
 def _assert_simt(
-    code: "inspect.MachineCode", instance: Instance, dtype: torch.dtype, tile: Tile, direction: Direction
+    code: "machine_code.MachineCode", instance: Instance, dtype: torch.dtype, tile: Tile, direction: Direction
 ) -> None:
     """Three blocks of 128 threads, or 512 threads otherwise, on a multiprocessor; sums in registers; wide loads."""
     together = 3 if instance.threads == 128 else 512 // instance.threads

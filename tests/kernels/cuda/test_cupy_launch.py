@@ -16,8 +16,8 @@ import pytest
 import stubdriver
 
 from gpuconv import emulator
-from gpuconv.backends import cuda_compile
-from gpuconv.backends.cuda import FAMILIES
+from gpuconv.backends.cuda import compiler as cuda_compile
+from gpuconv.backends.cuda.backend import FAMILIES
 from gpuconv.problem import DIRECTIONS
 
 reason = cuda_compile.why_not() or stubdriver.why_not(runtime=True) or emulator.why_not()

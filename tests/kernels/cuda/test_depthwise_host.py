@@ -11,15 +11,16 @@ import torch
 from host_cuda import COMPILER, HostRuntime, Recorder, build, compute, replay
 
 from gpuconv import reference
-from gpuconv.backends import cuda_depthwise, cuda_launch
+from gpuconv.activations import Activation
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda_launch import Launch, source
-from gpuconv.bench.check import OPERANDS
-from gpuconv.bench.problems import laid_out, random_depthwise, tensors
+from gpuconv.backends.cuda import depthwise as cuda_depthwise, launch as cuda_launch
+from gpuconv.backends.cuda.launch import Launch, source
+from gpuconv.checking.check import OPERANDS
+from gpuconv.checking.problems import laid_out, random_depthwise, tensors
 from gpuconv.gpu import KNOWN
-from gpuconv.predict import best_tile
+from gpuconv.planning.predict import best_tile
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, memory_format_of
-from gpuconv.reference import Activation, as_numpy, assert_close_to_oracle
+from gpuconv.reference import as_numpy, assert_close_to_oracle
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the host check needs g++")
 

@@ -8,11 +8,11 @@ import torch
 pytest.importorskip("triton", reason="its cuobjdump reads the machine code")
 pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
 
-from gpuconv import plan, predict
-from gpuconv.backends import cuda_depthwise
+from gpuconv.backends.cuda import depthwise as cuda_depthwise
 from gpuconv.bench import suites
 from gpuconv.gpu import KNOWN, REPRESENTATIVE, Gpu
-from gpuconv.inspect import cuda_architecture, cuda_machine_code
+from gpuconv.inspection.machine_code import cuda_architecture, cuda_machine_code
+from gpuconv.planning import plan, predict
 from gpuconv.problem import DIRECTIONS, Direction
 
 GPUS = {cuda_architecture(gpu): gpu for gpu in REPRESENTATIVE.values()}

@@ -12,11 +12,11 @@ import torch
 from host_cuda import COMPILER, HostRuntime, Recorder, assert_right, compute, replay
 
 from gpuconv import reference
-from gpuconv.backends import cuda_grouped
 from gpuconv.backends.base import Tile, contiguous_operands
-from gpuconv.backends.cuda_launch import source
+from gpuconv.backends.cuda import grouped as cuda_grouped
+from gpuconv.backends.cuda.launch import source
 from gpuconv.backends.derived import packed
-from gpuconv.bench.problems import LAYOUTS, tensors
+from gpuconv.checking.problems import LAYOUTS, tensors
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 

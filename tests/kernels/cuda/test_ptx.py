@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from gpuconv.activations import Activation
-from gpuconv.backends import cuda_act, cuda_compile
 from gpuconv.backends.base import contiguous_operands
-from gpuconv.backends.cuda import FAMILIES, launches
-from gpuconv.backends.cuda_launch import Instance
+from gpuconv.backends.cuda import act_backward as cuda_act, compiler as cuda_compile
+from gpuconv.backends.cuda.backend import FAMILIES, launches
+from gpuconv.backends.cuda.launch import Instance
 from gpuconv.backends.elementwise import Elementwise
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import DIRECTIONS, ConvProblem

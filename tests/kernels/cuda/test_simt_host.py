@@ -10,10 +10,10 @@ import torch
 from host_cuda import COMPILER, HostRuntime, Record, Recorder, compute, replay
 
 from gpuconv import reference
-from gpuconv.backends import cuda_launch, cuda_simt
 from gpuconv.backends.base import Tile
-from gpuconv.bench.check import OPERANDS
-from gpuconv.bench.problems import CURATED, tensors
+from gpuconv.backends.cuda import launch as cuda_launch, simt as cuda_simt
+from gpuconv.checking.check import OPERANDS
+from gpuconv.checking.problems import CURATED, tensors
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 from gpuconv.reference import as_numpy, assert_close_to_oracle

@@ -8,9 +8,9 @@ import torch
 from host_cuda import COMPILER, compute
 
 from gpuconv import reference
-from gpuconv.backends import cuda_simt
 from gpuconv.backends.base import Tile, contiguous_operands
-from gpuconv.backends.cuda import FAMILIES
+from gpuconv.backends.cuda import simt as cuda_simt
+from gpuconv.backends.cuda.backend import FAMILIES
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 from gpuconv.reference import Exact, assert_close_to_oracle

@@ -12,13 +12,15 @@ import pytest
 import torch
 from host_cuda import COMPILER, HostChecked, HostRuntime, Recorder, replay
 
-from gpuconv import predict, reference
-from gpuconv.backends import cuda_tensor
+from gpuconv import reference
+from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile, contiguous_operands
-from gpuconv.bench.problems import CURATED, tensors
+from gpuconv.backends.cuda import tensor as cuda_tensor
+from gpuconv.checking.problems import CURATED, tensors
 from gpuconv.gpu import KNOWN, Gpu
+from gpuconv.planning import predict
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
-from gpuconv.reference import Activation, assert_close_to_oracle
+from gpuconv.reference import assert_close_to_oracle
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the host check needs g++")
 
@@ -80,7 +82,7 @@ def compute(
     direction: Direction,
     tile: Tile,
     given: dict[str, torch.Tensor],
-    activation: Activation = reference.IDENTITY,
+    activation: Activation = IDENTITY,
     runtime: HostRuntime | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """What the kernel makes of the tensors: the result, and of grad_weight the bias's gradient."""
@@ -207,7 +209,7 @@ def test_wide_offsets_give_the_same_bits(kind: str, monkeypatch: pytest.MonkeyPa
     given = tensors(problem, "3x3", torch.bfloat16, "cpu", "channels_last")
     tile = small(direction, kernel, torch.bfloat16)
     narrow = compute(problem, direction, tile, given)
-    monkeypatch.setattr("gpuconv.backends.cuda_gemm.wide", lambda *_: True)
+    monkeypatch.setattr("gpuconv.backends.cuda.gemm.wide", lambda *_: True)
     for a, b in zip(narrow, compute(problem, direction, tile, given), strict=True):
         assert torch.equal(a, b)
 

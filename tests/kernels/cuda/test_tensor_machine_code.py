@@ -9,12 +9,12 @@ import torch
 pytest.importorskip("triton", reason="its cuobjdump reads the machine code")
 pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
 
-from gpuconv.backends import cuda_tensor
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda_launch import Instance
+from gpuconv.backends.cuda import tensor as cuda_tensor
+from gpuconv.backends.cuda.launch import Instance
 from gpuconv.gpu import REPRESENTATIVE, Gpu
-from gpuconv.inspect import MachineCode, cuda_architecture, cuda_machine_code
-from gpuconv.plan import contiguous_operands
+from gpuconv.inspection.machine_code import MachineCode, cuda_architecture, cuda_machine_code
+from gpuconv.planning.plan import contiguous_operands
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 
 GPUS = {cuda_architecture(gpu): gpu for gpu in REPRESENTATIVE.values()}

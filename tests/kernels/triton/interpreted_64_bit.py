@@ -1,4 +1,4 @@
-"""The gather kernels beyond 2³¹ elements, without that many: run by `test_interpreted.py`, in a process of its own."""
+"""The gather kernels beyond 2³¹ elements, without that many; `test_kernels_in_interpreter.py` runs them."""
 
 import dataclasses
 import math
@@ -7,12 +7,14 @@ import pytest
 import sparse
 import torch
 
-from gpuconv import plan, reference
-from gpuconv.backends import triton as backend, triton_launch
+from gpuconv import reference
+from gpuconv.activations import IDENTITY
 from gpuconv.backends.base import Tile
-from gpuconv.bench.problems import tensors
+from gpuconv.backends.triton import backend, launch as triton_launch
+from gpuconv.checking.problems import tensors
+from gpuconv.planning import plan
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
-from gpuconv.reference import IDENTITY, as_numpy, assert_close_to_oracle, worst_violation
+from gpuconv.reference import as_numpy, assert_close_to_oracle, worst_violation
 
 PLAIN = ConvProblem.of((3, 8, 4, 6), (12, 8, 3, 3), padding=1, dtype=torch.float16)
 GROUPS = ConvProblem.of((3, 16, 4, 6), (16, 8, 3, 3), padding=1, groups=2, dtype=torch.float16)

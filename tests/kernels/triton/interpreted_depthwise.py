@@ -1,4 +1,4 @@
-"""The depthwise kernels under Triton's interpreter: run by `test_interpreted.py`, in a process of its own."""
+"""The depthwise kernels under Triton's interpreter; `test_kernels_in_interpreter.py` runs them."""
 
 import dataclasses
 import itertools
@@ -8,11 +8,11 @@ import pytest
 import torch
 from interpreter import check, few, guarded  # noqa: F401 (a fixture)
 
-from gpuconv.backends import triton_depthwise
 from gpuconv.backends.base import Tile
-from gpuconv.bench.problems import CURATED, random_depthwise
+from gpuconv.backends.triton import depthwise as triton_depthwise
+from gpuconv.checking.problems import CURATED, random_depthwise
 from gpuconv.gpu import KNOWN
-from gpuconv.plan import contiguous_operands
+from gpuconv.planning.plan import contiguous_operands
 from gpuconv.problem import ConvProblem
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

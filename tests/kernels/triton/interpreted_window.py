@@ -1,4 +1,4 @@
-"""The window and pointwise kernels under Triton's interpreter: run by `test_interpreted.py`, in a process of its own.
+"""The window and pointwise kernels under Triton's interpreter; `test_kernels_in_interpreter.py` runs them.
 
 The planner does not choose them there (gather does all), so tiles are bound as they are: small ones, so that small
 problems take several windows, steps, splits and turns of persistent programs.
@@ -13,12 +13,14 @@ import pytest
 import torch
 from interpreter import check, few, guarded  # noqa: F401 (a fixture)
 
-from gpuconv import plan, reference
-from gpuconv.backends import triton as backend, triton_window
+from gpuconv import reference
+from gpuconv.activations import Activation
 from gpuconv.backends.base import Tile
-from gpuconv.bench.problems import random_problem, tensors
+from gpuconv.backends.triton import backend, window as triton_window
+from gpuconv.checking.problems import random_problem, tensors
+from gpuconv.planning import plan
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
-from gpuconv.reference import Activation, as_numpy, assert_close_to_oracle
+from gpuconv.reference import as_numpy, assert_close_to_oracle
 
 CPU = torch.device("cpu")
 

@@ -9,8 +9,8 @@ import triton.language as tl
 from buffers import too_few
 
 from gpuconv.backends.base import Tile
-from gpuconv.backends.triton_launch import Launch
-from gpuconv.inspect import compile_for
+from gpuconv.backends.triton.compiler import compile_for
+from gpuconv.backends.triton.launch import Launch
 from gpuconv.kernels.triton.common import kernel
 
 

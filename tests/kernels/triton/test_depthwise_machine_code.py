@@ -5,11 +5,11 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
 
-from gpuconv import plan, predict
-from gpuconv.backends import triton_depthwise
+from gpuconv.backends.triton import depthwise as triton_depthwise
 from gpuconv.bench import suites
 from gpuconv.gpu import REPRESENTATIVE
-from gpuconv.inspect import machine_code
+from gpuconv.inspection.machine_code import machine_code
+from gpuconv.planning import plan, predict
 from gpuconv.problem import Direction
 
 

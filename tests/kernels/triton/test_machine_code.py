@@ -10,17 +10,18 @@ pytest.importorskip("triton", reason="Triton is not installed (it is on Linux al
 
 from buffers import too_few
 
-from gpuconv import plan, predict
-from gpuconv.backends import triton as backend, triton_act, triton_launch
+from gpuconv.activations import Activation
 from gpuconv.backends.base import Tile
 from gpuconv.backends.elementwise import Elementwise
-from gpuconv.backends.triton import launches
-from gpuconv.backends.triton_launch import Launch
+from gpuconv.backends.triton import act_backward as triton_act, backend, launch as triton_launch
+from gpuconv.backends.triton.backend import launches
+from gpuconv.backends.triton.compiler import compile_for
+from gpuconv.backends.triton.launch import Launch
 from gpuconv.bench import suites
 from gpuconv.gpu import KNOWN
-from gpuconv.inspect import MachineCode, compile_for, machine_code
+from gpuconv.inspection.machine_code import MachineCode, machine_code
+from gpuconv.planning import plan, predict
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
-from gpuconv.reference import Activation
 
 GPUS = {80: "A100", 86: "RTX 3090", 89: "L4", 90: "H100", 100: "B200", 120: "RTX 5090"}
 NUMBERS = {

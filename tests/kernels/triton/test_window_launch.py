@@ -12,11 +12,16 @@ pytest.importorskip("triton", reason="Triton is not installed (it is on Linux al
 import triton
 from triton.runtime import _allocation
 
-from gpuconv import plan
-from gpuconv.backends import triton as backend, triton_launch, triton_pointwise, triton_window
 from gpuconv.backends.base import Operands
+from gpuconv.backends.triton import (
+    backend,
+    launch as triton_launch,
+    pointwise as triton_pointwise,
+    window as triton_window,
+)
 from gpuconv.bench import suites
 from gpuconv.gpu import INTERPRETER, KNOWN
+from gpuconv.planning import plan
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 
 H100 = KNOWN["H100"]

@@ -10,16 +10,15 @@ pytest.importorskip("triton", reason="Triton is not installed (it is on Linux al
 
 from buffers import too_few
 
-from gpuconv import plan
-from gpuconv.activations import LIPSCHITZ
-from gpuconv.backends import triton_act, triton_pointwise, triton_window
+from gpuconv.activations import LIPSCHITZ, Activation
 from gpuconv.backends.base import Tile
 from gpuconv.backends.elementwise import Elementwise
-from gpuconv.backends.triton_launch import Launch
+from gpuconv.backends.triton import act_backward as triton_act, pointwise as triton_pointwise, window as triton_window
+from gpuconv.backends.triton.launch import Launch
 from gpuconv.gpu import KNOWN
-from gpuconv.inspect import machine_code
+from gpuconv.inspection.machine_code import machine_code
+from gpuconv.planning import plan
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
-from gpuconv.reference import Activation
 
 GPUS = {90: "H100", 100: "B200", 120: "RTX 5090"}
 NUMBERS = {"bfloat16": (torch.bfloat16, False), "tf32": (torch.float32, True)}

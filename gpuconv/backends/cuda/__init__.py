@@ -1,0 +1,1 @@
+"""Backend `cuda`: the backend, its launches, and one module for each family of kernels."""

@@ -1,0 +1,220 @@
+"""Backend `cuda`: kernels in CUDA C (`gpuconv.kernels.cuda`), in families, compiled by NVRTC and launched through CuPy.
+
+Which problems it takes, which tiles of which family the planner may choose from, and functions of tensors that allocate
+a result and call what the family of the tile says is launched (`launches`, which needs no GPU). It neither compiles nor
+launches: a `Runtime` does, one for each type of device; for CPU tensors while a GPU is emulated, that of the emulator.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gpuconv import gpu as gpus
+from gpuconv.activations import IDENTITY, Activation
+from gpuconv.backends.base import Backend, Operands, Tile
+from gpuconv.backends.cuda import act_backward, banded, depthwise, gemm, grouped, tensor
+from gpuconv.backends.cuda.cupy_runtime import CupyRuntime
+from gpuconv.backends.cuda.launch import TYPES, Launch, Runtime
+from gpuconv.backends.derived import accumulator, all_aligned, splits_of
+from gpuconv.backends.elementwise import Elementwise, Run
+from gpuconv.gpu import Gpu
+from gpuconv.problem import ConvProblem, Direction, allocate
+
+# By the `kernel` of their tiles. Each has `refuses`, `tiles` and `launches`, which need no GPU.
+FAMILIES = {
+    "simt": gemm,
+    "tensor": gemm,
+    "halo": gemm,
+    "grouped": grouped,
+    "grouped_halo": grouped,
+    "depthwise": depthwise,
+    "banded": banded,
+}
+# Why a family has no tiles, where that is not for want of shared memory or of a halo.
+_REFUSES: dict[str, Callable[[ConvProblem, Direction, Gpu, Operands], str | None]] = {
+    **{name: family.refuses for name, family in FAMILIES.items()},
+    "simt": lambda *_: "tensor cores do it",
+    "tensor": tensor.refuses,
+    "halo": tensor.refuses,
+}
+
+
+class CudaBackend(Backend):
+    """Hand-written CUDA C kernels on GPUs from sm_75."""
+
+    name = "cuda"
+
+    def __init__(self) -> None:
+        self.runtimes: dict[str, Runtime] = {"cuda": CupyRuntime()}  # by type of device
+
+    def unavailable(self) -> str | None:
+        reasons = [runtime.unavailable() for runtime in self._runtimes()]
+        return None if None in reasons else reasons[0]
+
+    def _runtimes(self) -> list[Runtime]:
+        """All there are, that of a GPU which is emulated before others."""
+        return [*([] if gpus.emulation is None else [gpus.emulation.cuda]), *self.runtimes.values()]
+
+    def _runtime(self, device: torch.device) -> Runtime | None:
+        if device.type == "cpu" and gpus.emulation is not None:
+            return gpus.emulation.cuda
+        return self.runtimes.get(device.type)
+
+    def _call(self, device: torch.device) -> "_Call":
+        runtime = self._runtime(device)
+        assert runtime is not None, f"it refuses tensors on {device}"
+        return _Call(runtime, device)
+
+    def refuses(self, problem: ConvProblem, direction: Direction, device: torch.device) -> str | None:
+        runtime = self._runtime(device)
+        if runtime is None:
+            return f"its kernels run on GPUs, and the tensors are on {device}"
+        reason = runtime.unavailable()
+        if reason is not None:
+            return reason
+        if problem.dtype not in TYPES:
+            return (
+                f"it computes float16, bfloat16, float32 and float64, not {str(problem.dtype).removeprefix('torch.')}"
+            )
+        reason = None if (gpu := Gpu.of(device)) is gpus.INTERPRETER else self.refuses_gpu(gpu)
+        if reason is not None:
+            return reason
+        if max(math.prod(problem.input_size), math.prod(problem.output_size)) >= 2**31:
+            return "it counts the pixels of an image in 32 bits, and here are more"
+        return None
+
+    def refuses_gpu(self, gpu: Gpu) -> str | None:
+        major, minor = gpu.capability
+        return None if (major, minor) >= (7, 5) else f"it needs sm_75 or newer, and this is sm_{major}{minor}"
+
+    def tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
+        families = dict.fromkeys(FAMILIES.values())
+        return tuple(tile for family in families for tile in family.tiles(problem, direction, gpu, operands))
+
+    def refused_families(
+        self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands
+    ) -> dict[str, str]:
+        offered = {tile.kernel for tile in self.tiles(problem, direction, gpu, operands)}
+        reasons = {}
+        for name in FAMILIES.keys() - offered:
+            reason = _REFUSES[name](problem, direction, gpu, operands)
+            if reason is None and name.endswith("halo"):
+                reason = tensor.refuses_halo(problem, direction)
+            reasons[name] = reason or f"no tile fits {gpu.shared_memory >> 10} KiB of shared memory"
+        return {name: reasons[name] for name in FAMILIES if name in reasons}
+
+    def bind(
+        self,
+        problem: ConvProblem,
+        direction: Direction,
+        device: torch.device,
+        activation: Activation,
+        operands: Operands | None = None,
+        tile: Tile | None = None,
+    ) -> Callable[..., Any]:
+        if operands is None or tile is None:
+            raise TypeError("backend 'cuda' is bound to the operands and the tile that the planner chose")
+        call = self._call(device)
+        if direction == "forward":
+            return _bind_forward(problem, activation, operands, tile, call)
+        if direction == "grad_input":
+            return _bind_grad_input(problem, operands, tile, call)
+        return _bind_grad_weight(problem, operands, tile, call)
+
+    def cannot_build(self, error: Exception) -> bool:
+        return any(runtime.cannot_build(error) for runtime in self._runtimes())
+
+    def bind_act_backward(self, elementwise: Elementwise, device: torch.device) -> Run:
+        return act_backward.bind(elementwise, Gpu.of(device), self._call(device), all_aligned)
+
+
+def launches(
+    problem: ConvProblem,
+    direction: Direction,
+    operands: Operands,
+    tile: Tile,
+    activation: Activation = IDENTITY,
+    with_bias: bool = False,
+    aligned: bool = True,
+) -> tuple[Launch, ...]:
+    """What one call of `direction` launches, in order. Needs no GPU.
+
+    with_bias: grad_weight gives grad-bias too. aligned: all tensors begin at multiples of 16 bytes.
+    """
+    return FAMILIES[tile.kernel].launches(problem, direction, operands, tile, activation, with_bias, aligned)
+
+
+# ---- from launches to functions of tensors ---------------------------------------------------------------------------
+
+
+class _Call:
+    """Calls launches on a device, those for aligned tensors where they are aligned."""
+
+    def __init__(self, runtime: Runtime, device: torch.device) -> None:
+        self.runtime, self.device = runtime, device
+
+    def __call__(self, launch: Launch, *tensors: torch.Tensor | None) -> None:
+        if launch.blocks:
+            self.runtime.launch(launch, self.device, tensors)
+
+
+def _bind_forward(
+    problem: ConvProblem, activation: Activation, operands: Operands, tile: Tile, call: _Call
+) -> Callable[..., Any]:
+    by_alignment = [launches(problem, "forward", operands, tile, activation, aligned=b)[0] for b in (False, True)]
+    shape, memory_format = problem.output_shape, problem.memory_format
+
+    def forward(
+        input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
+    ) -> torch.Tensor:
+        if bias is not None:
+            bias = bias.contiguous()  # it may be an expanded number
+        y = allocate(shape, input, memory_format)
+        launch = by_alignment[all_aligned(input, weight, bias, residual)]
+        call(launch, input, weight, bias, residual, y)
+        return y
+
+    return forward
+
+
+def _bind_grad_input(problem: ConvProblem, operands: Operands, tile: Tile, call: _Call) -> Callable[..., Any]:
+    by_alignment = [launches(problem, "grad_input", operands, tile, aligned=b)[0] for b in (False, True)]
+    shape, memory_format = problem.input_shape, problem.memory_format
+
+    def grad_input(grad_output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        gx = allocate(shape, grad_output, memory_format)
+        call(by_alignment[all_aligned(grad_output, weight)], grad_output, weight, gx)
+        return gx
+
+    return grad_input
+
+
+def _bind_grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, call: _Call) -> Callable[..., Any]:
+    prepared = {
+        (with_bias, aligned): launches(
+            problem, "grad_weight", operands, tile, with_bias=with_bias, aligned=aligned
+        )
+        for with_bias in (False, True)
+        for aligned in (False, True)
+    }  # fmt: skip
+    shape, memory_format, filters = problem.weight_shape, problem.memory_format, problem.out_channels
+    splits, size, accumulate = splits_of(problem, tile), math.prod(shape), accumulator(problem.dtype)
+
+    def grad_weight(
+        grad_output: torch.Tensor, input: torch.Tensor, with_bias: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        gw = allocate(shape, grad_output, memory_format)
+        gb = grad_output.new_empty(filters) if with_bias else None
+        product, *add = prepared[with_bias, all_aligned(grad_output, input)]
+        if not add:
+            call(product, grad_output, input, gw, gb)
+            return gw, gb
+        partials = grad_output.new_empty(splits * (size + filters), dtype=accumulate)
+        of_weight, of_bias = partials[: splits * size], partials[splits * size :]
+        call(product, grad_output, input, of_weight, of_bias if with_bias else None)
+        call(add[0], partials, gw, gb)
+        return gw, gb
+
+    return grad_weight

@@ -1,0 +1,254 @@
+"""Backend `triton`: hand-written Triton kernels, in families.
+
+Which problems it takes, which tiles of which family the planner may choose from, and functions of tensors that allocate
+a result and call what the family of the tile says is launched.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpuconv import gpu as gpus
+from gpuconv.activations import IDENTITY, Activation
+from gpuconv.backends.base import Backend, Operands, Tile
+from gpuconv.backends.derived import accumulator, all_aligned
+from gpuconv.backends.elementwise import Elementwise, Run
+from gpuconv.backends.triton import depthwise, gather as triton_gather, planes, pointwise, stem, window
+from gpuconv.backends.triton.launch import INTERPRETING, Launch, bias_offset, why_not
+from gpuconv.gpu import Gpu
+from gpuconv.problem import ConvProblem, Direction, allocate
+
+# By the `kernel` of their tiles. Each has `refuses`, `tiles`, `launches` and `splits_of`, which need no GPU.
+FAMILIES = {
+    "gather": triton_gather,
+    "planes": planes,
+    "pointwise": pointwise,
+    "stem": stem,
+    "taps": depthwise,
+    "window": window,
+}
+# Those whose tensors must begin at multiples of 16 bytes; `gather` does the call where one does not.
+_DESCRIBING = ("pointwise", "window")
+
+# Of RuntimeErrors: the passes of the compiler, and the driver where it loads a module or asks for its resources.
+_CANNOT_BUILD = (
+    "PassManager::run failed",
+    "failed to translate module",
+    "Triton Error [CUDA]: too many resources requested for launch",
+    "Triton Error [CUDA]: device kernel image is invalid",
+    "Triton Error [CUDA]: no kernel image is available",
+    "Triton Error [CUDA]: a PTX JIT compilation failed",
+    "Triton Error [CUDA]: invalid argument",
+)
+
+
+class TritonBackend(Backend):
+    """Hand-written Triton kernels on GPUs from sm_80, emulated ones too; on CPU tensors under Triton's interpreter."""
+
+    name = "triton"
+
+    def unavailable(self) -> str | None:
+        reason = why_not()
+        return reason if reason is None or gpus.emulation is None else gpus.emulation.triton.unavailable()
+
+    def refuses(self, problem: ConvProblem, direction: Direction, device: torch.device) -> str | None:
+        if problem.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            return (
+                f"it computes float16, bfloat16, float32 and float64, not {str(problem.dtype).removeprefix('torch.')}"
+            )
+        if device.type == "cpu" and gpus.emulation is not None:
+            return gpus.emulation.triton.unavailable() or self.refuses_gpu(Gpu.of(device))
+        if INTERPRETING:
+            return None if device.type == "cpu" else f"TRITON_INTERPRET=1 is set, and the tensors are on {device}"
+        if device.type != "cuda":
+            return f"its kernels run on GPUs, and the tensors are on {device} (TRITON_INTERPRET=1 would interpret them)"
+        return self.refuses_gpu(Gpu.of(device))
+
+    def refuses_gpu(self, gpu: Gpu) -> str | None:
+        major, minor = gpu.capability
+        if major < 8:
+            return f"sm_{major}{minor} has no tensor-core path in Triton (sm_80 and newer have); use cuda or aten"
+        return None
+
+    def tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
+        return tuple(tile for family in FAMILIES.values() for tile in family.tiles(problem, direction, gpu, operands))
+
+    def refused_families(
+        self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands
+    ) -> dict[str, str]:
+        reasons = {name: family.refuses(problem, direction, gpu, operands) for name, family in FAMILIES.items()}
+        return {name: reason for name, reason in reasons.items() if reason is not None}
+
+    def bind(
+        self,
+        problem: ConvProblem,
+        direction: Direction,
+        device: torch.device,
+        activation: Activation,
+        operands: Operands | None = None,
+        tile: Tile | None = None,
+    ) -> Callable[..., Any]:
+        if operands is None or tile is None:
+            raise TypeError("backend 'triton' is bound to the operands and the tile that the planner chose")
+        call = _on(device)
+
+        def bind(tile: Tile) -> Callable[..., Any]:
+            if direction == "forward":
+                return _bind_forward(problem, activation, operands, tile, call)
+            if direction == "grad_input":
+                return _bind_grad_input(problem, operands, tile, call)
+            return _bind_grad_weight(problem, operands, tile, call)
+
+        if tile.kernel not in _DESCRIBING:
+            return bind(tile)
+        unaligned = triton_gather.tiles(problem, direction, Gpu.of(device), operands)[0]
+        return _by_alignment(direction, bind(tile), bind(unaligned))
+
+    def cannot_build(self, error: Exception) -> bool:
+        from triton.compiler.errors import CompilationError
+        from triton.runtime.errors import InterpreterError, OutOfResources, PTXASError
+
+        if isinstance(error, (CompilationError, InterpreterError, OutOfResources, PTXASError)):
+            return True
+        if gpus.emulation is not None and gpus.emulation.triton.cannot_build(error):
+            return True
+        return isinstance(error, RuntimeError) and any(words in str(error) for words in _CANNOT_BUILD)
+
+    def bind_act_backward(self, elementwise: Elementwise, device: torch.device) -> Run:
+        from gpuconv.backends.triton import act_backward  # imports Triton
+
+        return act_backward.bind(elementwise, Gpu.of(device), _on(device))
+
+
+def launches(
+    problem: ConvProblem,
+    direction: Direction,
+    operands: Operands,
+    tile: Tile,
+    activation: Activation = IDENTITY,
+    with_bias: bool = False,
+) -> tuple[Launch, ...]:
+    """What one call of `direction` launches, in order. `with_bias`: grad_weight gives grad-bias too. Needs no GPU."""
+    return FAMILIES[tile.kernel].launches(problem, direction, operands, tile, activation, with_bias)
+
+
+# ---- from launches to functions of tensors ---------------------------------------------------------------------------
+
+
+def _on(device: torch.device) -> Callable[..., None]:
+    """A function that calls a Launch with its tensors, on PyTorch's current stream of `device`."""
+    if device.type == "cpu" and gpus.emulation is not None:
+        run = gpus.emulation.triton.launch
+        return lambda launch, *tensors: run(launch, device, tensors) if launch.programs else None
+    if device.type != "cuda":
+        return _interpret
+    index = torch.cuda.current_device() if device.index is None else device.index
+    current_device, current_stream = torch.cuda.current_device, torch._C._cuda_getCurrentRawStream
+
+    def call(launch: Launch, *tensors: torch.Tensor | None) -> None:
+        if current_device() == index:
+            launch(current_stream(index), *tensors)
+        else:
+            with torch.cuda.device(index):
+                launch(current_stream(index), *tensors)
+
+    return call
+
+
+def _interpret(launch: Launch, *tensors: torch.Tensor | None) -> None:
+    """Call a Launch on CPU tensors: NumPy computes it, and would warn of every NaN and Inf that it meets."""
+    with np.errstate(all="ignore"):
+        launch(None, *tensors)
+
+
+def _by_alignment(
+    direction: Direction, aligned: Callable[..., Any], otherwise: Callable[..., Any]
+) -> Callable[..., Any]:
+    """`aligned` where the tensors that are read through descriptors begin at multiples of 16 bytes."""
+    if direction == "forward":
+
+        def forward(
+            input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
+        ) -> torch.Tensor:
+            return (aligned if all_aligned(input, weight, residual) else otherwise)(input, weight, bias, residual)
+
+        return forward
+
+    def gradient(a: torch.Tensor, b: torch.Tensor, *with_bias: bool) -> Any:
+        return (aligned if all_aligned(a, b) else otherwise)(a, b, *with_bias)
+
+    return gradient
+
+
+def _bind_forward(
+    problem: ConvProblem, activation: Activation, operands: Operands, tile: Tile, call: Callable[..., None]
+) -> Callable[..., Any]:
+    launch, *add = launches(problem, "forward", operands, tile, activation)
+    shape, memory_format = problem.output_shape, problem.memory_format
+
+    def forward(
+        input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
+    ) -> torch.Tensor:
+        y = allocate(shape, input, memory_format)
+        if bias is not None and bias.stride(0) != 1:  # one gradient that is expanded, in a second derivative
+            bias = bias.contiguous()
+        if not add:
+            call(launch, input, weight, bias, residual, y)
+            return y
+        partials = y.new_empty(tile.splits * y.numel(), dtype=torch.float32)
+        call(launch, input, weight, None, None, partials)
+        call(add[0], partials, bias, residual, y)
+        return y
+
+    return forward
+
+
+def _bind_grad_input(
+    problem: ConvProblem, operands: Operands, tile: Tile, call: Callable[..., None]
+) -> Callable[..., Any]:
+    launch, *add = launches(problem, "grad_input", operands, tile)
+    shape, memory_format = problem.input_shape, problem.memory_format
+    epilogue = (None,) * (len(launch.dtypes) - 3)  # no bias and no residual, where the kernel of forward serves
+
+    def grad_input(grad_output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        gx = allocate(shape, grad_output, memory_format)
+        if not add:
+            call(launch, grad_output, weight, *epilogue, gx)
+            return gx
+        partials = gx.new_empty(tile.splits * gx.numel(), dtype=torch.float32)
+        call(launch, grad_output, weight, partials)
+        call(add[0], partials, None, None, gx)
+        return gx
+
+    return grad_input
+
+
+def _bind_grad_weight(
+    problem: ConvProblem, operands: Operands, tile: Tile, call: Callable[..., None]
+) -> Callable[..., Any]:
+    without, with_ = (
+        launches(problem, "grad_weight", operands, tile, with_bias=with_bias) for with_bias in (False, True)
+    )
+    shape, memory_format = problem.weight_shape, problem.memory_format
+    filters, accumulate = problem.out_channels, accumulator(problem.dtype)
+    splits = FAMILIES[tile.kernel].splits_of(problem, tile)
+    bias_at = bias_offset(splits, math.prod(shape))
+
+    def grad_weight(
+        grad_output: torch.Tensor, input: torch.Tensor, with_bias: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        gw = allocate(shape, grad_output, memory_format)
+        gb = grad_output.new_empty(filters) if with_bias else None
+        gather, *add = with_ if with_bias else without
+        if not add:
+            call(gather, grad_output, input, gw, gb)
+            return gw, gb
+        partials = grad_output.new_empty(bias_at + splits * filters, dtype=accumulate)
+        call(gather, grad_output, input, partials, partials[bias_at:] if with_bias else None)
+        call(add[0], partials, gw, gb)
+        return gw, gb
+
+    return grad_weight

@@ -1,0 +1,46 @@
+"""Compiling Triton's kernels for any GPU, without one, and reading what came of it with the tools in Triton's wheel."""
+
+import re
+import subprocess
+import tempfile
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import MockTensor, create_function_from_signature
+
+from gpuconv.backends.triton.launch import Launch
+
+
+def compile_for(launch: Launch, capability: int, tensors: tuple[torch.Tensor | None, ...] | None = None) -> Any:
+    """Triton's compiled kernel for a GPU of this capability (80, 90, …): what the first call of `launch` with aligned
+    tensors, or with these, would compile there, specialisations included. Needs no GPU."""
+    target = GPUTarget("cuda", capability, 32)
+    kernel, backend = launch.kernel, make_backend(target)
+    given = tensors or [None if dtype is None else MockTensor.wrap_dtype(dtype) for dtype in launch.dtypes]
+    options = {"debug": False, **launch.options}
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, _ = bind(*given, *launch.rest, **options)
+    parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=target, options=parsed.__dict__)
+
+
+def resource_usage(cubin: bytes, function: str = "") -> tuple[int, int]:
+    """Registers of a thread, and bytes of its stack, of the function of that name in a cubin, "" for its first."""
+    usage = cuobjdump(cubin, "--dump-resource-usage")
+    found = re.search(rf"Function {function}.*:\s.*REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump says nothing about registers: {usage!r}")
+    return int(found[1]), int(found[2])
+
+
+def cuobjdump(cubin: bytes, *flags: str) -> str:
+    """What cuobjdump prints of a cubin."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, *flags, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout

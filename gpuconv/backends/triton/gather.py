@@ -1,0 +1,261 @@
+"""Family `gather` of the Triton kernels: implicit GEMM by pointer gather, for any layout, stride, dilation and groups.
+
+Which tiles there are for a problem, and what is launched with one.
+"""
+
+import dataclasses
+import math
+from contextlib import suppress
+
+import torch
+
+from gpuconv.activations import IDENTITY, Activation
+from gpuconv.backends.base import Operands, Tile
+from gpuconv.backends.derived import (
+    accumulator,
+    axes,
+    phase_steps,
+    phases_of,
+    programs_of_grad_weight,
+    splits_of,
+    splits_to_choose,
+)
+from gpuconv.backends.triton.launch import (
+    Launch,
+    Layout,
+    dtypes_of_forward,
+    epilogue_of,
+    fresh,
+    layout,
+    layouts,
+    numbers_of,
+    ordered_sum,
+    overflows,
+    programs_of_bias,
+    sizes,
+)
+from gpuconv.gpu import Gpu
+from gpuconv.problem import ConvProblem, Direction
+
+with suppress(ImportError):  # no Triton: `launch.why_not` says so
+    from gpuconv.kernels.triton.gather_forward import gather_forward
+    from gpuconv.kernels.triton.gather_grad_input import gather_grad_input
+    from gpuconv.kernels.triton.gather_grad_weight import gather_grad_weight
+
+_BAND = 8  # rows of tiles that are walked column by column
+
+
+def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
+    """Why this family cannot do it: it always can."""
+    return None
+
+
+def launches(
+    problem: ConvProblem,
+    direction: Direction,
+    operands: Operands,
+    tile: Tile,
+    activation: Activation = IDENTITY,
+    with_bias: bool = False,
+) -> tuple[Launch, ...]:
+    """What one call of `direction` launches, in order. `with_bias`: grad_weight gives grad-bias too. Needs no GPU."""
+    if direction == "forward":
+        return (_forward(problem, activation, operands, tile),)
+    if direction == "grad_input":
+        return (_grad_input(problem, operands, tile),)
+    return _grad_weight(problem, operands, tile, with_bias)
+
+
+def _operands(problem: ConvProblem, direction: Direction, operands: Operands) -> tuple[Layout, Layout, int]:
+    """The layouts of the two tensors that `direction` multiplies, and the VECTOR of `gpuconv.kernels.triton.common`."""
+    a, b = layouts(problem, direction, operands)
+    unit = 16 // problem.dtype.itemsize
+    channels = problem.in_channels, *(() if direction == "forward" else (problem.out_channels,))
+    together = a.vectors(unit) and b.vectors(unit) and not any(count // problem.groups % unit for count in channels)
+    return a, b, unit if together and problem.memory_format is not torch.contiguous_format else 1
+
+
+def _masks_show(problem: ConvProblem, operands: Operands, vector: int) -> bool:
+    """Whether masks would cost time: tiles are fetched in vectors and multiplied on tensor cores.
+
+    Elsewhere one kernel, with all its masks, serves layers that need them and layers that do not.
+    """
+    return vector > 1 and (problem.dtype.itemsize == 2 or operands.tf32)
+
+
+def _inside(problem: ConvProblem, always: bool) -> str:
+    """How a kernel tells which taps are inside the image; see `gather_product`. `always`: they are."""
+    if always:
+        return "always"
+    return "bits" if max(problem.filter_size) <= 10 else "compare"
+
+
+def _reads_inside(problem: ConvProblem) -> bool:
+    """Whether every tap of every output is inside the input: no padding is ever read."""
+    return all(
+        low == 0 and (p - 1) * u + (r - 1) * d < h
+        for (low, _), p, u, r, d, h in zip(
+            problem.padding, problem.output_size, problem.stride, problem.filter_size, problem.dilation,
+            problem.input_size, strict=True,
+        )
+    )  # fmt: skip
+
+
+def _scatters_inside(problem: ConvProblem) -> bool:
+    """Whether every tap of every input pixel's phase is an output: grad_input needs no mask."""
+    for (low, _), p, u, r, d, h in zip(
+        problem.padding, problem.output_size, problem.stride, problem.filter_size, problem.dilation,
+        problem.input_size, strict=True,
+    ):  # fmt: skip
+        for tap in range(r):
+            at = low - tap * d
+            first = -at % u  # the first pixel of the phase, and the last
+            last = h - 1 - (h - 1 + at) % u
+            if first <= last and (first + at < 0 or (last + at) // u >= p):
+                return False
+    return True
+
+
+def _forward(problem: ConvProblem, activation: Activation, operands: Operands, tile: Tile) -> Launch:
+    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    x, w, vector = _operands(problem, "forward", operands)
+    quick = _masks_show(problem, operands, vector)
+    y_n, y_k, y_pixel = fresh(problem.output_shape, problem)
+    y_vector = 1 if k % vector else vector
+    channels_last = problem.memory_format is not torch.contiguous_format
+    residual = layout(problem.output_shape, operands.residual or (0,) * (2 + problem.ndim), problem)
+    pixels = problem.batch * math.prod(problem.output_size)
+    programs = math.ceil(pixels / tile.rows) * math.ceil(k / tile.columns) * problem.groups
+    constants = {
+        "BM": tile.rows, "BN": tile.columns, "BC": tile.depth, "BAND": _BAND,
+        "INSIDE": _inside(problem, quick and _reads_inside(problem)),
+        "EVEN_C": quick and c % tile.depth == 0,
+        "X_ROWS_FAST": not x.channels_fast, "Y_ROWS_FAST": not channels_last,
+        "RESIDUAL_ROWS_FAST": not residual.channels_fast,
+        "VECTOR": vector, "Y_VECTOR": y_vector,
+        "WIDE": overflows(x.extent, w.extent, residual.extent, math.prod(problem.output_shape)),
+        **numbers_of(problem, operands),
+        **epilogue_of(activation),
+    }  # fmt: skip
+    scalars = (
+        pixels, k // y_vector, c // vector, *sizes(problem), *x.divided(vector), *w.divided(vector),
+        y_n // y_vector, y_k, y_pixel // y_vector, *residual.strides,
+    )  # fmt: skip
+    dtypes = dtypes_of_forward(problem, operands)
+    return Launch(gather_forward, programs, dtypes, scalars, constants, tile)
+
+
+def _grad_input(problem: ConvProblem, operands: Operands, tile: Tile) -> Launch:
+    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    gy, w, vector = _operands(problem, "grad_input", operands)
+    quick = _masks_show(problem, operands, vector)
+    gx_n, gx_c, gx_pixel = fresh(problem.input_shape, problem)
+    common, inverse = phase_steps(problem)
+    phase = [math.ceil(h / u) for h, u in zip(problem.input_size, problem.stride, strict=True)]  # the largest
+    phase_blocks = math.ceil(problem.batch * math.prod(phase) / tile.rows)
+    programs = phase_blocks * math.ceil(c / tile.columns) * phases_of(problem) * problem.groups
+    constants = {
+        "BM": tile.rows, "BN": tile.columns, "BC": tile.depth, "BAND": _BAND,
+        "INSIDE": _inside(problem, quick and _scatters_inside(problem)),
+        "EVEN_K": quick and k % tile.depth == 0,
+        "GY_ROWS_FAST": not gy.channels_fast, "GX_ROWS_FAST": problem.memory_format is torch.contiguous_format,
+        "VECTOR": vector,
+        "WIDE": overflows(gy.extent, w.extent, math.prod(problem.input_shape)),
+        **numbers_of(problem, operands),
+    }  # fmt: skip
+    scalars = (
+        problem.batch, c // vector, k // vector, *sizes(problem), *axes(common, 1), *axes(inverse, 0),
+        *gy.divided(vector), *w.divided(vector), gx_n // vector, gx_c, gx_pixel // vector, phase_blocks,
+    )  # fmt: skip
+    return Launch(gather_grad_input, programs, (problem.dtype,) * 3, scalars, constants, tile)
+
+
+def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias: bool) -> tuple[Launch, ...]:
+    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    gy, x, vector = _operands(problem, "grad_weight", operands)
+    size = math.prod(problem.weight_shape)
+    pixels = problem.batch * math.prod(problem.output_size)
+    splits = splits_of(problem, tile)
+    tiles = math.ceil(k / tile.rows) * math.ceil(c / tile.columns)
+    fresh_k, fresh_c, fresh_tap = fresh(problem.weight_shape, problem)
+    # The workspace holds [taps, K, C/G] for each split, so that a tile of it lies together.
+    gw_split, gw_k, gw_c, gw_tap = (
+        (size, c, 1, problem.out_channels * c) if splits > 1 else (0, fresh_k, fresh_c, fresh_tap)
+    )
+    constants = {
+        "BM": tile.rows, "BN": tile.columns, "BC": tile.depth,
+        "MASKED": not (_masks_show(problem, operands, vector) and _reads_inside(problem)),
+        "GY_PIXELS_FAST": not gy.channels_fast, "X_PIXELS_FAST": not x.channels_fast,
+        "VECTOR": vector,
+        "WIDE": overflows(gy.extent, x.extent, size, pixels),
+        **numbers_of(problem, operands),
+    }  # fmt: skip
+    scalars = (
+        pixels, k // vector, c // vector, problem.groups, *sizes(problem), *gy.divided(vector), *x.divided(vector),
+        gw_split // vector, gw_k // vector, gw_c, gw_tap // vector, problem.out_channels, splits,
+    )  # fmt: skip
+    dtype, accumulate = problem.dtype, accumulator(problem.dtype)
+    partial = accumulate if splits > 1 else dtype
+    dtypes = (dtype, dtype, partial, partial if with_bias else None)
+    programs = splits * tiles * problem.taps * problem.groups + programs_of_bias(problem, splits, with_bias)
+    gather = Launch(gather_grad_weight, programs, dtypes, scalars, constants, tile)
+    if splits == 1:
+        return (gather,)
+    return gather, ordered_sum(problem, splits, with_bias)
+
+
+# ---- which tiles there are -------------------------------------------------------------------------------------------
+
+# rows, columns, warps: small enough to keep a sum in registers, without spills, on all GPUs that the tests compile for.
+_NARROW = (64, 16, 4)  # for groups with few channels
+_TENSOR_CORES = ((128, 128, 8), (128, 64, 4), _NARROW)
+_BY_ELEMENT = ((64, 64, 8), _NARROW)  # each element loaded by itself, with an address of its own in registers
+_FMA = ((64, 64, 8), _NARROW)
+_DOUBLE = ((64, 32, 4), _NARROW)
+_INTERPRETED = ((1024, 64, 4), (128, 64, 4), (64, 64, 4), (128, 16, 4), (16, 16, 4))
+
+
+def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> list[Tile]:
+    """The tiles to choose from for `direction` of `problem` on `gpu`.
+
+    A short list, since every tile is one more kernel to compile. Steps are as deep as 128 bytes where tiles are fetched
+    in vectors, else half that; no deeper than there are terms to sum.
+    """
+    size = problem.dtype.itemsize
+    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    columns = k if direction == "forward" else c
+    terms = {"forward": c, "grad_input": k, "grad_weight": problem.batch * math.prod(problem.output_size)}[direction]
+    vector = _operands(problem, direction, operands)[2]
+    quick = _masks_show(problem, operands, vector)
+    shapes: tuple[tuple[int, int, int], ...]
+    if gpu.capability == (0, 0):
+        shapes, depth = _INTERPRETED, 64 if direction != "grad_weight" else 128 if terms <= 4096 else 1024
+    elif size == 8:
+        shapes, depth = _DOUBLE, 16
+    elif size == 4 and not operands.tf32:
+        shapes, depth = _FMA, 16
+    elif quick:
+        shapes, depth = _TENSOR_CORES, 128 // size
+    else:
+        shapes, depth = _BY_ELEMENT, 64 // size
+    while depth > 16 and terms <= depth // 2:
+        depth //= 2
+    chosen = []
+    for shape in shapes:
+        rows, width, warps = shape
+        if width > 16 and width >= 2 * columns:
+            continue  # more than half of it idle
+        if shape is _NARROW:
+            depth = min(depth, 32 if quick and direction != "grad_weight" else 16)
+        # Where the loop has many addresses to keep, or multiplies without tensor cores, more stages would spill.
+        few = size == 8 or (size == 4 and not operands.tf32) or (shape is _NARROW and direction == "grad_weight")
+        stages = min(2 if few else 4, gpu.shared_memory // ((rows + width) * depth * size))
+        tile = Tile(rows, width, depth, warps, stages, addressed=(rows + width) * depth if vector == 1 else 0)
+        if direction == "grad_weight":
+            chosen += [
+                dataclasses.replace(tile, splits=splits)
+                for splits in splits_to_choose(problem, tile, gpu, programs_of_grad_weight(problem, tile))
+            ]
+        else:
+            chosen.append(tile)
+    return chosen

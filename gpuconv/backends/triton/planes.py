@@ -1,0 +1,191 @@
+"""Family `planes` of the Triton kernels: 1×1 convolution of contiguous tensors, fetched in vectors along pixels.
+
+Which tiles there are for a problem, and what is launched with one.
+"""
+
+import dataclasses
+import itertools
+import math
+from contextlib import suppress
+
+import torch
+
+from gpuconv.activations import IDENTITY, Activation
+from gpuconv.backends.base import Operands, Tile
+from gpuconv.backends.derived import accumulator, splits_of, splits_to_choose
+from gpuconv.backends.triton.launch import (
+    Launch,
+    dtypes_of_forward,
+    epilogue_of,
+    fresh,
+    layout,
+    layouts,
+    numbers_of,
+    ordered_sum,
+    overflows,
+    programs_of_bias,
+)
+from gpuconv.gpu import Gpu
+from gpuconv.problem import ConvProblem, Direction
+
+with suppress(ImportError):  # no Triton: `launch.why_not` says so
+    from gpuconv.kernels.triton.planes import planes_grad_weight, planes_product
+
+
+def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
+    """Why this family cannot, or should not, do it."""
+    pointwise = problem.taps == 1 and {*problem.stride} == {1} and not any(map(sum, problem.padding))
+    if not pointwise or problem.memory_format is not torch.contiguous_format:
+        return "it is for 1×1 filters, stride 1, without padding, and contiguous tensors"
+    if not math.prod(problem.input_size):
+        return "there are no pixels"
+    if _vector(problem, direction, operands) * problem.dtype.itemsize < 4:
+        return "planes do not lie in multiples of four bytes"
+    return None
+
+
+def _planes(problem: ConvProblem, direction: Direction, operands: Operands) -> list[tuple[int, int]] | None:
+    """Strides of images and channels of the tensors that have pixels; None if the pixels of a plane do not follow each
+    other."""
+    count = 2 if direction == "grad_weight" else 1
+    tensors = list(zip(problem.operand_shapes(direction), operands.strides, strict=True))[:count]
+    if operands.residual is not None:
+        tensors.append((problem.output_shape, operands.residual))
+    found = []
+    for shape, strides in tensors:
+        dense = 1
+        for size, stride in zip(reversed(shape[2:]), reversed(strides[2:]), strict=True):
+            if size > 1 and stride != dense:
+                return None
+            dense *= size
+        n, c, *_ = layout(shape, strides, problem).strides
+        found.append((n, c))
+    return found
+
+
+def _vector(problem: ConvProblem, direction: Direction, operands: Operands) -> int:
+    """How many neighbouring pixels can always be fetched together, 16 bytes at most; 0 where they are no neighbours."""
+    planes = _planes(problem, direction, operands)
+    if planes is None:
+        return 0
+    return math.gcd(16 // problem.dtype.itemsize, math.prod(problem.input_size), *itertools.chain(*planes))
+
+
+def launches(
+    problem: ConvProblem,
+    direction: Direction,
+    operands: Operands,
+    tile: Tile,
+    activation: Activation = IDENTITY,
+    with_bias: bool = False,
+) -> tuple[Launch, ...]:
+    """What one call of `direction` launches, in order. `with_bias`: grad_weight gives grad-bias too. Needs no GPU."""
+    if direction == "grad_weight":
+        return _grad_weight(problem, operands, tile, with_bias)
+    return (_product(problem, direction, operands, tile, activation),)
+
+
+def _product(
+    problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile, activation: Activation
+) -> Launch:
+    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    forward = direction == "forward"
+    result = problem.output_shape if forward else problem.input_shape
+    columns = k if forward else c
+    x, w = layouts(problem, direction, operands)
+    pixels, vector = math.prod(problem.input_size), _vector(problem, direction, operands)
+    (x_n, x_c), (residual_n, residual_k) = (*(_planes(problem, direction, operands) or ()), (0, 0))[:2]
+    y_n, y_k, _ = fresh(result, problem)
+    w_k, w_c, *_ = w.strides
+    unit = 16 // problem.dtype.itemsize
+    w_vector = unit if w_c == 1 and not c % unit and not w_k % unit else 1
+    residual = layout(problem.output_shape, operands.residual or (0,) * (2 + problem.ndim), problem)
+    constants = {
+        "BM": tile.rows, "BN": tile.columns, "BC": tile.depth,
+        "W_COLUMNS_FAST": not forward, "VECTOR": vector, "W_VECTOR": w_vector,
+        "WIDE": overflows(x.extent, w.extent, residual.extent, math.prod(result)),
+        **numbers_of(problem, operands),
+        **epilogue_of(activation),
+    }  # fmt: skip
+    of_w = (w_k // w_vector, w_c) if forward else (w_c, w_k // w_vector)
+    counts = (k, c // w_vector) if forward else (c // w_vector, k)
+    scalars = (
+        pixels // vector, *counts, problem.groups, x_n // vector, x_c // vector, *of_w, y_n // vector, y_k // vector,
+        residual_n // vector, residual_k // vector,
+    )  # fmt: skip
+    dtypes = dtypes_of_forward(problem, operands)
+    programs = problem.groups * tile.windows * math.ceil(columns / tile.columns)
+    return Launch(planes_product, programs, dtypes, scalars, constants, tile)
+
+
+def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias: bool) -> tuple[Launch, ...]:
+    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    gy, x = layouts(problem, "grad_weight", operands)
+    pixels, vector = math.prod(problem.input_size), _vector(problem, "grad_weight", operands)
+    size = math.prod(problem.weight_shape)
+    steps, splits = problem.batch * math.ceil(pixels / tile.depth), splits_of(problem, tile)
+    fresh_k, fresh_c, _ = fresh(problem.weight_shape, problem)
+    gw = (size, c, 1) if splits > 1 else (0, fresh_k, fresh_c)  # the workspace holds [K, C/G] for each split
+    constants = {
+        "BM": tile.rows, "BN": tile.columns, "BC": tile.depth, "VECTOR": vector,
+        "WIDE": overflows(gy.extent, x.extent, size, problem.batch * pixels),
+        **numbers_of(problem, operands),
+    }  # fmt: skip
+    strides = (stride // vector for stride in (*gy.strides[:2], *x.strides[:2]))
+    scalars = (
+        pixels // vector, k, c, problem.groups, *strides, *gw, problem.out_channels, steps, splits,
+    )  # fmt: skip
+    dtype = problem.dtype
+    partial = accumulator(dtype) if splits > 1 else dtype
+    dtypes = (dtype, dtype, partial, partial if with_bias else None)
+    programs = splits * problem.groups * _tiles_of_result(problem, tile) + programs_of_bias(problem, splits, with_bias)
+    product = Launch(planes_grad_weight, programs, dtypes, scalars, constants, tile)
+    return (product,) if splits == 1 else (product, ordered_sum(problem, splits, with_bias))
+
+
+def _tiles_of_result(problem: ConvProblem, tile: Tile) -> int:
+    """How many tiles of filters × channels grad_weight has in a group."""
+    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    return math.ceil(k / tile.rows) * math.ceil(c / tile.columns)
+
+
+# ---- which tiles there are -------------------------------------------------------------------------------------------
+
+# rows, columns, depth, warps, stages
+_TENSOR_CORES = {2: ((128, 128, 64, 8, 3), (64, 64, 64, 4, 3)), 4: ((128, 64, 32, 4, 3), (64, 64, 32, 4, 3))}
+_FMA = ((64, 64, 16, 8, 2),)
+_DOUBLE = ((64, 32, 16, 4, 2),)
+_INTERPRETED = ((64, 64, 64, 4, 2),)
+_MOST_PROGRAMS = 2**31 - 1  # of a launch: many small images in many groups have more, and are left to other families
+
+
+def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> list[Tile]:
+    """The tiles to choose from for `direction` of `problem` on `gpu`; none where `refuses` gives a reason."""
+    if refuses(problem, direction, gpu, operands) is not None:
+        return []
+    size = problem.dtype.itemsize
+    shapes: tuple[tuple[int, int, int, int, int], ...]
+    if gpu.capability == (0, 0):
+        shapes = _INTERPRETED
+    elif size == 8:
+        shapes = _DOUBLE
+    elif size == 4 and not operands.tf32:
+        shapes = _FMA
+    else:
+        shapes = _TENSOR_CORES[size]
+    chosen = []
+    columns = (problem.out_channels if direction == "forward" else problem.in_channels) // problem.groups
+    for rows, width, depth, warps, stages in shapes:
+        if (width >= 2 * columns and width > 64) or stages * (rows + width) * depth * size > gpu.shared_memory:
+            continue
+        tile = Tile(rows, width, depth, warps, stages, kernel="planes")
+        if direction == "grad_weight":
+            programs = problem.groups * _tiles_of_result(problem, tile)
+            chosen += [
+                dataclasses.replace(tile, splits=splits) for splits in splits_to_choose(problem, tile, gpu, programs)
+            ]
+        else:
+            blocks = problem.batch * math.ceil(math.prod(problem.input_size) / rows)
+            if blocks * problem.groups * math.ceil(columns / width) <= _MOST_PROGRAMS:
+                chosen.append(dataclasses.replace(tile, windows=blocks))
+    return chosen

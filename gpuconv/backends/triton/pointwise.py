@@ -1,0 +1,93 @@
+"""Family `pointwise` of the Triton kernels: 1×1 filters at stride 1 as a plain GEMM over all pixels of the batch.
+
+It is the family `window` on one image of one row: pixels that are evenly spaced, from the first image's first to the
+last image's last, follow each other whatever the image's shape, so no tile has pixels to waste. (At a stride, the
+pixels that are read are not evenly spaced from row to row; `window` reads them through a strided view.)
+"""
+
+import dataclasses
+import math
+
+from gpuconv.activations import IDENTITY, Activation
+from gpuconv.backends.base import Operands, Tile
+from gpuconv.backends.triton import window
+from gpuconv.backends.triton.launch import Launch
+from gpuconv.gpu import Gpu
+from gpuconv.problem import ConvProblem, Direction
+
+_MOST_PIXELS = 2**31 - 2**10  # counted in 32 bits, by blocks that may reach beyond the last
+
+
+def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
+    """Why this family cannot do it."""
+    if problem.taps != 1 or any(u != 1 for u in problem.stride) or any(low or high for low, high in problem.padding):
+        return "the filter is not 1×1 at stride 1 without padding"
+    reason = window.undescribed(problem, direction, gpu, operands)
+    if reason is not None:
+        return reason
+    if problem.batch * math.prod(problem.output_size) > _MOST_PIXELS:
+        return "it counts pixels in 32 bits, and here are more"
+    if _flattened(problem, direction, operands) is None:
+        return "its pixels are not evenly spaced"
+    return None
+
+
+def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> list[Tile]:
+    """The tiles to choose from for `direction` of `problem` on `gpu`."""
+    if refuses(problem, direction, gpu, operands) is not None:
+        return []
+    return window.menu(_row(problem), direction, gpu, _of_row(problem, direction, operands), "pointwise")
+
+
+def launches(
+    problem: ConvProblem,
+    direction: Direction,
+    operands: Operands,
+    tile: Tile,
+    activation: Activation = IDENTITY,
+    with_bias: bool = False,
+) -> tuple[Launch, ...]:
+    """What one call of `direction` launches, in order. `with_bias`: grad_weight gives grad-bias too. Needs no GPU."""
+    row = _of_row(problem, direction, operands)
+    return window.launches(_row(problem), direction, row, tile, activation, with_bias)
+
+
+def splits_of(problem: ConvProblem, tile: Tile) -> int:
+    """The splits that grad_weight makes of `tile.splits`: none of them empty."""
+    return window.splits_of(_row(problem), tile)
+
+
+def _row(problem: ConvProblem) -> ConvProblem:
+    """The same product on one image of one row."""
+    return dataclasses.replace(problem, batch=1, input_size=(1, problem.batch * math.prod(problem.input_size)))
+
+
+def _of_row(problem: ConvProblem, direction: Direction, operands: Operands) -> Operands:
+    row = _flattened(problem, direction, operands)
+    if row is None:
+        raise ValueError(f"operands must have evenly spaced pixels, but got strides {operands}")
+    return row
+
+
+def _flattened(problem: ConvProblem, direction: Direction, operands: Operands) -> Operands | None:
+    """The operands as images of one row; None if the pixels of one are not evenly spaced."""
+    (first, second), (of_first, of_second) = problem.operand_shapes(direction), operands.strides
+    a = _evenly(first, of_first)
+    b = _evenly(second, of_second) if direction == "grad_weight" else of_second  # else it is the weight
+    residual = operands.residual and _evenly(problem.output_shape, operands.residual)
+    if a is None or b is None or (operands.residual is not None and residual is None):
+        return None
+    return operands._replace(strides=(a, b), residual=residual)
+
+
+def _evenly(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The strides of [1, C, 1, pixels], if the pixels of the images [N, C, H, W] are evenly spaced."""
+    n, c, h, w = strides
+    spacing, pixels = 0, 1
+    for size, stride in ((shape[3], w), (shape[2], h), (shape[0], n)):
+        if size == 1:
+            continue
+        if spacing and stride != spacing * pixels:
+            return None
+        spacing, pixels = spacing or stride, pixels * size
+    return (pixels * spacing, c, pixels * spacing, spacing)

@@ -1,0 +1,259 @@
+"""What a backend would launch for a problem on a GPU, what that compiles to, and what it counts when it is run on a
+virtual one: `gpuconv inspect`. Needs no GPU.
+
+    for kernel in examine(problem, "forward", "triton", KNOWN["H100"], run=True):
+        print(kernel.text())
+
+Compiled by Triton, and by the NVRTC that CuPy uses; read by `gpuconv.inspection.machine_code`, run by
+`gpuconv.emulator`.
+"""
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gpuconv import backends, reference
+from gpuconv.activations import IDENTITY
+from gpuconv.backends import BackendUnavailable
+from gpuconv.backends.base import Operands, Tile, numbers
+from gpuconv.backends.roofline import Prediction
+from gpuconv.gpu import Gpu
+from gpuconv.inspection.machine_code import MachineCode, cuda_architecture, cuda_machine_code, cuda_ptx, machine_code
+from gpuconv.planning import plan
+from gpuconv.planning.predict import ranked
+from gpuconv.problem import ConvProblem, Direction
+from gpuconv.reference import as_numpy, worst_violation
+
+if TYPE_CHECKING:
+    from gpuconv.emulator.counters import Counters
+
+BACKENDS = ("triton", "cuda")
+# Of the main loop: products, then what moves data.
+_TOLD = (
+    "HGMMA", "UTCHMMA", "HMMA", "DMMA", "FFMA", "DFMA", "UTMALDG", "LDGSTS", "LDG", "LDSM", "LDS", "STS", "LDL", "STL",
+)  # fmt: skip
+_REGISTERS = 65536  # of a multiprocessor, handed out to warps in units of 256
+_BLOCKS = 32  # on a multiprocessor at most, from sm_80
+_RESERVED = 1024  # bytes of shared memory that the driver takes of each block, from sm_80
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A kernel as it would be launched, compiled. What is predicted is not measured."""
+
+    name: str
+    backend: str
+    direction: Direction
+    problem: ConvProblem
+    operands: Operands
+    gpu: Gpu
+    architecture: str
+    tile: Tile
+    threads: int  # of a block
+    code: MachineCode
+    ptx: str
+    prediction: Prediction | None  # None for the kernel that adds partial sums
+    # Of a run, where there was one: what it counted, and the largest error of all its results, 1 being the bound.
+    counters: "Counters | None" = None
+    error: float | None = None
+
+    @property
+    def wrong(self) -> bool:
+        """Whether it was run and gave a result beyond the error bound."""
+        return self.error is not None and not self.error <= 1
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that fit on a multiprocessor at once."""
+        warps = self.threads // 32
+        registers = math.ceil(self.code.registers * 32 / 256) * 256 * warps
+        reserved = _RESERVED if self.gpu.capability >= (8, 0) else 0
+        return min(
+            _REGISTERS // max(1, registers),
+            (self.gpu.shared_memory + reserved) // max(1, self.code.shared + reserved),
+            self.gpu.threads // self.threads,
+            _BLOCKS,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Everything, as plain values for JSON."""
+        predicted = self.prediction
+        return {
+            "kernel": self.name,
+            "backend": self.backend,
+            "direction": self.direction,
+            "dtype": numbers(self.problem.dtype, self.operands.tf32),
+            "memory_format": str(self.problem.memory_format).removeprefix("torch."),
+            "arch": self.architecture,
+            "gpu": self.gpu.name,
+            "tile": dataclasses.asdict(self.tile),
+            "registers": self.code.registers,
+            "spill_bytes": self.code.stack,
+            "shared_bytes": self.code.shared,
+            "threads": self.threads,
+            "blocks_per_multiprocessor": self.blocks,
+            "occupancy": self.blocks * self.threads / self.gpu.threads,
+            "instructions": dict(self.code.instructions.most_common()),
+            "loop_instructions": dict(self.code.loop_instructions.most_common()),
+            "operations_per_byte_fetched": predicted and predicted.intensity,
+            "predicted_seconds": predicted and predicted.seconds,
+            "predicted_bound": predicted and predicted.bound,
+            **self._counted(),
+        }
+
+    def _counted(self) -> dict[str, Any]:
+        if self.counters is None or self.error is None:
+            return {}
+        error = self.error if math.isfinite(self.error) else "inf"  # JSON has no infinity
+        return {"batch": self.problem.batch, "error_of_bound": error, "counters": self.counters.facts()}
+
+    def text(self) -> str:
+        """A few lines for people."""
+        code, tile, predicted = self.code, self.tile, self.prediction
+        loop = code.loop_instructions
+        lines = [
+            f"{self.name}  {self.backend} {self.direction} {numbers(self.problem.dtype, self.operands.tf32)}"
+            f"  {self.architecture} ({self.gpu.name})"
+            + (f"  tile {describe(tile)}" if predicted else "  adds partial sums in order"),
+            f"  {code.registers} registers, {code.stack} bytes spilled, {code.shared:,} bytes of shared memory:"
+            f" {self.blocks} blocks of {self.threads} threads a multiprocessor"
+            f" ({self.blocks * self.threads / self.gpu.threads:.0%} of its threads)",
+            "  main loop: "
+            + "".join(f"{loop[name]} {name}, " for name in _TOLD if loop[name])
+            + f"{sum(count for name, count in loop.items() if name not in _TOLD)} others",
+        ]
+        if predicted:
+            lines.append(
+                f"  {predicted.intensity:.0f} operations for a byte fetched;"
+                f" predicted {predicted.seconds * 1e6:,.1f} µs, bound by {predicted.bound}"
+            )
+        if self.counters is not None:
+            lines.append(
+                f"  run on a virtual {self.gpu.name}, batch {self.problem.batch}, random data: "
+                + ("WRONG, " if self.wrong else "right, ")
+                + f"error {self.error:.3g} of its bound"
+            )
+            lines += [f"  {line}" for line in self.counters.text().splitlines()]
+        return "\n".join(lines)
+
+
+def describe(tile: Tile) -> str:
+    """A tile in a few words."""
+    return tile.sizes
+
+
+def examine(
+    problem: ConvProblem,
+    direction: Direction,
+    backend: str,
+    gpu: Gpu,
+    tf32: bool = False,
+    ptx: bool = False,
+    run: bool = False,
+) -> list[Kernel]:
+    """The kernels that `backend` would launch for `direction` of `problem` on `gpu`, with a bias, all tensors in the
+    problem's memory format and aligned.
+
+    ptx: keep the PTX of CUDA C kernels too, which takes a compilation more. run: launch them once on a virtual GPU,
+    with random data, hold the result to the oracle and keep what was counted.
+
+    Raises BackendUnavailable where the backend has no kernels for this GPU, what compiles or runs them is missing, they
+    do not fit, or they have an instruction that the virtual GPU does not know; `gpuconv.emulator.EmulationError` where
+    one of its checks finds a fault in them.
+    """
+    if backend not in BACKENDS:
+        raise BackendUnavailable(
+            f"backend must be one of {', '.join(BACKENDS)} to look at kernels, but got {backend!r}"
+        )
+    ours = backends.get(backend)
+    reason = ours.refuses_gpu(gpu)
+    if reason is not None:
+        raise BackendUnavailable(f"backend {backend!r} on {gpu.name}: {reason}")
+    operands = plan.contiguous_operands(problem, direction, problem.memory_format)
+    operands = operands._replace(tf32=tf32, bias=direction == "forward")
+    tile, prediction = ranked(ours.tiles(problem, direction, gpu, operands), problem, direction, gpu, tf32)[0]
+    compiled = (_triton if backend == "triton" else _cuda)(problem, direction, operands, tile, gpu, ptx)
+    kernels = [
+        Kernel(
+            name, backend, direction, problem, operands, gpu, architecture, tile, threads, code, text,
+            None if name.startswith("sum_partials") else prediction,
+        )
+        for name, architecture, threads, code, text in compiled
+    ]  # fmt: skip
+    return _run(kernels) if run else kernels
+
+
+def _run(kernels: list[Kernel]) -> list[Kernel]:
+    """The launches of one call, run once on a virtual GPU."""
+    from gpuconv import emulator
+
+    first = kernels[0]
+    problem, direction, gpu = first.problem, first.direction, first.gpu
+    reason = emulator.why_not()
+    if reason is not None:
+        raise BackendUnavailable(f"kernels cannot be run on a virtual GPU: {reason}")
+    random = torch.Generator().manual_seed(0)
+
+    def draw(shape: tuple[int, ...]) -> torch.Tensor:
+        drawn = torch.randn(shape, generator=random, dtype=torch.float64).to(problem.dtype)
+        return drawn.contiguous(memory_format=problem.memory_format) if len(shape) > 1 else drawn
+
+    a, b = map(draw, problem.operand_shapes(direction))
+    bias = draw((problem.out_channels,))
+    rest = {"forward": (bias, None), "grad_input": (), "grad_weight": (True,)}[direction]
+    ours = backends.get(first.backend)
+    with emulator.on(gpu.name) as virtual:
+        try:
+            bound = ours.bind(problem, direction, torch.device("cpu"), IDENTITY, first.operands, first.tile)
+            got = bound(a, b, *rest)
+        except Exception as error:
+            if not isinstance(error, emulator.UnknownInstruction) and not ours.cannot_build(error):
+                raise
+            raise BackendUnavailable(f"backend {first.backend!r} on {gpu.name}: {error}") from error
+    counted = virtual.counters()
+    if [counters.kernel for counters in counted] != [kernel.name for kernel in kernels]:
+        raise RuntimeError(f"expected launches of {[k.name for k in kernels]}, got {[c.kernel for c in counted]}")
+    exact = reference.results(problem, direction, as_numpy(a), as_numpy(b), as_numpy(bias))
+    results = got if isinstance(got, tuple) else (got,)
+    worst = max(worst_violation(*pair, tf32=first.operands.tf32)[0] for pair in zip(results, exact, strict=True))
+    return [
+        dataclasses.replace(kernel, counters=counters, error=worst)
+        for kernel, counters in zip(kernels, counted, strict=True)
+    ]
+
+
+_Compiled = tuple[str, str, int, MachineCode, str]  # name, architecture, threads, code, PTX
+
+
+def _triton(
+    problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile, gpu: Gpu, _ptx: bool
+) -> list[_Compiled]:
+    from gpuconv.backends.triton import backend as triton
+
+    capability = 10 * gpu.capability[0] + gpu.capability[1]
+    found: list[_Compiled] = []
+    for launch in triton.launches(problem, direction, operands, tile, with_bias=True):
+        code = machine_code(launch, capability)
+        threads = 32 * launch.options["num_warps"]
+        found.append((launch.kernel.__name__, f"sm_{capability}", threads, code, code.ptx))
+    return found
+
+
+def _cuda(
+    problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile, gpu: Gpu, ptx: bool
+) -> list[_Compiled]:
+    from gpuconv.backends.cuda import backend as cuda
+
+    architecture = cuda_architecture(gpu)
+    found: list[_Compiled] = []
+    try:
+        for launch in cuda.launches(problem, direction, operands, tile, with_bias=True):
+            instance = launch.instance
+            code = cuda_machine_code(instance, architecture)
+            text = cuda_ptx(instance, architecture) if ptx else ""
+            found.append((instance.function, architecture, instance.threads, code, text))
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(f"CUDA C is compiled by the NVRTC of CuPy, and {error}") from error
+    return found

@@ -1,0 +1,129 @@
+"""What a kernel compiles to, for any GPU, without a GPU: registers, spills, shared memory, instructions.
+
+    code = machine_code(launch, 90)          # a `gpuconv.backends.triton.launch.Launch`, sm_90
+    code.registers, code.stack, code.shared, code.tensor_core, code.instructions["HGMMA"]
+
+    code = cuda_machine_code(instance, "sm_90a")  # a `gpuconv.backends.cuda.launch.Instance`
+
+Triton and NVRTC compile to machine code on any machine; the `cuobjdump` in Triton's wheel reads it.
+"""
+
+import collections
+import dataclasses
+import re
+from functools import cached_property
+
+from gpuconv.backends.cuda import compiler as cuda_compile
+from gpuconv.backends.cuda.launch import Instance
+from gpuconv.backends.triton.compiler import compile_for, cuobjdump, resource_usage
+from gpuconv.backends.triton.launch import Launch
+from gpuconv.gpu import Gpu
+
+_TENSOR_CORE_PTX = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
+_TENSOR_CORE = ("HMMA", "HGMMA", "UTCHMMA", "UTCMMA", "DMMA", "QMMA")
+_PRODUCTS = (*_TENSOR_CORE, "FFMA", "DFMA", "HFMA2", "FADD", "DADD")
+_INSTRUCTION = re.compile(
+    r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][A-Z0-9_]*)([^;\n]*)", re.MULTILINE
+)  # address, name, the rest
+_TARGET = re.compile(r"\b0x([0-9a-f]+)\s*$")
+_WIDE = re.compile(r"\b(LDG|STG|LDS|STS|LDGSTS)\b[.\w]*\.128\b")
+
+
+@dataclasses.dataclass(frozen=True)
+class MachineCode:
+    """What the compilers made of a kernel. What needs its text is read when asked for: that takes half a second."""
+
+    registers: int  # of one thread
+    stack: int  # bytes for one thread: registers that were spilled
+    shared: int  # bytes of shared memory of one block
+    cubin: bytes = dataclasses.field(repr=False)
+    function: str = ""  # which of the cubin's, where it has several
+    ptx: str = dataclasses.field(default="", repr=False)  # of Triton's kernels
+    ttgir: str = dataclasses.field(default="", repr=False)  # the same before it: buffers, copies, products, waits
+    scratch: int = 0  # bytes of global memory for each block, in which Triton's kernels make descriptors
+
+    @cached_property
+    def sass(self) -> str:
+        """The machine instructions as text."""
+        return cuobjdump(self.cubin, "-sass", *(["-fun", self.function] if self.function else []))
+
+    @cached_property
+    def _listing(self) -> list[tuple[int, str, str]]:
+        return [(int(address, 16), name, rest) for address, name, rest in _INSTRUCTION.findall(self.sass)]
+
+    @property
+    def _names(self) -> list[str]:
+        return [name for _, name, _ in self._listing]
+
+    @cached_property
+    def instructions(self) -> collections.Counter[str]:
+        """How often each machine instruction occurs, by its name without suffixes."""
+        return collections.Counter(self._names)
+
+    @cached_property
+    def loop_instructions(self) -> collections.Counter[str]:
+        """The same for the main loop: of all that a branch backwards closes, the one with the most multiplications (on
+        tensor cores, where there are any), and of those the shortest. Empty where there is no loop."""
+        loops = []
+        products = _TENSOR_CORE if any(name in _TENSOR_CORE for name in self._names) else _PRODUCTS
+        for end, name, rest in self._listing:
+            target = _TARGET.search(rest) if name == "BRA" else None
+            if target is not None and (start := int(target[1], 16)) < end:
+                inside = [name for address, name, _ in self._listing if start <= address <= end]
+                loops.append((sum(name in products for name in inside), -len(inside), inside))
+        return collections.Counter(max(loops)[2] if loops else ())
+
+    @property
+    def tensor_core(self) -> int:
+        """Tensor-core instructions: in the PTX where there is one, else in the machine code."""
+        if self.ptx:
+            return len(_TENSOR_CORE_PTX.findall(self.ptx))
+        return sum(self.instructions[name] for name in _TENSOR_CORE)
+
+    @property
+    def spills(self) -> int:
+        """Bytes of stack, and instructions that use it."""
+        return self.stack + self.instructions["LDL"] + self.instructions["STL"]
+
+    @property
+    def of_16_bytes(self) -> collections.Counter[str]:
+        """Those of LDG, STG, LDS, STS and LDGSTS that move 16 bytes a thread."""
+        return collections.Counter(_WIDE.findall(self.sass))
+
+    @property
+    def spills_in_product(self) -> int:
+        """Instructions that use the stack between the first multiplication of the sum and the last."""
+        products = [at for at, name in enumerate(self._names) if name in (*_TENSOR_CORE, "FFMA", "DFMA")]
+        inside = self._names[products[0] : products[-1]] if products else []
+        return sum(name in ("LDL", "STL") for name in inside)
+
+
+def machine_code(launch: Launch, capability: int) -> MachineCode:
+    """Compile `launch` for a GPU of this capability and read the result."""
+    compiled = compile_for(launch, capability)
+    code = read_cubin(
+        compiled.asm["cubin"], compiled.metadata.shared, ptx=compiled.asm["ptx"], ttgir=compiled.asm["ttgir"]
+    )
+    return dataclasses.replace(code, scratch=compiled.metadata.global_scratch_size)
+
+
+def cuda_architecture(gpu: Gpu) -> str:
+    """What NVRTC compiles for on a GPU: "sm_80", "sm_90a"."""
+    return cuda_compile.architecture(gpu.capability)
+
+
+def cuda_machine_code(instance: Instance, architecture: str) -> MachineCode:
+    """Compile a CUDA C kernel for an architecture ("sm_90a") as it is compiled to be launched, and read the result.
+    Raises ModuleNotFoundError where CuPy, which brings the way to NVRTC, is not installed."""
+    return read_cubin(cuda_compile.cubin(instance, architecture), instance.shared, instance.function)
+
+
+def cuda_ptx(instance: Instance, architecture: str) -> str:
+    """The PTX that NVRTC makes of a CUDA C kernel for an architecture."""
+    return cuda_compile.ptx(instance, architecture)
+
+
+def read_cubin(cubin: bytes, shared: int, function: str = "", ptx: str = "", ttgir: str = "") -> MachineCode:
+    """What the compilers made of the function of that name in a cubin, "" for its first."""
+    registers, stack = resource_usage(cubin, function)
+    return MachineCode(registers, stack, shared, cubin, function, ptx, ttgir)

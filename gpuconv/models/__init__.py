@@ -1,0 +1,1 @@
+"""Existing PyTorch models: convolutions converted, fused, and compiled before they are needed."""

@@ -1,0 +1,5 @@
+"""The three PyTorch ops, `forward`, `grad_input` and `grad_weight`, and what PyTorch wants to know of them."""
+
+from gpuconv.ops.convolution import forward, grad_input, grad_weight
+
+__all__ = ["forward", "grad_input", "grad_weight"]
