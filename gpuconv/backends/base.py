@@ -59,7 +59,7 @@ def contiguous_operands(
 class Tile:
     """What one program of a kernel computes: rows × columns of the result, `depth` terms of the sum in each step.
 
-    Rows, columns and depth are those of `ConvProblem.gemm`, for one filter tap. `splits` programs share one sum. Where
+    Rows, columns and depth are those of `ConvProblem.view`, for one filter tap. `splits` programs share one sum. Where
     the rows are a window of the image that is fetched once, with its margin, for all filter taps of a plane, `windows`
     and `halo` tell the planner about it.
     """
