@@ -105,7 +105,7 @@ def _round(result: Array, like: torch.Tensor, problem: ConvProblem) -> torch.Ten
 
 def _filters(problem: ConvProblem, w: Array) -> Array:
     """[K, C/G, *filter] as [G, K/G, C/G·taps]."""
-    return w.reshape(problem.groups, problem.out_channels // problem.groups, math.prod(w.shape[1:]))
+    return w.reshape(problem.groups, problem.group_filters, math.prod(w.shape[1:]))
 
 
 def _steps(problem: ConvProblem, dtype: np.dtype) -> Iterator[slice]:
@@ -119,7 +119,7 @@ def _steps(problem: ConvProblem, dtype: np.dtype) -> Iterator[slice]:
 def _columns(problem: ConvProblem, padded: Array) -> Iterator[tuple[slice, Array]]:
     """Slices of the batch, each with its columns [n, G, C/G·taps, P]; the buffer is reused from step to step."""
     pixels = math.prod(problem.output_size)
-    rows = problem.in_channels // problem.groups * problem.taps
+    rows = problem.products("forward")
     strides = padded.strides[2:]
     windows = np.lib.stride_tricks.as_strided(  # [N, C, *filter, *output], a view; always inside `padded`
         padded,

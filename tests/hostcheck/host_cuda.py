@@ -277,10 +277,10 @@ def replay(record: Record, mode: str, order: int, folder: Path, text: str | None
     instance = record.launch.instance
     program = build(source(instance.file) if text is None else text, instance.options, mode)
     sizes = [-1 if memory is None else len(memory) for memory in record.before]
-    told = record.launch.conv.tobytes()
-    numbers = (record.launch.blocks, instance.threads, instance.shared, len(told), len(sizes), *sizes)
+    params = record.launch.conv.tobytes()
+    numbers = (record.launch.blocks, instance.threads, instance.shared, len(params), len(sizes), *sizes)
     tensors = b"".join(memory for memory in record.before if memory)
-    (folder / "before").write_bytes(struct.pack(f"{len(numbers)}q", *numbers) + told + tensors)
+    (folder / "before").write_bytes(struct.pack(f"{len(numbers)}q", *numbers) + params + tensors)
     command = [program, instance.function, str(order), folder / "before", folder / "after"]
     environment = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1", "PATH": os.environ["PATH"]}
     run = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -1,8 +1,9 @@
 """Backend `cuda`: kernels in CUDA C (`gpuconv.kernels.cuda`), in families, compiled by NVRTC and launched through CuPy.
 
-Which problems it takes, which tiles of which family the planner may choose from, and functions of tensors that allocate
-a result and call what the family of the tile says is launched (`launches`, which needs no GPU). It neither compiles nor
-launches: a `Runtime` does, one for each type of device; for CPU tensors while a GPU is emulated, that of the emulator.
+This module says which problems the backend takes and which tiles the planner may choose from, and makes the functions
+of tensors: each allocates a result and calls the launches of the tile's family (`launches`, which needs no GPU).
+Compiling and launching is left to a `Runtime`, one for each type of device; while a GPU is emulated, the emulator's
+takes CPU tensors.
 """
 
 import math
@@ -54,7 +55,7 @@ class CudaBackend(Backend):
         return None if None in reasons else reasons[0]
 
     def _runtimes(self) -> list[Runtime]:
-        """All there are, that of a GPU which is emulated before others."""
+        """All runtimes, an emulated GPU's first."""
         return [*([] if gpus.emulation is None else [gpus.emulation.cuda]), *self.runtimes.values()]
 
     def _runtime(self, device: torch.device) -> Runtime | None:
@@ -81,7 +82,7 @@ class CudaBackend(Backend):
         reason = None if (gpu := Gpu.of(device)) is gpus.INTERPRETER else self.refuses_gpu(gpu)
         if reason is not None:
             return reason
-        if max(math.prod(problem.input_size), math.prod(problem.output_size)) >= 2**31:
+        if max(map(math.prod, (problem.input_size, problem.output_size))) >= 2**31:
             return "it counts the pixels of an image in 32 bits, and here are more"
         return None
 
@@ -150,7 +151,7 @@ def launches(
 
 
 class _Call:
-    """Calls launches on a device, those for aligned tensors where they are aligned."""
+    """Calls launches on one device."""
 
     def __init__(self, runtime: Runtime, device: torch.device) -> None:
         self.runtime, self.device = runtime, device

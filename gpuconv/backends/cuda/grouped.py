@@ -1,7 +1,7 @@
 """The family `grouped` of the CUDA C kernels: groups of few channels, several of them packed in a tensor-core tile.
 
-The kernels are those of `tensor`, told that PACK groups are one (`gpuconv.backends.derived.packed`), whose weights
-they fill with zeros beside the diagonal. A tile has all columns and all terms of a pack.
+The kernels are those of `tensor`, compiled with PACK groups taken as one (`gpuconv.backends.derived.packed`), whose
+weights they fill with zeros beside the diagonal. A tile has all columns and all terms of a pack.
 """
 
 import dataclasses
@@ -19,32 +19,31 @@ FEWEST, MOST = 2, 32  # channels of a group, in and out
 
 
 def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
-    """Why these kernels cannot, or should not, do this on `gpu`; None if they can."""
-    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    """Why these kernels cannot, or should not, compute `direction` on `gpu`; None if they can."""
+    k, c = problem.group_filters, problem.group_channels
     if not FEWEST <= min(k, c) <= max(k, c) <= MOST:
         return f"packing is for groups of {FEWEST} to {MOST} channels and filters"
-    view = packed(problem)
-    if view.groups == problem.groups:
+    merged = packed(problem)
+    if merged.groups == problem.groups:
         return "no two groups fit a tile of 128 bytes of channels, or they cannot be divided evenly"
-    return tensor.refuses(dataclasses.replace(view, groups=1), direction, gpu, operands)
+    return tensor.refuses(dataclasses.replace(merged, groups=1), direction, gpu, operands)
 
 
 def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> list[Tile]:
     """The tiles to choose from for `direction` of `problem` on `gpu`; none where `refuses` gives a reason."""
     if refuses(problem, direction, gpu, operands) is not None:
         return []
-    view, size = packed(problem), problem.dtype.itemsize
-    k, c = view.out_channels // view.groups, view.in_channels // view.groups
+    merged, size = packed(problem), problem.dtype.itemsize
+    height, columns, terms, _ = merged.view(direction)
     addressed = functools.partial(_addressed, problem=problem, direction=direction, operands=operands)
     if direction == "grad_weight":
-        tile = Tile(_width(k), _width(c), 64 // size, min(4, _width(k) // 16), 4, kernel="grouped")
-        programs = tensor.programs(view, direction, tile)
+        tile = Tile(_width(height), _width(columns), 64 // size, min(4, _width(height) // 16), 4, kernel="grouped")
+        programs = tensor.programs(merged, direction, tile)
         return [
             dataclasses.replace(fits, splits=splits)
-            for fits in map(addressed, _fitting(tile, view, direction, gpu))
+            for fits in map(addressed, _fitting(tile, merged, direction, gpu))
             for splits in splits_to_choose(problem, fits, gpu, programs)
         ]
-    columns, terms = (k, c) if direction == "forward" else (c, k)
     chosen = []
     for rows in (128, 64):
         shape = Tile(rows, _width(columns), _width(terms), 4, 4, kernel="grouped")
@@ -52,14 +51,14 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
             halo = tensor.halo_rows(problem, direction, rows)
             window = dataclasses.replace(shape, kernel="grouped_halo", halo=halo)
             window = dataclasses.replace(window, windows=tensor.row_blocks(problem, direction, window))
-            chosen += _fitting(window, view, direction, gpu)
-        chosen += _fitting(shape, view, direction, gpu)
+            chosen += _fitting(window, merged, direction, gpu)
+        chosen += _fitting(shape, merged, direction, gpu)
     return list(map(addressed, chosen))
 
 
 def _addressed(tile: Tile, problem: ConvProblem, direction: Direction, operands: Operands) -> Tile:
-    """The tile with the number of elements of a step that do not come in vectors, zeros of the weight aside."""
-    left, right, _ = tensor.come_in_vectors(problem, direction, operands, tile)
+    """The tile with its `addressed`: as in `tensor`, but without the zeros of the weight."""
+    left, right, _ = tensor.vectorized(problem, direction, operands, tile)
     rows = math.ceil(tile.halo / tensor.taps_of_window(problem)) if tile.halo else tile.rows
     of_right = tile.columns * tile.depth
     if direction != "grad_weight":
@@ -68,12 +67,12 @@ def _addressed(tile: Tile, problem: ConvProblem, direction: Direction, operands:
 
 
 def _width(channels: int) -> int:
-    """Of a tile that holds them all: a power of two, 16 at least."""
+    """Width of a tile that holds all these channels: a power of two, 16 at least."""
     return max(16, 1 << (channels - 1).bit_length())
 
 
-def _fitting(tile: Tile, view: ConvProblem, direction: Direction, gpu: Gpu) -> list[Tile]:
+def _fitting(tile: Tile, merged: ConvProblem, direction: Direction, gpu: Gpu) -> list[Tile]:
     """The tile with as many stages as fit, if two do."""
-    most = tensor.most_stages(tile, view, gpu)
+    most = tensor.most_stages(tile, merged, gpu)
     found = [dataclasses.replace(tile, stages=stages) for stages in range(most, 1, -1)]
-    return [t for t in found if tensor.shared_memory(view, direction, t, wide=True) <= gpu.shared_memory][:1]
+    return [t for t in found if tensor.shared_memory(merged, direction, t, wide=True) <= gpu.shared_memory][:1]

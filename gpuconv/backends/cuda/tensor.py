@@ -1,8 +1,8 @@
-"""Which tensor-core kernel of `gpuconv.kernels.cuda` computes a problem: its tiles and its compile-time options.
+"""The tensor-core kernels of `gpuconv.kernels.cuda`: the tiles to choose from, and the compile-time options.
 
-Two kinds of tile. `tensor` goes tap by tap and does everything. `halo`, for forward and grad_input at stride 1 with
-filters larger than 1 × 1, copies the window of the input that a block needs once for each block of channels, margin
-included; which shape of window, `window_of` says. Like `gpuconv.backends.triton.backend` this needs no GPU.
+There are two kinds of tile. `tensor` goes tap by tap and computes every problem. `halo`, for forward and grad_input at
+stride 1 with filters larger than 1 × 1, copies the window of the input that a block needs once for each block of
+channels, margin included; `window_of` chooses its shape. Nothing here needs a GPU.
 """
 
 import dataclasses
@@ -14,15 +14,15 @@ import torch
 
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda.launch import ACTIVATIONS, TYPES, Instance, fresh_strides, strides_of
+from gpuconv.backends.cuda.launch import ACTIVATIONS, TYPES, Instance, come_in_vectors, fresh_strides, strides_of
 from gpuconv.backends.derived import packed, splits_of, splits_to_choose
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
-_MOST_PIXELS = 2**31 - 2**20  # they are counted in 32 bits
+_MOST_PIXELS = 2**31 - 2**20  # which the kernels count in 32 bits
 _FEWEST_CHANNELS = 4  # in a group, both in and out; with fewer, tensor cores would multiply little but zeros
 
-# Warps along the rows and the columns, for each size of tile.
+# Warps along the rows and the columns, by the size of the tile.
 WARPS = {
     (256, 128): (4, 2),
     (128, 128): (2, 2),
@@ -38,25 +38,27 @@ WARPS = {
 
 
 def warps_of(tile: Tile) -> tuple[int, int]:
-    """Warps along the rows and the columns of a tile. Where groups are packed, none has others' columns: which blocks
-    of a warp's are zero is then known when the kernel is compiled."""
+    """Warps along the rows and the columns of a tile.
+
+    Where groups are packed every warp has all columns: so it is known at compile time which of its blocks are zero.
+    """
     return (min(4, tile.rows // 16), 1) if tile.kernel.startswith("grouped") else WARPS[tile.rows, tile.columns]
 
 
 def has_halo(tile: Tile) -> bool:
-    """Whether rows are a window of pixels, fetched with its margin."""
+    """Whether the rows of the tile are a window of pixels, fetched with its margin."""
     return tile.kernel in ("halo", "grouped_halo")
 
 
 def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
-    """Why the tensor-core kernels cannot, or should not, do this on `gpu`; None if they can."""
+    """Why the tensor-core kernels cannot, or should not, compute `direction` on `gpu`; None if they can."""
     if problem.dtype is torch.float64 or (problem.dtype is torch.float32 and not operands.tf32):
         return "tensor cores would round the operands"
     if gpu.capability < ((7, 5) if problem.dtype is torch.float16 else (8, 0)):
         return f"sm_{gpu.capability[0]}{gpu.capability[1]} has no tensor cores for {problem.dtype}"
-    if problem.batch * max(math.prod(problem.input_size), math.prod(problem.output_size)) > _MOST_PIXELS:
+    if max(problem.input_pixels, problem.output_pixels) > _MOST_PIXELS:
         return "pixels are counted in 32 bits"
-    if min(problem.in_channels, problem.out_channels) // problem.groups < _FEWEST_CHANNELS:
+    if min(problem.group_channels, problem.group_filters) < _FEWEST_CHANNELS:
         return f"groups with fewer than {_FEWEST_CHANNELS} channels leave tensor cores idle"
     return None
 
@@ -65,12 +67,12 @@ def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Oper
 
 
 def takes_halo(problem: ConvProblem, direction: Direction) -> bool:
-    """Whether the halo kernel computes this."""
+    """Whether the halo kernel computes `direction`."""
     return refuses_halo(problem, direction) is None
 
 
 def refuses_halo(problem: ConvProblem, direction: Direction) -> str | None:
-    """Why the halo kernel cannot, or need not, do what the tensor-core kernels can do; None if it can."""
+    """Why the halo kernel cannot, or need not, compute what the tensor-core kernels can; None if it can."""
     if direction == "grad_weight":
         return "grad_weight sums over pixels, and has no window to share"
     if set(problem.stride) != {1}:
@@ -79,29 +81,29 @@ def refuses_halo(problem: ConvProblem, direction: Direction) -> str | None:
 
 
 def taps_of_window(problem: ConvProblem) -> int:
-    """Taps of a filter's plane, which share a window: those at another depth need another one."""
+    """Taps that share a window: those of one plane of the filter. Taps at another depth need another window."""
     return math.prod(problem.filter_size[-2:])
 
 
 def _grid(problem: ConvProblem, direction: Direction) -> tuple[int, int, int]:
-    """Images (depth counted with them), height and width of the pixels that rows stand for."""
+    """Images (depth counted with them), height and width of the pixels that the rows of a product stand for."""
     size = problem.output_size if direction == "forward" else problem.input_size
     d, h, w = (1,) * (3 - len(size)) + tuple(size)
     return problem.batch * d, h, w
 
 
 def _margin(problem: ConvProblem) -> tuple[int, int]:
-    """What a window's height and width grow by."""
+    """The pixels by which the margin enlarges a window's height and width."""
     reach = [(r - 1) * d for r, d in zip(problem.filter_size, problem.dilation, strict=True)]
     return (reach[-2] if len(reach) > 1 else 0), reach[-1]
 
 
 @functools.lru_cache(maxsize=4096)
 def window_of(problem: ConvProblem, direction: Direction, rows: int) -> tuple[int, int]:
-    """Height and width, powers of two, of the window for blocks of `rows` pixels: fewest blocks, then the least halo.
+    """Height and width of the window for blocks of `rows` pixels: the fewest blocks, then the smallest halo.
 
-    At least 8 wide, so that the eight rows of an ldmatrix are neighbours. Where a whole block would be too high or too
-    wide for the image it takes windows of several images.
+    Both are powers of two. The width is at least 8, so that the eight rows of an ldmatrix are neighbours. Where the
+    image is smaller than a block, a block takes windows of several images.
     """
     images, height, width = _grid(problem, direction)
     margin_h, margin_w = _margin(problem)
@@ -118,7 +120,7 @@ def window_of(problem: ConvProblem, direction: Direction, rows: int) -> tuple[in
 
 
 def halo_rows(problem: ConvProblem, direction: Direction, rows: int) -> int:
-    """Pixels of a window with its margin, of all windows of a block of `rows`."""
+    """Pixels that a block of `rows` fetches: those of all its windows, margins included."""
     h, w = window_of(problem, direction, rows)
     margin_h, margin_w = _margin(problem)
     return rows // (h * w) * (h + margin_h) * (w + margin_w)
@@ -128,73 +130,65 @@ def halo_rows(problem: ConvProblem, direction: Direction, rows: int) -> int:
 
 
 def row_blocks(problem: ConvProblem, direction: Direction, tile: Tile) -> int:
-    """Blocks of rows in a group, of forward or of the largest phase of grad_input."""
+    """Blocks of rows in one group: of forward, or of the largest phase of grad_input."""
     if has_halo(tile):
         images, height, width = _grid(problem, direction)
         h, w = window_of(problem, direction, tile.rows)
         return math.ceil(images / (tile.rows // (h * w))) * math.ceil(height / h) * math.ceil(width / w)
     if direction == "forward":
-        return math.ceil(problem.batch * math.prod(problem.output_size) / tile.rows)
+        return math.ceil(problem.output_pixels / tile.rows)
     phase = (math.ceil(h / u) for h, u in zip(problem.input_size, problem.stride, strict=True))
     return math.ceil(problem.batch * math.prod(phase) / tile.rows)
 
 
 def programs(problem: ConvProblem, direction: Direction, tile: Tile, splits: int = 1) -> int:
-    """Blocks that are launched."""
-    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    """Blocks of one launch."""
+    view = problem.view(direction)
+    columns = math.ceil(view.columns / tile.columns)
     if direction == "grad_weight":
-        tiles = math.ceil(k / tile.rows) * math.ceil(c / tile.columns)
-        return splits * tiles * problem.taps * problem.groups
-    columns = math.ceil((k if direction == "forward" else c) / tile.columns)
+        return splits * math.ceil(view.rows / tile.rows) * columns * problem.taps * problem.groups
     phases = 1 if direction == "forward" else math.prod(problem.stride)
     return row_blocks(problem, direction, tile) * columns * phases * problem.groups
 
 
 def shared_memory(problem: ConvProblem, direction: Direction, tile: Tile, wide: bool) -> int:
-    """Bytes of shared memory of a block: tiles and what finds their rows, or in the end sums on their way out."""
+    """Shared memory of one block, in bytes: tiles and the tables of their rows, or at the end sums on their way out."""
     size, offset = problem.dtype.itemsize, 8 if wide else 4
-    longer = 32 * tile.depth if size == 4 else 0  # of a tile whose terms lie down its columns
+    longer = 32 * tile.depth if size == 4 else 0  # bytes more of a tile whose terms lie down its columns
     left, right = tile.rows * tile.depth * size, tile.columns * tile.depth * size
     if direction == "grad_weight":
         tiles = tile.stages * (left + right + 2 * longer)
-        meetings = 2 * tile.depth * 2 * offset
+        tables = 2 * tile.depth * 2 * offset
     else:
         source = halo_rows(problem, direction, tile.rows) if has_halo(tile) else tile.rows
         sources = 2 if has_halo(tile) else tile.stages
         tiles = sources * source * tile.depth * size
         tiles += tile.stages * (right + (longer if direction == "grad_input" else 0))
-        meetings = source * (24 if wide else 16)
+        tables = source * (24 if wide else 16)
     warps_m, warps_n = warps_of(tile)
     slabs = warps_m * warps_n * 16 * (tile.columns // warps_n + 8) * 4
-    return max(tiles + meetings, slabs + 2 * tile.rows * offset)
+    return max(tiles + tables, slabs + 2 * tile.rows * offset)
 
 
-def _vectors(strides: tuple[int, ...], channels: int, unit: int) -> bool:
-    """Whether the channels of every pixel lie in aligned chunks of `unit`, given an aligned pointer."""
-    n, c, *pixel = strides
-    return c == 1 and channels % unit == 0 and not any(stride % unit for stride in (n, *pixel))
-
-
-def come_in_vectors(problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile) -> list[bool]:
-    """Whether the left and the right operand and the result are moved in chunks of 16 bytes, given aligned pointers."""
-    view = packed(problem) if tile.kernel.startswith("grouped") else problem
-    k, c = view.out_channels // view.groups, view.in_channels // view.groups
-    group = problem.in_channels // problem.groups  # its channels, which are those of the weight
+def vectorized(problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile) -> list[bool]:
+    """Whether the left operand, the right operand and the result move in chunks of 16 bytes, given aligned pointers."""
+    merged = packed(problem) if tile.kernel.startswith("grouped") else problem
+    k, c, group = merged.group_filters, merged.group_channels, problem.group_channels  # the weight has those of a group
     x, w, y = problem.input_shape, problem.weight_shape, problem.output_shape
-    unit = 16 // problem.dtype.itemsize
+    unit = problem.vector_unit
     left, right, result = {
         "forward": ((x, c), (w, group), (y, k)),
         "grad_input": ((y, k), (w, group), (x, c)),
         "grad_weight": ((y, k), (x, c), (w, group)),
     }[direction]
     a, b = (strides_of(shape, s) for (shape, _), s in zip((left, right), operands.strides, strict=True))
-    vectors = [_vectors(a, left[1], unit), _vectors(b, right[1], unit)]
+    vectors = [come_in_vectors(a, left[1], unit), come_in_vectors(b, right[1], unit)]
     if direction == "grad_weight" and splits_of(problem, tile) > 1:
         vectors.append(group % unit == 0)  # partial sums, whose channels are neighbours
     else:
-        vectors.append(_vectors(fresh_strides(result[0], problem), result[1], unit))
+        vectors.append(come_in_vectors(fresh_strides(result[0], problem), result[1], unit))
     if operands.residual is not None:
-        vectors[2] &= _vectors(strides_of(y, operands.residual), k, unit)
+        vectors[2] &= come_in_vectors(strides_of(y, operands.residual), k, unit)
     return vectors
 
 
@@ -208,9 +202,9 @@ def instance(
     activation: Activation = IDENTITY,
 ) -> Instance:
     """The kernel that computes `direction` with this tile. `aligned`: all pointers are multiples of 16 bytes."""
-    view = packed(problem) if tile.kernel.startswith("grouped") else problem
+    merged = packed(problem) if tile.kernel.startswith("grouped") else problem
     warps_m, warps_n = warps_of(tile)
-    vectors = come_in_vectors(problem, direction, operands, tile)
+    vectors = vectorized(problem, direction, operands, tile)
     macros = {
         "TYPE": TYPES[problem.dtype],
         "BM": tile.rows, "BN": tile.columns, "BK": tile.depth,
@@ -219,9 +213,9 @@ def instance(
     }  # fmt: skip
     if direction != "grad_weight":
         macros["HALO"] = int(has_halo(tile))
-    if view.groups < problem.groups:
-        group = problem.in_channels // problem.groups, problem.out_channels // problem.groups
-        macros |= {"PACK": problem.groups // view.groups, "GROUP_C": group[0], "GROUP_K": group[1]}
+    if merged.groups < problem.groups:
+        macros["PACK"] = problem.groups // merged.groups
+        macros |= {"GROUP_C": problem.group_channels, "GROUP_K": problem.group_filters}
     if direction == "forward":
         macros["ACTIVATION"] = ACTIVATIONS.index(activation.name)
     return Instance(
@@ -229,7 +223,7 @@ def instance(
         function=f"tensor_{direction}",
         options=tuple(f"-D{name}={value}" for name, value in macros.items()),
         threads=32 * warps_m * warps_n,
-        shared=shared_memory(view, direction, tile, wide),
+        shared=shared_memory(merged, direction, tile, wide),
     )
 
 
@@ -242,23 +236,18 @@ _GRAD_WEIGHT = ((128, 128), (128, 64), (64, 128), (64, 64), (64, 32), (64, 16))
 def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> list[Tile]:
     """The tiles to choose from for `direction` of `problem` on `gpu`; none where `refuses` gives a reason.
 
-    Steps are as deep as 128 bytes (64 for what is summed over pixels), no deeper than there are terms to sum; as many
+    Steps are as deep as 128 bytes (64 in grad_weight), but no deeper than there are terms to sum. There are as many
     stages as fit, four at most.
     """
     if refuses(problem, direction, gpu, operands) is not None:
         return []
     size = problem.dtype.itemsize
-    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
-    rows, columns, terms = {
-        "forward": (math.inf, k, c),
-        "grad_input": (math.inf, c, k),
-        "grad_weight": (k, c, problem.batch * math.prod(problem.output_size)),
-    }[direction]
+    rows, columns, terms, _ = problem.view(direction)
     deepest = (64 if direction == "grad_weight" else 128) // size
     chosen = []
     for height, width in _GRAD_WEIGHT if direction == "grad_weight" else _GATHER:
-        if (width > 16 and width >= 2 * columns) or (height > 64 and height >= 2 * rows):
-            continue  # more than half of it idle
+        if (width > 16 and width >= 2 * columns) or (direction == "grad_weight" and height > 64 and height >= 2 * rows):
+            continue  # more than half of the tile would be idle
         warps = math.prod(WARPS[height, width])
         depth = deepest
         while depth * size > 32 and terms <= depth // 2:
@@ -280,16 +269,19 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
 
 
 def _addressed(tile: Tile, problem: ConvProblem, direction: Direction, operands: Operands) -> Tile:
-    """The tile with the number of elements of a step that do not come in vectors."""
-    left, right, _ = come_in_vectors(problem, direction, operands, tile)
+    """The tile with its `addressed`: the elements of a step that do not come in vectors."""
+    left, right, _ = vectorized(problem, direction, operands, tile)
     rows = math.ceil(tile.halo / taps_of_window(problem)) if tile.halo else tile.rows
     return dataclasses.replace(tile, addressed=tile.depth * (rows * (not left) + tile.columns * (not right)))
 
 
 def most_stages(tile: Tile, problem: ConvProblem, gpu: Gpu) -> int:
-    """How many stages a tile may have. There are two windows with a halo: step i fetches the one that step
-    i + STAGES − 1 begins, where the window before the last was, all of whose taps must lie before step i. Before sm_80
-    fetches are not asynchronous, and two do."""
+    """The most stages that a tile may have.
+
+    With a halo there are two windows: step i fetches the window that step i + STAGES − 1 begins, to where the window
+    before the last was, all of whose taps must lie before step i. Before sm_80 copies are not asynchronous, and two
+    stages do.
+    """
     if gpu.capability < (8, 0):
         return 2
     return min(4, 1 + taps_of_window(problem)) if has_halo(tile) else 4

@@ -209,7 +209,7 @@ def test_wide_offsets_give_the_same_bits(kind: str, monkeypatch: pytest.MonkeyPa
     given = tensors(problem, "3x3", torch.bfloat16, "cpu", "channels_last")
     tile = small(direction, kernel, torch.bfloat16)
     narrow = compute(problem, direction, tile, given)
-    monkeypatch.setattr("gpuconv.backends.cuda.gemm.wide", lambda *_: True)
+    monkeypatch.setattr("gpuconv.backends.cuda.gemm.needs_64_bits", lambda *_: True)
     for a, b in zip(narrow, compute(problem, direction, tile, given), strict=True):
         assert torch.equal(a, b)
 
