@@ -52,7 +52,7 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def overflows(*extents: int) -> bool:
-    """Whether offsets into tensors of these extents need 64 bits. An extent is one more than the largest offset."""
+    """Whether any of these offsets, or one beyond a tensor's last, needs 64 bits."""
     return max(extents) > _MOST_OFFSET
 
 

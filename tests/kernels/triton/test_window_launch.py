@@ -21,7 +21,7 @@ from gpuconv.backends.triton import (
 )
 from gpuconv.bench import suites
 from gpuconv.gpu import INTERPRETER, KNOWN
-from gpuconv.planning import plan
+from gpuconv.planning import plan, ranking
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 
 H100 = KNOWN["H100"]
@@ -105,7 +105,7 @@ def test_every_layer_of_every_suite_has_a_tile_or_a_reason() -> None:
                     assert bool(tiles) != bool(family.refuses(problem, direction, gpu, operands)), (name, gpu.name)
                     assert all(2 <= tile.stages <= 5 and tile.kernel == kernel for tile in tiles)
                     taken[kernel] += bool(tiles)
-            found, refused = plan.candidates(problem, direction, H100, operands)
+            found, refused = ranking.candidates(problem, direction, H100, operands)
             assert found and {"triton window", "triton pointwise"} & {
                 *refused,
                 *(f"triton {c.tile.kernel}" for c in found),
