@@ -54,8 +54,8 @@ def _grad_weight(
     problem: ConvProblem, merged: ConvProblem, tile: Tile, instance: Instance, params: np.ndarray, with_bias: bool
 ) -> tuple[Launch, ...]:
     """The launches of grad_weight. `merged`: the problem with the groups of a pack taken as one."""
-    k, c, pixels, shape = merged.view("grad_weight")
-    splits, size, filters = splits_of(problem, tile), math.prod(shape), problem.out_channels
+    k, c, pixels, _ = merged.view("grad_weight")
+    splits, size, filters = splits_of(problem, tile), math.prod(problem.weight_shape), problem.out_channels
     params["splits"] = splits
     params["by"] = _digits(tile.depth, problem)
     params["per_split"] = math.ceil(math.ceil(pixels / tile.depth) / splits) * tile.depth
