@@ -1,9 +1,9 @@
-"""What a backend is: an implementation of the three functions that says which problems it can do.
+"""`Backend`: an implementation of the three functions, which says for each problem whether it can do it.
 
 To bring your own, subclass `Backend`, give it a `name`, and implement those of the three functions that you have. Then
 
     gpuconv check --backend package.module:Class     # is it right? Everything that the oracle suite asks
-    gpuconv bench --backend package.module:Class     # is it quick? Beside ours and PyTorch's, each result checked first
+    gpuconv bench --backend package.module:Class     # is it quick? Beside the others, each result checked first
     gpuconv.backends.register(Class())               # use it: gpuconv.conv2d(…, backend=name), use_backend(name)
 
 What holds for every call: the problem is validated; tensors are of its dtype, on one device, with any strides (sliced,
@@ -22,13 +22,13 @@ import torch
 from gpuconv.activations import Activation
 from gpuconv.backends.elementwise import Elementwise, Run, by_pytorch
 from gpuconv.backends.roofline import Prediction, implicit_gemm
-from gpuconv.backends.tile import Tile as Tile
+from gpuconv.backends.tile import Tile as Tile  # here for all who write backends
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
 
 class BackendUnavailable(RuntimeError):
-    """The backend asked for cannot run here or cannot do this problem. Says why, and what to use instead."""
+    """A backend that was named cannot run here, or cannot do this problem. Says why, and what to use instead."""
 
 
 class Operands(NamedTuple):
@@ -105,7 +105,7 @@ class Backend:
     def predict(self, problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
         """How long `direction` takes on `gpu` with one of `tiles`, and why: the planner takes the quickest.
 
-        It need not tell the time, only compare tiles. As long as a backend does not say otherwise, an implicit GEMM's.
+        It has to compare tiles well; it need not tell the time. By default the roofline of an implicit GEMM.
         """
         return implicit_gemm(problem, direction, tile, gpu, tf32)
 

@@ -88,7 +88,7 @@ def _why_no_launcher() -> str | None:
 
 
 def _why_no_compiler() -> str | None:
-    """Why this machine cannot compile C code that uses Python, as far as can be told without trying."""
+    """Why this machine cannot compile C code that uses Python, as far as that shows without trying."""
     compiler = os.environ.get("CC")
     if compiler is None and not triton.knobs.build.impl and not (shutil.which("gcc") or shutil.which("clang")):
         return "there is no C compiler (install gcc or clang, or set CC)"

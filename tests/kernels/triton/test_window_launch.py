@@ -18,6 +18,7 @@ from gpuconv.backends.triton import (
     launch as triton_launch,
     pointwise as triton_pointwise,
     window as triton_window,
+    window_launch,
 )
 from gpuconv.bench import suites
 from gpuconv.gpu import INTERPRETER, KNOWN
@@ -161,7 +162,7 @@ def test_descriptors_take_64_mib_at_most_whatever_the_size(direction: Direction,
         for family in (triton_window, triton_pointwise):
             for tile in family.tiles(problem, direction, gpu, strides(problem, direction)):
                 launch, *_ = family.launches(problem, direction, strides(problem, direction), tile, with_bias=True)
-                assert launch.descriptors and launch.programs * triton_window.SCRATCH <= 64 << 20, tile
+                assert launch.descriptors and launch.programs * window_launch.SCRATCH <= 64 << 20, tile
                 found += 1
     refusal = triton_window.refuses(problem, direction, H100, strides(problem, direction))
     assert found or "more tiles than descriptors" in (refusal or "")
