@@ -16,7 +16,7 @@ from gpuconv.bench import suites
 from gpuconv.cli import main
 from gpuconv.gpu import KNOWN, REPRESENTATIVE, named
 from gpuconv.inspection.kernels import examine
-from gpuconv.planning import plan
+from gpuconv.planning import plan, ranking
 from gpuconv.problem import DIRECTIONS
 
 ARCHITECTURES = [name for name in REPRESENTATIVE if name != "sm_75"]
@@ -62,7 +62,7 @@ def test_every_kernel_is_reached_by_some_layer_on_every_architecture() -> None:
                 for direction in DIRECTIONS:
                     problem = suites.layer(name, 32, dtype, layout)
                     operands = plan.contiguous_operands(problem, direction, layout)
-                    found, refused = plan.candidates(problem, direction, REPRESENTATIVE[arch], operands)
+                    found, refused = ranking.candidates(problem, direction, REPRESENTATIVE[arch], operands)
                     assert set(refused) >= {"numpy", "aten"}
                     for backend, module in (("triton", triton), ("cuda", cuda)):
                         best = next(candidate for candidate in found if candidate.backend == backend)
@@ -77,7 +77,7 @@ def test_every_kernel_is_reached_by_some_layer_on_every_architecture() -> None:
 def test_candidates_are_in_the_order_of_their_times_and_auto_takes_the_planner_s() -> None:
     problem = suites.layer(LAYER, dtype=torch.bfloat16, memory_format=torch.channels_last)
     operands = plan.contiguous_operands(problem, "forward", torch.channels_last)
-    found, _ = plan.candidates(problem, "forward", named("rtx4090"), operands)
+    found, _ = ranking.candidates(problem, "forward", named("rtx4090"), operands)
     seconds = [candidate.prediction.seconds for candidate in found]
     assert seconds == sorted(seconds) and {candidate.backend for candidate in found} == {"triton", "cuda"}
     assert {candidate.prediction.bound for candidate in found} <= {
