@@ -5,7 +5,7 @@ import os
 from gpuconv import arrays, backends, emulator, functional, nn, ops
 from gpuconv.backends import BackendUnavailable, use_backend
 from gpuconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
-from gpuconv.models.convert import Report, convert, patch, revert
+from gpuconv.models.convert import ConversionReport, convert, patch, revert
 from gpuconv.models.fuse import FusionReport, fuse
 from gpuconv.models.warmup import warmup
 from gpuconv.ops import flops
@@ -19,8 +19,8 @@ if os.environ.get("GPUCONV_EMULATE"):
 __all__ = [
     "BackendUnavailable",
     "ConvProblem",
+    "ConversionReport",
     "FusionReport",
-    "Report",
     "arrays",
     "backends",
     "conv1d",

@@ -34,7 +34,7 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class ConversionReport:
     """What `convert` did. Names are those of `model.named_modules()`, '' is the model itself; str() is for people."""
 
     converted: tuple[str, ...]
@@ -55,7 +55,7 @@ class Report:
 # ---- modules --------------------------------------------------------------------------------------------------------
 
 
-def convert(model: torch.nn.Module, memory_format: torch.memory_format | None = None) -> Report:
+def convert(model: torch.nn.Module, memory_format: torch.memory_format | None = None) -> ConversionReport:
     """Make every convolution in `model` that is exactly one of PyTorch's six modules compute by gpuconv, in place.
 
     Parametrized and lazy modules are among them. A subclass of PyTorch's module is not: what it does is its own, and
@@ -76,7 +76,7 @@ def convert(model: torch.nn.Module, memory_format: torch.memory_format | None = 
             kept.append((name, reason))
     if memory_format is not None:
         model.to(memory_format=memory_format)
-    return Report(tuple(converted), tuple(kept), _advice(modules) if memory_format is None else None)
+    return ConversionReport(tuple(converted), tuple(kept), _advice(modules) if memory_format is None else None)
 
 
 def revert(model: Module) -> Module:
