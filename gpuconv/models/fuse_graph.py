@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from gpuconv import functional, nn, sizes
+from gpuconv import functional, nn, sizes, transposed
 from gpuconv.activations import FUNCTIONS, MODULES, Activation, activate_tensor
 
 STATEMENTS = tuple(
@@ -245,7 +245,7 @@ def _activation_of(node: Node, module: torch.nn.Module | None) -> str | None:
 
 # A fused convolution is computed where the last of its nodes was, and so reads everything later than before.
 
-_HOMES = (torch, F, operator, builtins, math, torch.fft, torch.linalg, torch.special, functional)
+_HOMES = (torch, F, operator, builtins, math, torch.fft, torch.linalg, torch.special, functional, transposed)
 _OPAQUE = "may change in place what it is given, as far as torch.fx can see"
 
 
