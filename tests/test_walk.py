@@ -1,4 +1,4 @@
-"""The walk of a call, from `gpuconv.conv2d` to the launch of a kernel, goes through few files, and twice through none."""
+"""The walk of a call, from `gpuconv.conv2d` to the launch of a kernel: through few files, and through none twice."""
 
 import sys
 from collections.abc import Callable
