@@ -14,7 +14,7 @@ from gpuconv.problem import ConvProblem
 if os.environ.get("GPUCONV_EMULATE"):
     from gpuconv.emulator import device
 
-    device.as_asked()
+    device.from_environment()
 
 __all__ = [
     "BackendUnavailable",

@@ -3,8 +3,8 @@
 Each op's derivative with respect to each of its tensors is one of the other two, so three formulas give derivatives
 of any order. They are attached twice, because no single way serves everything PyTorch offers:
 
-    _Forward, _GradInput, _GradWeight ordinary reverse mode, and quick
-    transforms.Bilinear               while a torch.func transform or forward-mode AD is active: vmap and jvp rules
+    _Forward, _GradInput, _GradWeight  ordinary reverse mode, and quick
+    modes.Bilinear                     while a torch.func transform or forward-mode AD is active: vmap and jvp rules
 
 `forward`, `grad_input` and `grad_weight` below choose among them, and so do the ops themselves, which are what
 torch.compile and torch.export see. Settings travel as one string (`gpuconv.settings`), the backend among them, since a
@@ -23,7 +23,7 @@ from gpuconv.activations import Activation, activate_tensor
 from gpuconv.ops.act_backward import act_backward
 from gpuconv.ops.modes import BelowAutograd, Bilinear, make_differentiable, transforming
 from gpuconv.planning import plan
-from gpuconv.problem import allocate, memory_format_of
+from gpuconv.problem import allocate, check_tensors, memory_format_of
 from gpuconv.settings import Settings
 
 _library = torch.library.Library("gpuconv", "DEF")
@@ -75,7 +75,7 @@ def _output_shape(input_size: Sequence[int], weight_size: Sequence[int], key: st
 
 @torch.library.register_fake("gpuconv::conv_forward", lib=_library)
 def _forward_fake(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, key: str) -> Tensor:
-    plan.check_tensors(input=input, weight=weight, bias=bias, residual=residual)
+    check_tensors(input=input, weight=weight, bias=bias, residual=residual)
     shape = _output_shape(input.shape, weight.shape, key)
     if bias is not None:
         sizes.check_bias(weight.shape, bias.shape)
@@ -86,7 +86,7 @@ def _forward_fake(input: Tensor, weight: Tensor, bias: Tensor | None, residual: 
 
 @torch.library.register_fake("gpuconv::conv_grad_input", lib=_library)
 def _grad_input_fake(grad_output: Tensor, weight: Tensor, input_size: Sequence[int], key: str) -> Tensor:
-    plan.check_tensors(grad_output=grad_output, weight=weight)
+    check_tensors(grad_output=grad_output, weight=weight)
     sizes.check_same("grad_output", grad_output.shape, _output_shape(input_size, weight.shape, key))
     return allocate(input_size, grad_output, memory_format_of(grad_output, weight))
 
@@ -95,7 +95,7 @@ def _grad_input_fake(grad_output: Tensor, weight: Tensor, input_size: Sequence[i
 def _grad_weight_fake(
     grad_output: Tensor, input: Tensor, weight_size: Sequence[int], with_bias: bool, key: str
 ) -> tuple[Tensor, Tensor]:
-    plan.check_tensors(grad_output=grad_output, input=input)
+    check_tensors(grad_output=grad_output, input=input)
     sizes.check_same("grad_output", grad_output.shape, _output_shape(input.shape, weight_size, key))
     gw = allocate(weight_size, grad_output, memory_format_of(grad_output, input))
     return gw, grad_output.new_empty(weight_size[0] if with_bias else 0)
