@@ -1,4 +1,4 @@
-"""What `import gpuconv` gives."""
+"""The public names of gpuconv."""
 
 import os
 

@@ -21,7 +21,7 @@ def resolve(backend: str | None, device_type: str) -> str:
 
 
 def check_backend(name: str) -> None:
-    """Raise ValueError unless `name` is 'auto' or a backend: PyTorch computes this, but a wrong name stays wrong."""
+    """Raise ValueError unless `name` is 'auto' or a backend; for calls that PyTorch computes, whatever the backend."""
     if name != "auto":
         backends.get(name)
 
@@ -82,10 +82,10 @@ def convolve_complex(
 def recall(
     known: Recalled[_Value], call: tuple[Any, ...], arguments: tuple[Any, ...], compute: Callable[[], _Value]
 ) -> _Value:
-    """What `compute` gives, which `known` has for this `call` from now on.
+    """The result of `compute`, remembered in `known` under `call`.
 
     A call names its `arguments` by their ids, behind its first element: 2, 2.0 and True are equal, but not all of them
-    are right. What is remembered holds the arguments, so that their ids stay theirs.
+    are valid. `known` holds the arguments, so that no other object gets their ids.
     """
     if not all(_is_constant(argument) for argument in arguments):
         return compute()

@@ -1,11 +1,12 @@
 """Convolutions with the signatures of `torch.nn.functional`, computed by the backend that is selected.
 
-Each takes one argument more, `backend`: a name from `gpuconv.backends.names()` or 'auto'; by default the one of
+Each takes one more argument, `backend`: a name from `gpuconv.backends.names()` or 'auto'; by default the one of
 `gpuconv.use_backend`, of the environment variable GPUCONV_BACKEND, or 'auto'.
 
-A transposed convolution is `ops.grad_input`. A complex one is three real ones, as in PyTorch. Integers, which no
-backend of ours computes, and what has no channels go to PyTorch, whatever the backend. Autocast applies, in the dtype
-that is active when a function is called. Our kernels are deterministic and none is chosen by timing, so
+A transposed convolution is `gpuconv.ops.grad_input` (`gpuconv.transposed`). A complex one is three real ones, as in
+PyTorch. Integers, which gpuconv's backends do not support, and inputs without channels go to PyTorch, whatever the
+backend. Autocast applies, in the dtype that is active when a function is called. Our kernels are deterministic and none
+is chosen by timing, so
 `torch.use_deterministic_algorithms` and `torch.backends.cudnn.deterministic` and `.benchmark` have nothing to change in
 them; `torch.backends.cudnn.conv.fp32_precision` (or `.allow_tf32`) decides about TF32, as it does in PyTorch.
 """
@@ -130,8 +131,8 @@ def conv2d_act(
     'gelu' or 'gelu_tanh'. residual: the shape and dtype of the result, [N, K, P, Q] or [K, P, Q].
 
     A backward pass multiplies with the activation's derivative in one pass, and the bias's gradient comes out of a pass
-    that is made anyway. The derivative is told from the output where it can be ('none' to 'tanh' above); for the others
-    the convolution is computed again, so that nothing is kept but what went in. Backend 'aten' calls PyTorch's own
+    that is made anyway. The derivative is computed from the output where that is possible ('none' to 'tanh' above); for
+    the others the convolution is computed again, so that only the inputs are kept. Backend 'aten' calls PyTorch's own
     functions one after the other. Raises as `conv2d` does, and ValueError for an unknown activation.
     """
     return _conv(2, input, weight, bias, stride, padding, dilation, groups, backend, activation, residual)
@@ -179,10 +180,10 @@ def _conv(
     if torch.compiler.is_compiling():
         return _dispatch(*call, _key)
     if has_torch_function_variadic(input, weight, bias, residual):
-        asked = overrides.opinionated(input, weight, bias, residual)
-        if asked:
+        overriding = overrides.overriding(input, weight, bias, residual)
+        if overriding:
             settings = (stride, padding, dilation, groups)
-            y = overrides.ask(asked, _ATEN[ndim], (input, weight, bias, *settings), backend)
+            y = overrides.call(overriding, _ATEN[ndim], (input, weight, bias, *settings), backend)
             return activate_tensor(Activation.parse(activation), y if residual is None else y + residual)
     try:
         return _dispatch(*call, _remembered_key)

@@ -99,9 +99,9 @@ def _conv_transpose(
     if torch.compiler.is_compiling():
         return _dispatch_transpose(ndim, input, weight, bias, arguments, backend, _as_grad_input)
     if has_torch_function_variadic(input, weight, bias):
-        asked = overrides.opinionated(input, weight, bias)
-        if asked:
-            return overrides.ask(asked, _ATEN[ndim], (input, weight, bias, *arguments), backend)
+        overriding = overrides.overriding(input, weight, bias)
+        if overriding:
+            return overrides.call(overriding, _ATEN[ndim], (input, weight, bias, *arguments), backend)
     try:
         return _dispatch_transpose(ndim, input, weight, bias, arguments, backend, _remembered_grad_input)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
