@@ -1,0 +1,114 @@
+"""What the steps of the ladder share: the convolution, its check, and the table of counters.
+
+    python docs/examples/ladder/step.py    all steps beside each other
+
+A step is a file with a number. It has one kernel, and `convolve(x, w, y)`, which launches it on tensors that lie in
+memory as their letters stand: x[N, H, W, C], w[K, R, S, C] and y[N, P, Q, K].
+"""
+
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.compiler.errors import CompilationError
+
+from gpuconv import reference
+from gpuconv.emulator import Counters, EmulationError, EmulatorUnavailable, triton_gpu
+from gpuconv.problem import ConvProblem
+
+GPU = "H100"
+N, H, W, C = 1, 16, 16, 64
+K, R, S = 64, 3, 3  # filters of R × S taps; padding R // 2 and S // 2, so that P = H and Q = W
+# Before 3.8 Triton leaves out a fence between copies (cp.async) and products (wgmma), which is a race: see gpuconv doctor.
+FENCED = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
+ROWS = {  # of the table: what is printed, and the counters that it is made of
+    "instructions": lambda total: total["instructions"],
+    "global sectors": lambda total: total["global_sectors"],
+    "  at least": lambda total: total["global_sectors_least"],
+    "copy engine bytes": lambda total: total["tma_bytes"],
+    "global bytes, both ways": lambda total: 32 * total["global_sectors"] + total["tma_bytes"],
+    "shared memory passes": lambda total: total["shared_passes"],
+    "tensor core operations": lambda total: total["tensor_operations"],
+}  # fmt: skip
+
+
+class Wrong(Exception):
+    """An element of the result lies outside its bound."""
+
+
+class Measured(NamedTuple):
+    """What a step did on the virtual GPU."""
+
+    error: float  # the largest, as a fraction of the oracle's bound: right up to 1
+    launches: list[Counters]
+
+    def cells(self) -> list[str]:
+        """The step's column of the table."""
+        total = {name: sum(counters.facts()[name] for counters in self.launches) for name in self.launches[0].facts()}
+        return [f"{count(total):,}" for count in ROWS.values()] + [f"{self.error:.2f}"]
+
+
+def files() -> list[Path]:
+    """The steps, in order."""
+    return sorted(Path(__file__).parent.glob("[0-9]_*.py"))
+
+
+def measured(convolve: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]) -> Measured:
+    """Run a step on the virtual GPU and hold its result against the oracle.
+
+    Raises Wrong for a wrong result, EmulationError for what no kernel may do.
+    """
+    torch.manual_seed(0)
+    x, w = torch.randn(N, H, W, C).bfloat16(), torch.randn(K, R, S, C).bfloat16()
+    y = torch.full((N, H, W, K), torch.nan, dtype=torch.bfloat16)  # what nobody writes stays NaN
+    with triton_gpu(GPU, checks=FENCED) as gpu:
+        convolve(x, w, y)
+    x, w, got = (t.movedim(-1, 1) for t in (x, w, y))  # channels second, as PyTorch has them
+    problem = ConvProblem.of(x.shape, w.shape, padding=(R // 2, S // 2), dtype=y.dtype)
+    exact = reference.forward(problem, reference.as_numpy(x), reference.as_numpy(w))
+    error, at = reference.worst_violation(got, exact)
+    if not error <= 1:
+        n, k, p, q = at
+        raise Wrong(
+            f"y[n={n}, p={p}, q={q}, k={k}] is {float(got[at]):.4g} and should be {exact.value[at]:.4g}: "
+            f"{error:.3g} times the error that is allowed"
+        )
+    return Measured(error, gpu.counters())
+
+
+def loaded(file: Path) -> dict[str, Any]:
+    """The names that a step defines."""
+    return runpy.run_path(str(file), run_name=file.stem)
+
+
+def show(*steps: Path) -> Measured:
+    """Run these steps, print what they count beside each other, and return what the last one did."""
+    print(f"x[{N}, {H}, {W}, {C}], w[{K}, {R}, {S}, {C}] → y[{N}, {H}, {W}, {K}], bfloat16, on a virtual {GPU}\n")
+    if not FENCED:
+        print(f"races are not looked for: Triton {triton.__version__} has one of its own, in step 3\n")
+    table = [["", *ROWS, "error / bound"]]
+    for file in steps:
+        try:
+            last = measured(loaded(file)["convolve"])
+        except (Wrong, EmulationError, EmulatorUnavailable, CompilationError) as error:
+            sys.exit(f"{file.name}: {error}")
+        table.append([file.stem, *last.cells()])
+    for name, *cells in zip(*table, strict=True):
+        print(f"{name:24}" + "".join(f"{cell:>17}" for cell in cells))
+    return last
+
+
+def main(file: str) -> None:
+    """What a step does when it is run by itself: it stands beside the step before, and names its dearest lines."""
+    at = [each.name for each in files()].index(Path(file).name)
+    last = show(*files()[max(0, at - 1) : at + 1])
+    for counters in last.launches:
+        print(f"\n{counters.text(most=4)}")
+
+
+if __name__ == "__main__":
+    show(*files())
