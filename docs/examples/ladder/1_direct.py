@@ -4,10 +4,10 @@
 
 y as it lies in memory, and who computes it:
 
-    pixel (n, p, q)    (0, 0, 0)           (0, 0, 1)           (0, 0, 2)
-    filter k           0 … 31   32 … 63    0 … 31   32 … 63    0 … 31   32 … 63
-                      ├ warp 0 ┼ warp 1 ──┼ warp 2 ┼ warp 3 ─┤├ warp 0 ┼ …
-                      ├───────── program 0, 128 threads ─────┤├─ program 1 …
+    pixel (n, p, q)   (0, 0, 0)           (0, 0, 1)           (0, 0, 2)
+    filter k          0 … 31    32 … 63   0 … 31    32 … 63   0 … 31    32 … 63
+                     ├─ warp 0 ┼─ warp 1 ┼─ warp 2 ┼─ warp 3 ┼─ warp 0 ┼─ warp 1 ┼ …
+                     ├──────── program 0, 128 threads ───────┼──────── program 1 …
 
 What the 32 lanes of a warp read in one step of the loop over c:
 

@@ -10,11 +10,11 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
-from triton.compiler.errors import CompilationError
+from triton.errors import TritonError
 
 from gpuconv import reference
 from gpuconv.emulator import Counters, EmulationError, EmulatorUnavailable, triton_gpu
@@ -23,17 +23,8 @@ from gpuconv.problem import ConvProblem
 GPU = "H100"
 N, H, W, C = 1, 16, 16, 64
 K, R, S = 64, 3, 3  # filters of R × S taps; padding R // 2 and S // 2, so that P = H and Q = W
-# Before 3.8 Triton leaves out a fence between copies (cp.async) and products (wgmma), which is a race: see gpuconv doctor.
+# Before 3.8, Triton leaves out a fence between copies (cp.async) and products (wgmma): a race, see gpuconv doctor.
 FENCED = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
-ROWS = {  # of the table: what is printed, and the counters that it is made of
-    "instructions": lambda total: total["instructions"],
-    "global sectors": lambda total: total["global_sectors"],
-    "  at least": lambda total: total["global_sectors_least"],
-    "copy engine bytes": lambda total: total["tma_bytes"],
-    "global bytes, both ways": lambda total: 32 * total["global_sectors"] + total["tma_bytes"],
-    "shared memory passes": lambda total: total["shared_passes"],
-    "tensor core operations": lambda total: total["tensor_operations"],
-}  # fmt: skip
 
 
 class Wrong(Exception):
@@ -46,10 +37,22 @@ class Measured(NamedTuple):
     error: float  # the largest, as a fraction of the oracle's bound: right up to 1
     launches: list[Counters]
 
-    def cells(self) -> list[str]:
+    def total(self, name: str) -> int:
+        """A counter, over all launches."""
+        return sum(getattr(counters, name) for counters in self.launches)
+
+    def column(self) -> dict[str, str]:
         """The step's column of the table."""
-        total = {name: sum(counters.facts()[name] for counters in self.launches) for name in self.launches[0].facts()}
-        return [f"{count(total):,}" for count in ROWS.values()] + [f"{self.error:.2f}"]
+        counts = {
+            "instructions": self.total("instructions"),
+            "global sectors": self.total("global_sectors"),
+            "  at least": self.total("global_sectors_least"),
+            "copy engine bytes": self.total("tma_bytes"),
+            "global bytes, both ways": 32 * self.total("global_sectors") + self.total("tma_bytes"),
+            "shared memory passes": self.total("shared_passes"),
+            "tensor core operations": self.total("tensor_operations"),
+        }
+        return {name: f"{count:,}" for name, count in counts.items()} | {"error / bound": f"{self.error:.2f}"}
 
 
 def files() -> list[Path]:
@@ -80,35 +83,35 @@ def measured(convolve: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None
     return Measured(error, gpu.counters())
 
 
-def loaded(file: Path) -> dict[str, Any]:
-    """The names that a step defines."""
-    return runpy.run_path(str(file), run_name=file.stem)
-
-
-def show(*steps: Path) -> Measured:
-    """Run these steps, print what they count beside each other, and return what the last one did."""
+def show(*steps: Path) -> dict[str, Measured]:
+    """Run these steps, print what they count beside each other, and return those that are right."""
     print(f"x[{N}, {H}, {W}, {C}], w[{K}, {R}, {S}, {C}] → y[{N}, {H}, {W}, {K}], bfloat16, on a virtual {GPU}\n")
     if not FENCED:
         print(f"races are not looked for: Triton {triton.__version__} has one of its own, in step 3\n")
-    table = [["", *ROWS, "error / bound"]]
+    right = {}
     for file in steps:
+        names = runpy.run_path(str(file))
+        print(names["__doc__"].partition("\n")[0])
         try:
-            last = measured(loaded(file)["convolve"])
-        except (Wrong, EmulationError, EmulatorUnavailable, CompilationError) as error:
-            sys.exit(f"{file.name}: {error}")
-        table.append([file.stem, *last.cells()])
-    for name, *cells in zip(*table, strict=True):
-        print(f"{name:24}" + "".join(f"{cell:>17}" for cell in cells))
-    return last
+            right[file.stem] = measured(names["convolve"])
+        except (Wrong, EmulationError, EmulatorUnavailable, TritonError) as error:
+            print(f"\n{file.name}: {error}\n")
+    columns = [ran.column() for ran in right.values()]
+    print("\n" + 24 * " " + "".join(f"{name:>17}" for name in right))
+    for row in columns[0] if columns else ():
+        print(f"{row:24}" + "".join(f"{column[row]:>17}" for column in columns))
+    return right
 
 
 def main(file: str) -> None:
     """What a step does when it is run by itself: it stands beside the step before, and names its dearest lines."""
     at = [each.name for each in files()].index(Path(file).name)
-    last = show(*files()[max(0, at - 1) : at + 1])
-    for counters in last.launches:
+    right = show(*files()[max(0, at - 1) : at + 1])
+    if Path(file).stem not in right:
+        sys.exit(1)
+    for counters in right[Path(file).stem].launches:
         print(f"\n{counters.text(most=4)}")
 
 
 if __name__ == "__main__":
-    show(*files())
+    sys.exit(len(show(*files())) < len(files()))
