@@ -17,7 +17,7 @@ import triton
 from triton.errors import TritonError
 
 from gpuconv import reference
-from gpuconv.emulator import Counters, EmulationError, EmulatorUnavailable, triton_gpu
+from gpuconv.emulator import Counters, EmulationError, triton_gpu, why_not
 from gpuconv.problem import ConvProblem
 
 GPU = "H100"
@@ -56,8 +56,8 @@ class Measured(NamedTuple):
 
 
 def files() -> list[Path]:
-    """The steps, in order."""
-    return sorted(Path(__file__).parent.glob("[0-9]_*.py"))
+    """The steps, in order; one of your own may be called 5_mine.py."""
+    return sorted(Path(__file__).resolve().parent.glob("[0-9]*.py"))
 
 
 def measured(convolve: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]) -> Measured:
@@ -85,16 +85,18 @@ def measured(convolve: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None
 
 def show(*steps: Path) -> dict[str, Measured]:
     """Run these steps, print what they count beside each other, and return those that are right."""
+    if why_not() is not None:
+        sys.exit(f"the virtual GPU does not run here: {why_not()}")
     print(f"x[{N}, {H}, {W}, {C}], w[{K}, {R}, {S}, {C}] → y[{N}, {H}, {W}, {K}], bfloat16, on a virtual {GPU}\n")
     if not FENCED:
         print(f"races are not looked for: Triton {triton.__version__} has one of its own, in step 3\n")
     right = {}
     for file in steps:
         names = runpy.run_path(str(file))
-        print(names["__doc__"].partition("\n")[0])
+        print((names["__doc__"] or file.stem).partition("\n")[0])
         try:
             right[file.stem] = measured(names["convolve"])
-        except (Wrong, EmulationError, EmulatorUnavailable, TritonError) as error:
+        except (Wrong, EmulationError, TritonError) as error:
             print(f"\n{file.name}: {error}\n")
     columns = [ran.column() for ran in right.values()]
     print("\n" + 24 * " " + "".join(f"{name:>17}" for name in right))
@@ -105,11 +107,12 @@ def show(*steps: Path) -> dict[str, Measured]:
 
 def main(file: str) -> None:
     """What a step does when it is run by itself: it stands beside the step before, and names its dearest lines."""
-    at = [each.name for each in files()].index(Path(file).name)
-    right = show(*files()[max(0, at - 1) : at + 1])
-    if Path(file).stem not in right:
+    step, steps = Path(file).resolve(), files()
+    at = steps.index(step) if step in steps else 0
+    right = show(*steps[max(0, at - 1) : at], step)
+    if step.stem not in right:
         sys.exit(1)
-    for counters in right[Path(file).stem].launches:
+    for counters in right[step.stem].launches:
         print(f"\n{counters.text(most=4)}")
 
 
