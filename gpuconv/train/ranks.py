@@ -1,4 +1,4 @@
-"""One process of several that torchrun started to train together, or the only one: then this file does nothing."""
+"""Several processes that torchrun started to train together. In a process of its own, nothing here does anything."""
 
 import os
 from collections.abc import Iterator
@@ -10,28 +10,32 @@ from torch import Tensor
 
 
 def rank() -> int:
-    """Which process this is; number 0 writes."""
+    """The number of this process; number 0 writes."""
     return int(os.environ.get("RANK", 0))
 
 
 def world() -> int:
-    """How many there are, on all machines."""
+    """The number of processes, on all machines."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 @contextmanager
 def together(device: torch.device) -> Iterator[torch.device]:
-    """While the processes know each other (NCCL on GPUs, gloo on CPUs); gives this one's device."""
+    """A process group (NCCL on GPUs, gloo on CPUs) while the block runs; gives the device of this process."""
     if device.type == "cuda" and world() > 1:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     if world() == 1:
         yield device
         return
+    # DistributedDataParallel imports this module, whose functions have the process group of that moment as a default:
+    # its threads would then outlive the group, and at the interpreter's exit one of them may abort the process.
+    from torch.distributed import nn  # noqa: F401
+
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
-        dist.barrier()  # a process that fails when it ends has torchrun end the others: they shall have written by then
+        dist.barrier()  # a process that fails as it ends makes torchrun end the others: they have written by then
     finally:
         dist.destroy_process_group()
 
@@ -44,12 +48,12 @@ def total(values: Tensor) -> Tensor:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether it is so in some process."""
+    """Whether `flag` is set in at least one process."""
     return bool(total(torch.tensor(int(flag)))) if world() > 1 else flag
 
 
 def each(values: Tensor) -> Tensor:
-    """Everybody's CPU tensor, [world, …]."""
+    """The CPU tensors of all processes, [world, …]."""
     found = [values] if world() == 1 else [torch.empty_like(values) for _ in range(world())]
     if world() > 1:
         dist.all_gather(found, values)
