@@ -21,14 +21,14 @@ from gpuconv import BackendUnavailable, backends
 from gpuconv.errors import UserError
 from gpuconv.train import checkpoint, data as datasets, export as exports, loop, run as runs
 from gpuconv.train.config import Config
-from gpuconv.train.progress import Board, Lines, Watch, draw_curves
+from gpuconv.train.progress import Callback, ProgressLines, TensorBoardWriter, draw_curves
 
 SHORT = Config(steps=3, batch_size=32)
 FILES = ["checkpoint.safetensors", "config.json", "curves.png", "metrics.jsonl", "model.safetensors"]
 
 
-def train(path: Path, config: Config = SHORT, *watches: Watch, **how: object) -> dict[str, object]:
-    return runs.train(config, path, watches or [Lines(io.StringIO(), "title")], **how)
+def train(path: Path, config: Config = SHORT, *callbacks: Callback, **how: object) -> dict[str, object]:
+    return runs.train(config, path, callbacks or [ProgressLines(io.StringIO(), "title")], **how)
 
 
 def weights_of(path: Path) -> bytes:
@@ -281,13 +281,13 @@ BUSY = Config(
 )
 
 
-class StopAt(Watch):
+class StopAt(Callback):
     """Sends this process a signal after a step."""
 
     def __init__(self, step: int, number: signal.Signals = signal.SIGINT) -> None:
         self.at, self.number = step, number
 
-    def step(self, at: loop.Progress) -> None:
+    def step(self, at: loop.Position) -> None:
         if at.step == self.at:
             os.kill(os.getpid(), self.number)
 
@@ -574,7 +574,7 @@ def test_predict_names_the_digit_on_a_picture_of_any_size(finished: Path, tmp_pa
     (tmp_path / "deeper" / "broken.png").write_bytes(files[4].read_bytes()[:60])
     (tmp_path / "notes.txt").write_text("hello")
     said: list[str] = []
-    again = dict(runs.predictions(finished, [tmp_path], said.append))
+    again = dict(runs.iter_predictions(finished, [tmp_path], said.append))
     assert again.keys() == {*files[:3], *files[4:], tmp_path / "deeper" / "3.png"}
     assert all(shares == pytest.approx(found[int(file.stem)]) for file, shares in again.items())
     assert said == [
@@ -635,7 +635,7 @@ def test_tensorboard_gets_what_metrics_get(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(tmp_path / "run", SHORT, Board(tmp_path / "run" / "tensorboard"), log_every=1)
+    train(tmp_path / "run", SHORT, TensorBoardWriter(tmp_path / "run" / "tensorboard"), log_every=1)
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     lines = [line for line in runs.metrics(tmp_path / "run") if line["kind"] == "step"]
     assert [(e.step, e.value) for e in events.Scalars("step/loss")] == [
@@ -650,7 +650,11 @@ def test_broken_images_that_were_left_out_are_named(tmp_path: Path) -> None:
             Image.new("RGB", (8, 8), (40 * k, 0, 0)).save(tmp_path / "data" / label / f"{k}.png")
     (tmp_path / "data" / "a" / "x.png").write_bytes(b"hello")
     told = io.StringIO()
-    train(tmp_path / "run", Config(data=f"folder:{tmp_path / 'data'}", steps=1, skip_broken=True), Lines(told, "title"))
+    train(
+        tmp_path / "run",
+        Config(data=f"folder:{tmp_path / 'data'}", steps=1, skip_broken=True),
+        ProgressLines(told, "title"),
+    )
     assert told.getvalue().splitlines()[:2] == ["title", f"left out 1 broken images: {tmp_path}/data/a/x.png"]
 
 

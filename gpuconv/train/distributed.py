@@ -14,18 +14,18 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def world() -> int:
+def world_size() -> int:
     """The number of processes, on all machines."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 @contextmanager
-def together(device: torch.device) -> Iterator[torch.device]:
+def process_group(device: torch.device) -> Iterator[torch.device]:
     """A process group (NCCL on GPUs, gloo on CPUs) while the block runs; gives the device of this process."""
-    if device.type == "cuda" and world() > 1:
+    if device.type == "cuda" and world_size() > 1:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
-    if world() == 1:
+    if world_size() == 1:
         yield device
         return
     # DistributedDataParallel imports this module, whose functions have the process group of that moment as a default:
@@ -40,21 +40,21 @@ def together(device: torch.device) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def total(values: Tensor) -> Tensor:
-    """The sum over all processes, in place."""
-    if world() > 1:
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of `values` over all processes, in place."""
+    if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
-def any_of(flag: bool) -> bool:
+def true_on_any_rank(flag: bool) -> bool:
     """Whether `flag` is set in at least one process."""
-    return bool(total(torch.tensor(int(flag)))) if world() > 1 else flag
+    return bool(sum_over_ranks(torch.tensor(int(flag)))) if world_size() > 1 else flag
 
 
-def each(values: Tensor) -> Tensor:
-    """The CPU tensors of all processes, [world, …]."""
-    found = [values] if world() == 1 else [torch.empty_like(values) for _ in range(world())]
-    if world() > 1:
+def gather(values: Tensor) -> Tensor:
+    """The CPU tensors of all processes, [world size, …]."""
+    found = [values] if world_size() == 1 else [torch.empty_like(values) for _ in range(world_size())]
+    if world_size() > 1:
         dist.all_gather(found, values)
     return torch.stack(found)
