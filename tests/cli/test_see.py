@@ -15,7 +15,7 @@ from PIL import Image
 import gpuconv
 from gpuconv.cli import main
 from gpuconv.errors import UserError
-from gpuconv.see import model_sources, page, terminal, tour, your_model
+from gpuconv.see import model_sources, page, terminal, tour, tour_filters, your_model
 from gpuconv.train import run as runs
 from gpuconv.train.config import Config
 from gpuconv.train.progress import ProgressLines
@@ -143,9 +143,10 @@ def test_half_blocks_are_two_pixels_a_character() -> None:
 
 
 def test_the_tour_says_where_it_is(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chapters: list[page.Chapter]
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tour, "chapters", lambda say: chapters)  # made once for all tests
+    chapters = [page.Chapter("smoothing", tour_filters.smoothing())]  # tests/see makes them all
+    monkeypatch.setattr(tour, "chapters", lambda say: chapters)
     status, output, errors = call(capsys, "tour", "--out", tmp_path / "tour")
     assert (status, errors) == (0, "")
     assert re.fullmatch(rf"page  {tmp_path}/tour/index.html \(\d\.\d MB\)\n", output)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gpuconv.errors import UserError
-from gpuconv.train import data as datasets, loop, networks, ranks, run as runs
+from gpuconv.train import data as datasets, distributed, loop, networks, run as runs
 from gpuconv.train.config import Config
 from gpuconv.train.progress import ProgressLines
 
@@ -87,7 +87,7 @@ def test_batches_of_one_image_are_refused_before_the_first_step(tmp_path: Path) 
 
 
 def test_each_of_several_processes_has_images_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     config = Config(batch_size=6, epochs=1)
     assert runs._batches(config, 15, 2) == [
         "an epoch's last batch would have 3 images for 2 processes, too few for BatchNorm: it joins the batch before "

@@ -58,7 +58,7 @@ def test_val_alone_is_the_held_out_part_unless_something_is_chosen_by_it(tmp_pat
 
 def test_patience_has_a_part_of_the_training_images_and_none_of_the_test_images(tmp_path: Path) -> None:
     plain, patient = (datasets.load(Config(patience=patience)) for patience in (0, 5))
-    assert plain.watched == "test" and patient.watched == "val"
+    assert plain.monitored == "test" and patient.monitored == "val"
     assert torch.equal(plain.test_images, patient.test_images)
     assert len(patient.labels) + len(patient.part("val")[1]) == len(plain.labels) == 1442
     pairs = [(plain.images, plain.labels), (patient.images, patient.labels), patient.part("val")]
