@@ -1,4 +1,4 @@
-"""Data sets with files of their own: scikit-learn's digits, MNIST, CIFAR-10 and CIFAR-100 (binary or Python)."""
+"""Standard data sets in their published files: scikit-learn's digits, MNIST, CIFAR-10 and CIFAR-100."""
 
 import gzip
 import io
@@ -10,27 +10,27 @@ from typing import Any
 import numpy as np
 
 from gpuconv.errors import UserError
-from gpuconv.train.source import Part, Source
+from gpuconv.train.raw_data import Part, RawData
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _VERSIONS = {  # folder and first file of the binary and the Python version
     "10": (("cifar-10-batches-bin", "data_batch_1.bin"), ("cifar-10-batches-py", "data_batch_1")),
     "100": (("cifar-100-binary", "train.bin"), ("cifar-100-python", "train")),
 }
-_PIXELS = 3072  # of CIFAR: 3×32×32
+_PIXELS = 3072  # of an image of CIFAR: 3×32×32
 _DIGITS = tuple("0123456789")
 
 
-def digits() -> Source:
-    """1,797 handwritten digits, 8×8 pixels, out of scikit-learn's package."""
+def digits() -> RawData:
+    """1,797 handwritten digits of 8×8 pixels, which come with scikit-learn."""
     from sklearn.datasets import load_digits  # takes a second to import
 
     raw = load_digits()
-    return Source({"train": (raw.images[:, None].astype(np.uint8), raw.target)}, _DIGITS, 16.0)
+    return RawData({"train": (raw.images[:, None].astype(np.uint8), raw.target)}, _DIGITS, 16.0)
 
 
-def mnist(path: Path) -> Source:
-    """The four IDX files, gzipped or not."""
+def mnist(path: Path) -> RawData:
+    """MNIST from its four IDX files, gzipped or not."""
 
     def idx(name: str, ndim: int) -> Any:
         files = [path / f"{stem}{end}" for stem in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
@@ -48,14 +48,14 @@ def mnist(path: Path) -> Source:
     def part(name: str) -> Part:
         return idx(f"{name}-images-idx3-ubyte", 3)[:, None], idx(f"{name}-labels-idx1-ubyte", 1)
 
-    return Source({"train": part("train"), "test": part("t10k")}, _DIGITS)
+    return RawData({"train": part("train"), "test": part("t10k")}, _DIGITS)
 
 
 # ---- CIFAR ----------------------------------------------------------------------------------------------------------
 
 
-def cifar10(path: Path) -> Source:
-    """The binary version, records of a label and 3×32×32 pixels, or the Python version, pickles of the same."""
+def cifar10(path: Path) -> RawData:
+    """CIFAR-10 in the binary version, records of a label and 3×32×32 pixels, or in the Python version, pickles."""
     folder, is_python = _version(path, "10")
     names = [f"data_batch_{k}" for k in range(1, 6)]
     if is_python:
@@ -63,11 +63,11 @@ def cifar10(path: Path) -> Source:
     else:
         batches = [_records(folder / f"{name}.bin", 1, 10_000) for name in (*names, "test_batch")]
     train = (np.concatenate(arrays) for arrays in zip(*batches[:5], strict=True))
-    return Source({"train": (next(train), next(train)), "test": batches[5]}, _CIFAR10)
+    return RawData({"train": (next(train), next(train)), "test": batches[5]}, _CIFAR10)
 
 
-def cifar100(path: Path) -> Source:
-    """The binary or the Python version, with the hundred fine labels."""
+def cifar100(path: Path) -> RawData:
+    """CIFAR-100 in the binary or the Python version, with the hundred fine labels."""
     folder, is_python = _version(path, "100")
     counts = {"train": 50_000, "test": 10_000}
     if is_python:
@@ -79,7 +79,7 @@ def cifar100(path: Path) -> Source:
         names = (folder / "fine_label_names.txt").read_text(encoding="utf-8").split()
     if len(names) != 100:
         raise UserError(f"{folder} has the names of {len(names)} classes, not of 100")
-    return Source(parts, tuple(names))
+    return RawData(parts, tuple(names))
 
 
 def _version(path: Path, number: str) -> tuple[Path, bool]:
@@ -111,7 +111,7 @@ def _search(path: Path, number: str) -> tuple[Path, bool] | None:
 
 
 def _records(file: Path, labels: int, count: int) -> Part:
-    """A file of the binary version: records of so many label bytes, the last one counting, and 3×32×32 pixels."""
+    """A file of the binary version: records of `labels` label bytes, the last of which counts, and 3×32×32 pixels."""
     raw, size = file.read_bytes(), count * (labels + _PIXELS)
     if len(raw) != size:
         raise UserError(f"{file} is damaged: it has {len(raw):,} bytes, not {size:,}")
@@ -131,7 +131,7 @@ def _batch(file: Path, key: bytes, count: int) -> Part:
 
 
 class _Numbers(pickle.Unpickler):
-    """Reads arrays, numbers, text, lists and dictionaries; a pickle that asks for anything else is refused."""
+    """Reads arrays, numbers, text, lists and dictionaries; refuses a pickle that needs anything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":

@@ -1,4 +1,4 @@
-"""Images in every form that somebody may have them in: files, NumPy arrays, Pillow's images, tensors."""
+"""Images in every form as tensors for a model: files, NumPy arrays, Pillow's images, tensors, lists of these."""
 
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ def tensor_of(image: Image, channels: int | None) -> Tensor:
     """`image` as [N, C, H, W]; `channels` is what the model takes, None if that is not known.
 
     A tensor is [C, H, W] or [N, C, H, W]. A path (`str` or `Path`), an image of Pillow and an array, [H, W], [C, H, W],
-    [H, W, C] or [N, …], are read as `read_image` does: integers, tensors of them too, come out from 0 to 1, and a
-    picture grey or coloured as the model takes it. A list holds images of one size. Raises UserError for all else.
+    [H, W, C] or [N, …], are read as by `read_image`: integers, tensors of them too, become values from 0 to 1, and a
+    picture becomes grey or coloured as the model takes it. A list holds images of one size. Raises UserError for
+    anything else.
     """
     if isinstance(image, Tensor):
         if image.dim() not in (3, 4):
@@ -51,9 +52,9 @@ def tensor_of(image: Image, channels: int | None) -> Tensor:
 def read_image(path: Path, channels: int) -> Tensor:
     """An image file, or a NumPy file [H, W], [C, H, W] or [H, W, C], as [C, H, W] with values 0 … 1.
 
-    A picture is read as in training, see `gpuconv.image_files`: grey for one channel and coloured for three. Of a NumPy
-    file integers are divided by the greatest of their type; numbers with a point are taken as they are. Raises
-    UserError for a file that is no image or has other channels.
+    A picture is read as in training, see `gpuconv.image_files`: grey for one channel and coloured for three. Integers
+    of a NumPy file are divided by the greatest value of their type; floats are taken as they are. Raises UserError for
+    a file that is no image or has other channels.
     """
     if not path.is_file():
         raise UserError(f"cannot read {path}: there is no such file")
@@ -82,8 +83,8 @@ def _values(array: Any, name: str, channels: int) -> Tensor:
     return torch.from_numpy(values)
 
 
-def fitted(image: Tensor, size: tuple[int, int] | int) -> Tensor:
-    """[C, H, W] made smaller or larger: to (H, W), its middle cut out first, or to a longer side."""
+def resized(image: Tensor, size: tuple[int, int] | int) -> Tensor:
+    """[C, H, W] resized: to (H, W) after its middle is cut out, or so that its longer side is `size`."""
     height, width = image.shape[1:]
     if isinstance(size, int):
         scale = size / max(height, width)

@@ -1,4 +1,4 @@
-"""What the readers of data sets give: NumPy arrays, the names of the classes, and what a user ought to be told."""
+"""The result of reading a data set: NumPy arrays, the names of the classes, and notes for the user."""
 
 import dataclasses
 from typing import Any
@@ -9,17 +9,17 @@ Part = tuple[Any, Any]  # images [N, C, H, W] uint8 or floats, labels [N] intege
 
 
 @dataclasses.dataclass
-class Source:
-    """The parts 'train', and perhaps 'val' and 'test', each with its images and labels."""
+class RawData:
+    """A data set: the part 'train', and perhaps 'val' and 'test', each with its images and labels."""
 
     parts: dict[str, Part]
     classes: tuple[str, ...]
     top: float = 255.0  # the value that stands for 1
     skipped: tuple[str, ...] = ()  # images that could not be read
-    notes: tuple[str, ...] = ()  # what was left out, and how the rest was understood
+    notes: tuple[str, ...] = ()  # what was left out, and how the rest was interpreted
 
 
-def every(labels: Any, n: int) -> Any:
+def nth_of_class(labels: Any, n: int) -> Any:
     """For each of labels [N], whether its image is the n-th, 2n-th, … of its class."""
     order = np.argsort(labels, kind="stable")
     _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)

@@ -1,4 +1,4 @@
-"""A run folder that was saved: its settings, its weights, and what its network makes of images."""
+"""A saved run: loading its settings and its network, evaluation and prediction."""
 
 import contextlib
 import dataclasses
@@ -16,16 +16,17 @@ from torch import Tensor, nn
 import gpuconv
 from gpuconv import image_files
 from gpuconv.errors import UserError
+from gpuconv.text import first_few
 from gpuconv.train import checkpoint, data as datasets, loop, networks
 from gpuconv.train.config import Config
 
 CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.safetensors"
 _FEW_PIXELS = 1 << 16
-_PREDICTED = 256  # images at once
+_PREDICTION_BATCH = 256
 
 
-def _unsaid(note: str) -> None:
-    """For whom notes are none."""
+def _ignore(note: str) -> None:
+    """Do nothing with a note."""
 
 
 def load_run(path: Path, **other: str | None) -> tuple[nn.Module, Config]:
@@ -37,7 +38,7 @@ def load_run(path: Path, **other: str | None) -> tuple[nn.Module, Config]:
     config.check()
     image_shape, classes = load_shapes(path)
     network = networks.build(config.model, image_shape, len(classes), config.channels_last)
-    checkpoint.fill(network, checkpoint.unsealed(read(path / MODEL), path / MODEL)[0], path / MODEL)
+    checkpoint.load_weights(network, checkpoint.from_bytes(read(path / MODEL), path / MODEL)[0], path / MODEL)
     return network.to(torch.device(config.device), config.weight_dtype).eval(), config
 
 
@@ -51,7 +52,7 @@ def load_config(path: Path) -> Config:
 
 
 def load_shapes(path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The shape of the images, [C, H, W], and the classes that the network of the run at `path` is for."""
+    """The shape of the images, [C, H, W], and the classes of the run at `path`."""
     found = read_json(path)
     shape, classes = (found.get(name) for name in ("image_shape", "classes"))
     sizes = isinstance(shape, list) and len(shape) == 3 and all(type(size) is int and size > 0 for size in shape)
@@ -62,10 +63,10 @@ def load_shapes(path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
     return tuple(shape), tuple(classes)
 
 
-def evaluate(path: Path, say: Callable[[str], None] = _unsaid, **other: str | None) -> loop.Score:
-    """The run's network on the test images of its data; `other` replaces settings.
+def evaluate(path: Path, say: Callable[[str], None] = _ignore, **other: str | None) -> loop.Score:
+    """The score of a run's network on the test images of its data; `other` replaces settings.
 
-    `say` hears what a user ought to be told of the data. Raises as `load_run` does.
+    `say` gets notes on the data for the user. Raises as `load_run` does.
     """
     network, config = load_run(path, **other)
     image_shape, classes = load_shapes(path)
@@ -82,18 +83,18 @@ def evaluate(path: Path, say: Callable[[str], None] = _unsaid, **other: str | No
 
 
 def predict(path: Path, files: Sequence[Path], **other: str | None) -> list[dict[str, float]]:
-    """For each image file the probability of every class, the likeliest first. Raises as `predictions` does."""
-    return [shares for _, shares in predictions(path, files, _unsaid, **other)]
+    """The probability of every class for each image file, the likeliest first. Raises as `iter_predictions` does."""
+    return [shares for _, shares in iter_predictions(path, files, _ignore, **other)]
 
 
-def predictions(
-    path: Path, files: Sequence[Path], say: Callable[[str], None] = _unsaid, **other: str | None
+def iter_predictions(
+    path: Path, files: Sequence[Path], say: Callable[[str], None] = _ignore, **other: str | None
 ) -> Iterator[tuple[Path, dict[str, float]]]:
-    """For each image file, and each one below a folder, the probability of every class, the likeliest first.
+    """The image files, those below folders included, each with the probability of every class, the likeliest first.
 
-    An image is brought to the size of the training's: scaled to cover it, its middle taken. `say` hears what is left
-    out of folders because it is no image or cannot be read. Raises as `load_run` does, and UserError for a file that
-    cannot be read, and for a folder without images.
+    Images are resized to those of the training: scaled to cover that size, then cropped to the middle. `say` gets notes
+    on what is left out of folders because it is no image or cannot be read. Raises as `load_run` does, and UserError
+    for a file that cannot be read, and for a folder without images.
     """
     network, config = load_run(path, **other)
     (channels, height, width), classes = load_shapes(path)
@@ -117,18 +118,18 @@ def predictions(
 
     wanted = _image_files(files, left_out)
     with computing(config, (channels, height, width)), torch.no_grad():
-        while some := list(itertools.islice(wanted, _PREDICTED)):
-            read_ones = [(file, image) for file, named in some if (image := read(file, named)) is not None]
+        while batch := list(itertools.islice(wanted, _PREDICTION_BATCH)):
+            read_ones = [(file, image) for file, named in batch if (image := read(file, named)) is not None]
             if read_ones:
-                outputs = loop.judged(network, torch.stack([image for _, image in read_ones]), config)
+                outputs = loop.evaluation_outputs(network, torch.stack([image for _, image in read_ones]), config)
                 for (file, _), share in zip(read_ones, loop.probabilities(outputs, config).tolist(), strict=True):
                     yield file, {name: value for value, name in sorted(zip(share, classes, strict=True), reverse=True)}
-    for line in (*left_out.lines(), *(f"{remark}: {image_files.some(names)}" for remark, names in remarks.items())):
+    for line in (*left_out.lines(), *(f"{remark}: {first_few(names)}" for remark, names in remarks.items())):
         say(line)
 
 
 def _image_files(files: Sequence[Path], left_out: image_files.LeftOut) -> Iterator[tuple[Path, bool]]:
-    """The files, and those below folders, each with whether it was named."""
+    """The files, and those below folders, each with whether it was named itself."""
     for file in files:
         if not file.is_dir():
             yield file, True
@@ -143,7 +144,7 @@ def _image_files(files: Sequence[Path], left_out: image_files.LeftOut) -> Iterat
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, up to the first that is not whole."""
+    """The lines of a run's metrics.jsonl, up to the first incomplete one."""
     lines: list[dict[str, Any]] = []
     with contextlib.suppress(OSError, ValueError):
         for text in (path / METRICS).read_text(encoding="utf-8").splitlines():
@@ -172,10 +173,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def computing(config: Config, image_shape: tuple[int, ...]) -> Iterator[None]:
-    """With the run's backend, in a way that gives the same bits every time.
+    """The run's backend, with deterministic results, while the block runs.
 
     A step on few pixels uses one CPU thread, in PyTorch and in NumPy's BLAS. More would share a millisecond of work
-    and, where the machine does something else as well, wait for each other most of the time: 40 times slower was seen.
+    and, on a machine that is busy, wait for each other most of the time: 40 times slower was measured.
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
 

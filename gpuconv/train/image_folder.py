@@ -1,4 +1,4 @@
-"""A folder for each class, of pictures of any kind that Pillow reads; or such folders in `train`, `val` and `test`."""
+"""Pictures in a folder for each class, of any kind that Pillow reads; or such folders in `train`, `val` and `test`."""
 
 import contextlib
 from collections import Counter
@@ -11,22 +11,23 @@ import numpy as np
 
 from gpuconv import image_files
 from gpuconv.errors import UserError
-from gpuconv.image_files import BACK, BROKEN, HIDDEN, LeftOut, some
+from gpuconv.image_files import BACK, BROKEN, HIDDEN, LeftOut
+from gpuconv.text import first_few
 from gpuconv.train.config import Config
-from gpuconv.train.source import Part, Source
+from gpuconv.train.raw_data import Part, RawData
 
 _PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-_LARGE = 224  # the longest side that pictures of several sizes are given by default
+_LARGE = 224  # the longest side to which pictures of several sizes are resized by default
 _EMPTY, _LOOSE = "folder{s} without images", "file{s} beside the classes' folders"
 _OTHER = "file{s} or folder{s} beside the parts"
 
 Files = dict[str, list[Path]]  # by class
 
 
-def load(path: Path, config: Config, size: tuple[int, int] | None) -> Source:
-    """The pictures below `path` in colours. size: their (H, W), in whose place `config.size` and a default may stand.
+def load(path: Path, config: Config, size: tuple[int, int] | None) -> RawData:
+    """The pictures below `path` in colours. size: their (H, W); by default `config.size`, or what suits them.
 
-    Raises UserError for a folder that cannot be understood, and for a picture that cannot be read, unless
+    Raises UserError for a folder that cannot be interpreted, and for a picture that cannot be read, unless
     `config.skip_broken`.
     """
     left_out, notes = LeftOut(), list[str]()
@@ -43,22 +44,22 @@ def load(path: Path, config: Config, size: tuple[int, int] | None) -> Source:
             raise UserError(f"{folders[part] / name} is a class without training images")
         missing = [name for name in classes if name not in files]
         if missing:
-            notes.append(f"no images of {some(missing)} in {folders[part]}")
+            notes.append(f"no images of {first_few(missing)} in {folders[part]}")
     wanted = size or ((config.size, config.size) if config.size else _one_size(found, notes))
     read = _Reader(wanted, config.skip_broken, left_out)
     parts = {part: read.part(folders[part], files, classes) for part, files in found.items()}
     if any(images.dtype != np.uint8 for images, _ in parts.values()):
         parts = {part: (_as_floats(images), labels) for part, (images, labels) in parts.items()}
     top = 255.0 if parts["train"][0].dtype == np.uint8 else 1.0
-    notes += [f"{remark}, of {len(files)} images: {some(files)}" for remark, files in read.remarks.items()]
+    notes += [f"{remark}, of {len(files)} images: {first_few(files)}" for remark, files in read.remarks.items()]
     skipped = tuple(left_out.found.get(BROKEN, ()))
-    return Source(parts, classes, top, skipped, (*left_out.lines(), *notes))
+    return RawData(parts, classes, top, skipped, (*left_out.lines(), *notes))
 
 
 def _folders(path: Path, left_out: LeftOut) -> dict[str, Path]:
-    """The folder of each part; without such folders `path` itself is that of 'train'.
+    """The folder of each part; where there are no parts, `path` itself is that of 'train'.
 
-    Raises UserError where one could take it either way.
+    Raises UserError where the folders are ambiguous.
     """
     inside = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
     named: dict[str, list[Path]] = {}
@@ -72,7 +73,7 @@ def _folders(path: Path, left_out: LeftOut) -> dict[str, Path]:
     if parted:
         for part, chosen in named.items():
             if len(chosen) > 1:
-                raise UserError(f"{path} has more than one folder for {part}: {some([c.name for c in chosen])}")
+                raise UserError(f"{path} has more than one folder for {part}: {first_few([c.name for c in chosen])}")
         for entry in sorted(set(path.iterdir()) - {chosen[0] for chosen in named.values()}):
             left_out.add(HIDDEN if entry.name.startswith(".") else _OTHER, entry)
         return {part: chosen[0] for part, chosen in named.items()}
@@ -82,19 +83,19 @@ def _folders(path: Path, left_out: LeftOut) -> dict[str, Path]:
         clash = {inner.name for inner in entry.iterdir() if inner.is_dir()} & {other.name for other in inside}
         if clash:
             raise UserError(
-                f"{entry} has folders called like the classes beside it ({some(sorted(clash))}): is it a part or a "
-                f"class? Training images go into {path / 'train'}, a folder for each class"
+                f"{entry} has folders called like the classes beside it ({first_few(sorted(clash))}): is it a part or "
+                f"a class? Training images go into {path / 'train'}, a folder for each class"
             )
         if entry.name.lower() in _PARTS["train"] and _has_folders(entry):
             raise UserError(
-                f"{entry} has folders, and beside it lie {some([other.name for other in others])}: is it the training "
-                f"part or a class? With all classes in {path / 'train'} it is told"
+                f"{entry} has folders, and beside it lie {first_few([other.name for other in others])}: is it the "
+                f"training part or a class? With all classes in {path / 'train'} it is told"
             )
     return {"train": path}
 
 
 def _has_folders(folder: Path) -> bool:
-    """Whether it holds folders and no pictures of its own."""
+    """Whether a folder holds folders and no pictures."""
     entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     return any(entry.is_dir() for entry in entries) and not any(
         e.is_file() and image_files.is_picture(e) for e in entries
@@ -102,9 +103,9 @@ def _has_folders(folder: Path) -> bool:
 
 
 def _classes(folder: Path, left_out: LeftOut, notes: list[str]) -> Files:
-    """The picture files of each class, those in folders within its own included; a class without any is left out."""
+    """The picture files of each class, those in inner folders included; a class without pictures is left out."""
     found: Files = {}
-    above = image_files.way_to(folder)
+    above = image_files.folder_and_parents(folder)
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             left_out.add(HIDDEN, entry)
@@ -121,21 +122,21 @@ def _classes(folder: Path, left_out: LeftOut, notes: list[str]) -> Files:
     if len(found) == 1 and len(inner) > 1 and inner.total() == sum(map(len, found.values())):
         (name,) = found
         raise UserError(
-            f"{folder} has a single class, {name}, with all its images in folders ({some(sorted(inner))}): if those "
-            f"are the classes, say folder:{folder / name}"
+            f"{folder} has a single class, {name}, with all its images in folders ({first_few(sorted(inner))}): if "
+            f"those are the classes, say folder:{folder / name}"
         )
     if inner:
-        notes.append(f"{inner.total()} images lie deeper in their class's folder: {some(sorted(inner))}")
+        notes.append(f"{inner.total()} images lie deeper in their class's folder: {first_few(sorted(inner))}")
     return found
 
 
 def _one_size(found: dict[str, Files], notes: list[str]) -> tuple[int, int] | None:
-    """The (H, W) that all training images have; else a square one. None if not one can be read."""
+    """The (H, W) of all training images, or a square one where they differ. None if no image can be read."""
     sizes: dict[str, Counter[tuple[int, int]]] = {}
     for part, files in found.items():
         sizes[part] = Counter()
         for file in (file for several in files.values() for file in several):
-            with contextlib.suppress(ValueError):  # whoever reads all of it says what is wrong
+            with contextlib.suppress(ValueError):  # the error is reported when the whole file is read
                 sizes[part][image_files.size_of(file)] += 1
     every, train = sum(sizes.values(), Counter[tuple[int, int]]()), sizes["train"]
     if len(every) < 2:
@@ -153,7 +154,7 @@ def _one_size(found: dict[str, Files], notes: list[str]) -> tuple[int, int] | No
 
 
 class _Reader:
-    """Reads the files of a part, and keeps what is to be said of them."""
+    """Reads the files of a part, and collects remarks on them."""
 
     def __init__(self, size: tuple[int, int] | None, skip_broken: bool, left_out: LeftOut) -> None:
         self.size, self.skip_broken, self.left_out = size, skip_broken, left_out

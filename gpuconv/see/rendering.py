@@ -1,7 +1,7 @@
-"""Arrays to pictures: pixels with nothing written in them, so that no translation misses anything.
+"""Tensors as pixels, figures and charts, with no words in them, so that they serve every language.
 
-Signed values have one map: blue below 0, white at 0, orange above, equally far on both sides; lightness falls evenly to
-both ends, and blue and orange are told apart by colour-blind readers. Maps that are compared share their limit.
+Signed values have one colour map: blue below 0, white at 0, orange above, equally far on both sides; lightness falls
+evenly to both ends, and colour-blind readers can tell blue from orange. Maps that are compared share their limit.
 """
 
 import io
@@ -15,7 +15,7 @@ from torch import Tensor
 
 # Colour at −1 … 1 in equal steps.
 DIVERGING = ("#053061", "#2166ac", "#4393c3", "#92c5de", "#f7f7f7", "#fdb863", "#e08214", "#b35806", "#7f3b08")
-# After Okabe and Ito, each to be seen on black and on white, in order of use; lines differ in dashes too.
+# Colours (after Okabe and Ito, visible on black and on white) and dashes of lines, in order of use.
 LINES = (("#2b8cc4", "-"), ("#e69f00", "--"), ("#009e73", "-."), ("#cc79a7", ":"))
 _STOPS = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in DIVERGING], dtype=np.float64)
 
@@ -23,12 +23,12 @@ Pixels = Any  # a NumPy array [H, W, 3] or [H, W, 4] uint8
 
 
 def limit_of(*values: Tensor) -> float:
-    """The greatest absolute value of all, 1 where all are 0: the shared end of the scale."""
+    """The end of a shared scale: the greatest absolute value of all, 1 where all are 0."""
     return max(float(value.detach().abs().max()) for value in values) or 1.0
 
 
 def colours(values: Tensor, limit: float) -> Pixels:
-    """[H, W] as [H, W, 3] on the diverging map from −limit to limit."""
+    """Values [H, W] as pixels [H, W, 3] on the diverging map from −limit to limit."""
     at = (values.detach().cpu().double().numpy() / limit).clip(-1, 1)
     at = (at + 1) / 2 * (len(_STOPS) - 1)
     channels = [np.interp(at, np.arange(len(_STOPS)), _STOPS[:, channel]) for channel in range(3)]
@@ -36,17 +36,17 @@ def colours(values: Tensor, limit: float) -> Pixels:
 
 
 def grey(image: Tensor, white: float = 1.0) -> Pixels:
-    """[H, W] from 0 to `white` as [H, W, 3]."""
+    """An image [H, W] from 0 to `white` as grey pixels [H, W, 3]."""
     return rgb((image / white).expand(3, *image.shape))
 
 
 def rgb(image: Tensor) -> Pixels:
-    """[3, H, W] from 0 to 1 as [H, W, 3]."""
+    """An image [3, H, W] from 0 to 1 as pixels [H, W, 3]."""
     return (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
 def image_tiles(images: Tensor) -> list[Pixels]:
-    """Images [N, C, H, W] from 0 to 1 for eyes: three channels as colours, others as the grey of their mean."""
+    """Images [N, C, H, W] from 0 to 1 as pixels: three channels as colours, others as the grey of their mean."""
     return [rgb(image) if len(image) == 3 else grey(image.mean(0)) for image in images]
 
 
@@ -73,12 +73,12 @@ def mosaic(tiles: Sequence[Pixels], columns: int, zoom: int = 1, gap: int = 1) -
 
 
 def fitting_zoom(tile: Pixels, width: int) -> int:
-    """How often a pixel is repeated so that the tile is about so wide."""
+    """The zoom with which the tile is about `width` pixels wide."""
     return max(1, round(width / tile.shape[1]))
 
 
 def png(pixels: Pixels) -> bytes:
-    """[H, W], [H, W, 3] or [H, W, 4] as a PNG file."""
+    """Pixels [H, W], [H, W, 3] or [H, W, 4] as a PNG file."""
     from PIL import Image
 
     image, file = Image.fromarray(pixels), io.BytesIO()
@@ -127,8 +127,8 @@ def chart(
 ) -> bytes:
     """A PNG of lines (x, y), the i-th in the i-th colour and dash of LINES; bands (x, low, high) around them.
 
-    Nothing but numbers at its axes; transparent, in greys that are read on black and white alike. log: (x, y).
-    dots: the lines that are drawn as dots. square: a small one, to stand beside others.
+    Only numbers stand at its axes; it is transparent, in greys that can be read on black and on white. log: (x, y).
+    dots: the lines that are drawn as dots. square: a small chart, to be shown beside others.
     """
     from matplotlib.figure import Figure
 
@@ -155,33 +155,3 @@ def chart(
     file = io.BytesIO()
     made.savefig(file, dpi=150, transparent=True)
     return file.getvalue()
-
-
-# ---- a drawing ------------------------------------------------------------------------------------------------------
-
-
-def mouse() -> Tensor:
-    """A mouse in ink of 50 on 0, [100, 140]: something with curves for the curve detector."""
-    from PIL import Image, ImageDraw
-
-    times = 4  # drawn larger, then made smaller, so that lines are smooth
-    sheet = Image.new("L", (140 * times, 100 * times))
-    pen = ImageDraw.Draw(sheet)
-
-    def arc(box: tuple[int, int, int, int], start: int, end: int) -> None:
-        pen.arc([times * value for value in box], start, end, fill=255, width=2 * times + 1)
-
-    def line(*points: int) -> None:
-        pen.line([times * value for value in points], fill=255, width=2 * times + 1, joint="curve")
-
-    arc((38, 30, 112, 92), 205, 360)  # the back
-    line(112, 61, 108, 72, 100, 78)
-    line(100, 78, 20, 80, 12, 74, 14, 64)  # what it sits on, and the chin
-    arc((12, 48, 60, 92), 195, 280)  # the forehead
-    arc((34, 28, 56, 50), 70, 380)  # the ear
-    pen.ellipse([times * value for value in (25, 59, 30, 64)], fill=255)  # the eye
-    arc((92, 50, 130, 80), 350, 450)  # the tail
-    line(100, 78, 111, 80)
-    arc((128, 38, 154, 78), 105, 230)
-    small = sheet.resize((140, 100), Image.Resampling.BOX)
-    return torch.from_numpy(np.array(small)).float() / 255 * 50

@@ -1,4 +1,4 @@
-"""The words of the tour, in English and Chinese."""
+"""The texts of the tour, in English and Chinese."""
 
 TOUR = {
     "say.training": (
@@ -337,18 +337,18 @@ TOUR = {
         "then passes nothing on, no slope comes back, and it never learns again. Two are <b>duplicates</b> if they point "
         "the same way (cosine 0.9 or more): one would have done. Duplicate pairs in the first layer of this "
         "network: {alike}; the most alike, {first} and {second}, have cosine {cosine}. Haste kills: below is the same "
-        "lesson with {hurry} times the learning rate, after {rushed_epochs} epochs. Duplicate pairs in its first layer: "
-        "{rushed_alike}; right answers: {rushed_accuracy}.",
+        "lesson with {lr_factor} times the learning rate, after {large_lr_epochs} epochs. Duplicate pairs in its first layer: "
+        "{large_lr_alike}; right answers: {large_lr_accuracy}.",
         "并非每个滤波器都会有用。如果没有任何一张图片能让某个滤波器给出正的输出，它就<b>死亡</b>了：经过 ReLU 什么也传不下去，梯度也传不回来，它再也学不到东西。"
         "如果两个滤波器指向同一方向（余弦相似度不小于 0.9），它们就是<b>重复</b>的：留一个就够了。这个网络的第一层有 {alike} 对重复；最相似的是 {first} 和 {second}，余弦相似度为 {cosine}。"
-        "欲速则不达：下表中还有同一个网络用 {hurry} 倍学习率训练 {rushed_epochs} 轮之后的结果；它的第一层有 {rushed_alike} 对重复，正确率 {rushed_accuracy}。",
+        "欲速则不达：下表中还有同一个网络用 {lr_factor} 倍学习率训练 {large_lr_epochs} 轮之后的结果；它的第一层有 {large_lr_alike} 对重复，正确率 {large_lr_accuracy}。",
     ),
     "training.dead.table": ("Dead filters, counted on the held-out pictures.", "死亡滤波器的个数（在留出集上统计）。"),
-    "training.calm": ("dead", "死亡个数"),
-    "training.rushed": ("dead, rushed", "死亡个数（学习率过大）"),
+    "training.usual-lr": ("dead", "死亡个数"),
+    "training.large-lr": ("dead, rushed", "死亡个数（学习率过大）"),
     # ---- 6
-    "monkey.title": ("The monkey at the keyboard", "敲键盘的猴子"),
-    "monkey.intro": (
+    "random-search.title": ("The monkey at the keyboard", "敲键盘的猴子"),
+    "random-search.intro": (
         "Could one not find a filter by luck? A monkey types a 5 × 5 filter: at each try one of the 25 numbers anew, at "
         "random, and nobody tells it whether that was good. Beside it, gradient descent, which is told the <i>slope</i>. "
         "Both want to become an edge detector; a try is one evaluation of one filter, and both get {evaluations}, from "
@@ -359,57 +359,66 @@ TOUR = {
         "对一个滤波器评估一次算一次尝试，各有 {evaluations} 次，从同样的起点出发，重复 {seeds} 遍（实际计数分别为 {counted} 与 {counted_gradient}）。"
         "边缘检测器本身的损失为 0，全零滤波器的损失为 1。（梯度下降的每一步还要经过卷积反向传播一次；就算按双倍计算，下面的结论也不变。）",
     ),
-    "monkey.race": (
+    "random-search.race": (
         "Loss against evaluations, both on logarithmic scales: the mean of {seeds} seeds, and the band from the least to the greatest. "
         "What is below 10⁻⁷ is drawn there.",
         "损失随评估次数的变化，双对数坐标：{seeds} 个随机种子的平均值，色带从最小值到最大值。低于 10⁻⁷ 的画在 10⁻⁷ 处。",
     ),
-    "monkey.race.alt": (
+    "random-search.race.alt": (
         "The monkey's loss stays about 2; its best so far creeps to {best_mean}; the gradient's loss dives to nothing "
         "within some tens of evaluations.",
         "猴子的损失一直在 2 左右；它迄今最好的结果缓慢降到 {best_mean}；梯度下降的损失在几十次评估之内直落到底。",
     ),
-    "monkey.line-now": ("monkey, what it typed", "猴子：当前敲出的"),
-    "monkey.line-best": ("monkey, best so far (if somebody kept a record)", "猴子：迄今最好的（假如有人记录）"),
-    "monkey.line-gradient": ("gradient descent", "梯度下降"),
-    "monkey.result": (
+    "random-search.line-now": ("monkey, what it typed", "猴子：当前敲出的"),
+    "random-search.line-best": ("monkey, best so far (if somebody kept a record)", "猴子：迄今最好的（假如有人记录）"),
+    "random-search.line-gradient": ("gradient descent", "梯度下降"),
+    "random-search.result": (
         "Gradient descent comes below {good} after {steps_mean} ± {steps_spread} evaluations. The monkey's best of "
         "{evaluations} is {best_mean} ± {best_spread} (mean ± standard deviation of {seeds} seeds).",
         "梯度下降用 {steps_mean} ± {steps_spread} 次评估降到 {good} 以下。"
         "猴子 {evaluations} 次里最好的损失是 {best_mean} ± {best_spread}（{seeds} 个随机种子的平均值 ± 标准差）。",
     ),
-    "monkey.target": ("Wanted: an edge detector.", "目标：边缘检测器。"),
-    "monkey.target.alt": ("Five by five cells, blue on the left, orange on the right.", "五乘五的格子，左蓝右橙。"),
-    "monkey.target-sees": ("The photograph through it.", "照片经过它的结果。"),
-    "monkey.target-sees.alt": ("The temple's upright edges in blue and orange.", "庙宇的竖直边缘，呈蓝色与橙色。"),
-    "monkey.gradient": ("What gradient descent has after {evaluations}.", "梯度下降在 {evaluations} 次之后得到的。"),
-    "monkey.gradient.alt": ("Five by five cells, just like the wanted ones.", "五乘五的格子，与目标一样。"),
-    "monkey.gradient-sees": ("The photograph through that.", "照片经过它的结果。"),
-    "monkey.gradient-sees.alt": ("The temple's upright edges, as before.", "庙宇的竖直边缘，与前图一样。"),
-    "monkey.typed": ("The monkey's best of {evaluations}.", "猴子 {evaluations} 次里最好的。"),
-    "monkey.typed.alt": ("Five by five cells, blue and orange without order.", "五乘五的格子，蓝橙杂乱。"),
-    "monkey.typed-sees": ("The photograph through the monkey's.", "照片经过猴子的滤波器的结果。"),
-    "monkey.typed-sees.alt": (
+    "random-search.target": ("Wanted: an edge detector.", "目标：边缘检测器。"),
+    "random-search.target.alt": (
+        "Five by five cells, blue on the left, orange on the right.",
+        "五乘五的格子，左蓝右橙。",
+    ),
+    "random-search.target-sees": ("The photograph through it.", "照片经过它的结果。"),
+    "random-search.target-sees.alt": (
+        "The temple's upright edges in blue and orange.",
+        "庙宇的竖直边缘，呈蓝色与橙色。",
+    ),
+    "random-search.gradient": (
+        "What gradient descent has after {evaluations}.",
+        "梯度下降在 {evaluations} 次之后得到的。",
+    ),
+    "random-search.gradient.alt": ("Five by five cells, just like the wanted ones.", "五乘五的格子，与目标一样。"),
+    "random-search.gradient-sees": ("The photograph through that.", "照片经过它的结果。"),
+    "random-search.gradient-sees.alt": ("The temple's upright edges, as before.", "庙宇的竖直边缘，与前图一样。"),
+    "random-search.typed": ("The monkey's best of {evaluations}.", "猴子 {evaluations} 次里最好的。"),
+    "random-search.typed.alt": ("Five by five cells, blue and orange without order.", "五乘五的格子，蓝橙杂乱。"),
+    "random-search.typed-sees": ("The photograph through the monkey's.", "照片经过猴子的滤波器的结果。"),
+    "random-search.typed-sees.alt": (
         "The temple, blotchy, its edges hardly told from its surfaces.",
         "庙宇一片斑驳，边缘与平坦区域难以分辨。",
     ),
-    "monkey.how-long": (
+    "random-search.how-long": (
         "How long would it take? What it types is always 25 independent normal numbers, so the share of its filters that "
         "come within a given loss obeys a known law (the noncentral χ² distribution). The dots are what was measured; "
         "where there are tries enough to measure anything, they lie close to the law.",
         "那要多久呢？它敲出来的总是 25 个独立的正态随机数，所以损失不超过某个值的滤波器所占的比例服从一条已知的规律（非中心 χ² 分布）。圆点是实测值；只要尝试次数足够多、测得出来，它们就紧贴着这条规律。",
     ),
-    "monkey.law": (
+    "random-search.law": (
         "The share of the monkey's filters whose loss is at most the number on the horizontal axis.",
         "猴子的滤波器中，损失不超过横轴数值的比例。",
     ),
-    "monkey.law.alt": (
+    "random-search.law.alt": (
         "A curve that falls ever more steeply towards loss 0, with measured dots on its upper right part.",
         "一条越接近损失 0 落得越陡的曲线，右上部分有实测的圆点。",
     ),
-    "monkey.line-law": ("the law", "规律"),
-    "monkey.line-measured": ("measured", "实测"),
-    "monkey.honest": (
+    "random-search.line-law": ("the law", "规律"),
+    "random-search.line-measured": ("measured", "实测"),
+    "random-search.honest": (
         "<b>Extrapolated honestly.</b> For a loss of {good} the law says one filter in 10<sup>{exponent}</sup>. It can be "
         "checked only where the dots are; below them it is mathematics, not measurement. Whatever order the monkey types "
         "in, the chance of meeting such a filter in n tries is at most n times that share. At a thousand million "

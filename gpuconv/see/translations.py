@@ -1,12 +1,12 @@
-"""Every word that a page says, in English and Chinese. {name} is put in; <b>, <i> and <code> are the only markup."""
+"""The texts of all pages in English and Chinese. {name} is filled in; <b>, <i> and <code> are the only markup."""
 
 import html
 from collections.abc import Mapping
 from typing import Any
 
 from gpuconv.errors import UserError
-from gpuconv.see.text_tour import TOUR
-from gpuconv.see.text_your_model import OWN
+from gpuconv.see.translations_tour import TOUR
+from gpuconv.see.translations_your_model import YOUR_MODEL
 from gpuconv.text import printable
 
 LANGUAGES = ("en", "zh")
@@ -100,11 +100,11 @@ _COMMON = {
     "shapes.maps": ("maps", "激活图大小"),
 }
 
-CATALOGUE: dict[str, tuple[str, str]] = {**_COMMON, **TOUR, **OWN}
+CATALOGUE: dict[str, tuple[str, str]] = {**_COMMON, **TOUR, **YOUR_MODEL}
 
 
-class Text:
-    """The catalogue in one language. Raises UserError for one that it does not have."""
+class Translation:
+    """The catalogue in one language. Raises UserError for a language that it does not have."""
 
     def __init__(self, language: str) -> None:
         if language not in LANGUAGES:
@@ -113,11 +113,11 @@ class Text:
         self._column = LANGUAGES.index(language)
 
     def of(self, key: str, values: Mapping[str, Any], plain: bool = False) -> str:
-        """The text called `key` with `values` put in: HTML, or plain. Without values, as it stands: page.js puts some in."""
+        """The text `key` with `values` filled in, as HTML or plain; without values as it is, since page.js fills some in."""
         words = CATALOGUE[key][self._column]
         if not values:
             return words
-        told = {
+        shown = {
             name: _KINDS[value][self._column]
             if name == "kind"
             else printable(value)
@@ -125,4 +125,4 @@ class Text:
             else html.escape(printable(value))
             for name, value in values.items()
         }
-        return words.format_map(told)
+        return words.format_map(shown)
