@@ -20,7 +20,7 @@ from gpuconv.files import writable_or_raise
 from gpuconv.gpu import KNOWN, REPRESENTATIVE, Gpu, named
 from gpuconv.models import convert
 from gpuconv.models.warmup import warmup
-from gpuconv.planning import plan as planner, tuned
+from gpuconv.planning import plan as planner, ranking, tuned
 from gpuconv.planning.distrust import in_a_line
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 from gpuconv.text import printable
@@ -61,7 +61,7 @@ def plan(
     for name, problem, where in _problems(layer, direction, dtype, layout, batch):
         for device in gpus:
             operands = planner.contiguous_operands(problem, where, problem.memory_format)._replace(tf32=tf32)
-            found, refused = planner.candidates(problem, where, device, operands)
+            found, refused = ranking.candidates(problem, where, device, operands)
             chosen = next((c for c in found if c.backend in backends.auto_order("cuda")), None)
             rows += [
                 {
@@ -87,8 +87,8 @@ def _plan_lines(
     direction: Direction,
     dtype: str,
     gpu: Gpu,
-    found: list[planner.Candidate],
-    chosen: planner.Candidate | None,
+    found: list[ranking.Candidate],
+    chosen: ranking.Candidate | None,
     refused: dict[str, str],
     most: int,
 ) -> Iterator[str]:

@@ -22,7 +22,7 @@ from gpuconv.backends.base import Operands, Tile, contiguous_operands, numbers
 from gpuconv.backends.roofline import Prediction
 from gpuconv.gpu import Gpu
 from gpuconv.inspection.machine_code import MachineCode, cuda_architecture, cuda_machine_code, cuda_ptx, machine_code
-from gpuconv.planning.predict import ranked
+from gpuconv.planning.ranking import ranked
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.reference import as_numpy, worst_violation
 
@@ -171,7 +171,7 @@ def inspect_kernels(
         raise BackendUnavailable(f"backend {backend!r} on {gpu.name}: {reason}")
     operands = contiguous_operands(problem, direction, problem.memory_format)
     operands = operands._replace(tf32=tf32, bias=direction == "forward")
-    tile, prediction = ranked(chosen.tiles(problem, direction, gpu, operands), problem, direction, gpu, tf32)[0]
+    tile, prediction = ranked(chosen, chosen.tiles(problem, direction, gpu, operands), problem, direction, gpu, tf32)[0]
     compiled = (_triton if backend == "triton" else _cuda)(problem, direction, operands, tile, gpu, ptx)
     kernels = [
         Kernel(

@@ -16,7 +16,7 @@ from gpuconv.bench import suites
 from gpuconv.cli import main
 from gpuconv.gpu import KNOWN, REPRESENTATIVE, named
 from gpuconv.inspection.kernels import inspect_kernels
-from gpuconv.planning import plan
+from gpuconv.planning import plan, ranking
 from gpuconv.problem import DIRECTIONS
 
 ARCHITECTURES = [name for name in REPRESENTATIVE if name != "sm_75"]
@@ -48,7 +48,7 @@ def test_every_kernel_is_reached_by_some_layer_on_every_architecture() -> None:
     texts = [file.read_text() for file in importlib.resources.files("gpuconv.kernels.cuda").iterdir() if file.is_file()]
     ours = set(
         re.findall(
-            r"__global__ void __launch_bounds__\([^)]*\) (\w+)\(", "\n".join(t for t in texts if "__global__" in t)
+            r"__global__ void\s__launch_bounds__\([^)]*\) (\w+)\(", "\n".join(t for t in texts if "__global__" in t)
         )
     )
     ours -= {"act_backward", "sum_channels"}  # no convolutions: tests/kernels/cuda/test_act_host.py compiles them
@@ -62,7 +62,7 @@ def test_every_kernel_is_reached_by_some_layer_on_every_architecture() -> None:
                 for direction in DIRECTIONS:
                     problem = suites.layer(name, 32, dtype, layout)
                     operands = plan.contiguous_operands(problem, direction, layout)
-                    found, refused = plan.candidates(problem, direction, REPRESENTATIVE[arch], operands)
+                    found, refused = ranking.candidates(problem, direction, REPRESENTATIVE[arch], operands)
                     assert set(refused) >= {"numpy", "aten"}
                     for backend, module in (("triton", triton), ("cuda", cuda)):
                         best = next(candidate for candidate in found if candidate.backend == backend)
@@ -77,7 +77,7 @@ def test_every_kernel_is_reached_by_some_layer_on_every_architecture() -> None:
 def test_candidates_are_in_the_order_of_their_times_and_auto_takes_the_planner_s() -> None:
     problem = suites.layer(LAYER, dtype=torch.bfloat16, memory_format=torch.channels_last)
     operands = plan.contiguous_operands(problem, "forward", torch.channels_last)
-    found, _ = plan.candidates(problem, "forward", named("rtx4090"), operands)
+    found, _ = ranking.candidates(problem, "forward", named("rtx4090"), operands)
     seconds = [candidate.prediction.seconds for candidate in found]
     assert seconds == sorted(seconds) and {candidate.backend for candidate in found} == {"triton", "cuda"}
     assert {candidate.prediction.bound for candidate in found} <= {
