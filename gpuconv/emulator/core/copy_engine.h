@@ -172,8 +172,7 @@ inline void perform(Machine& m, BulkCopy& c) {
         Mbarrier& b = found->second;
         b.transactions -= c.tensor ? tile_bytes(c.map) : c.bytes;
         if (b.transactions <= -(1 << 20))
-            m.fail(
-                BARRIER, w, i, c.lane, "an mbarrier counts %lld bytes too many", (long long)-b.transactions);
+            m.fail(BARRIER, w, i, c.lane, "an mbarrier counts %lld bytes too many", (long long)-b.transactions);
         settle(m, b);
     }
     m.events++;
