@@ -1,4 +1,4 @@
-"""What docs/virtual-gpu.md shows is what happens."""
+"""The examples and outputs in docs/virtual-gpu.md are true."""
 
 import io
 import re
