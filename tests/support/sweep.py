@@ -1,4 +1,4 @@
-"""What the emulator's sweep runs: which kernels, with which tiles, on which problems. Chosen without compiling.
+"""The cases of the emulator's sweep: kernels, tiles and problems, chosen without compiling.
 
 A lane is a backend on a GPU. A kind is what must be exercised: (backend, GPU, family, direction, number type, layout).
 """
@@ -39,7 +39,7 @@ Kind = tuple[str, str, str, str, str, str]
 
 
 class Epilogue(NamedTuple):
-    """What a forward pass adds."""
+    """The epilogue of a forward pass."""
 
     bias: bool = False
     residual: bool = False
@@ -144,8 +144,10 @@ def claimed(lane: tuple[str, str]) -> frozenset[Kind]:
 
 
 def chosen(lane: tuple[str, str], randoms: int, full: bool) -> list[Case]:
-    """What the planner chooses for the curated problems and for random ones: each in each direction for one GPU of the
-    backend, in one number type and layout; if `full` in all."""
+    """The planner's choices for the curated problems and for random ones, in each direction.
+
+    Each for one GPU of the backend, in one number type and layout; if `full` in all.
+    """
     found, gpus = [], GPUS[lane[0]]
     names = [*CURATED, *(f"random {seed}" for seed in range(randoms))]
     for (at, name), direction, (i, numbers) in itertools.product(enumerate(names), DIRECTIONS, enumerate(NUMBERS)):
@@ -202,7 +204,7 @@ def smallest(case: Case) -> Case:
 
 
 def key_of(launch: Launch | CudaLaunch) -> object:
-    """What tells kernels that are compiled apart."""
+    """The key by which compiled kernels differ."""
     if isinstance(launch, CudaLaunch):
         return launch.instance
     return (launch.kernel, launch.dtypes, *launch.constants.items(), *launch.options.items())
@@ -215,7 +217,7 @@ def _smaller(case: Case) -> Iterator[ConvProblem]:
     def few(n: int, *counts: int) -> list[int]:
         return [*(count for count in counts if count < n), n]
 
-    c, k = plain.in_channels // plain.groups, plain.out_channels // plain.groups
+    c, k = plain.group_channels, plain.group_filters
     axes = zip(plain.filter_size, plain.dilation, plain.padding, strict=True)
     need = [d * (r - 1) + 1 - sum(p) for r, d, p in axes]
     found = []
