@@ -20,7 +20,7 @@ from gpuconv.files import writable_or_raise
 from gpuconv.gpu import KNOWN, REPRESENTATIVE, Gpu, named
 from gpuconv.models import convert
 from gpuconv.models.warmup import warmup
-from gpuconv.planning import plan as planner, tuned
+from gpuconv.planning import plan as planner, ranking, tuned
 from gpuconv.planning.distrust import in_a_line
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 from gpuconv.text import printable
@@ -61,7 +61,7 @@ def plan(
     for name, problem, where in _problems(layer, direction, dtype, layout, batch):
         for device in gpus:
             operands = planner.contiguous_operands(problem, where, problem.memory_format)._replace(tf32=tf32)
-            found, refused = planner.candidates(problem, where, device, operands)
+            found, refused = ranking.candidates(problem, where, device, operands)
             chosen = next((c for c in found if c.backend in backends.auto_order("cuda")), None)
             rows += [
                 {
@@ -87,12 +87,11 @@ def _plan_lines(
     direction: Direction,
     dtype: str,
     gpu: Gpu,
-    found: list[planner.Candidate],
-    chosen: planner.Candidate | None,
+    found: list[ranking.Candidate],
+    chosen: ranking.Candidate | None,
     refused: dict[str, str],
     most: int,
 ) -> Iterator[str]:
-    from gpuconv.inspection.kernels import describe
 
     major, minor = gpu.capability
     layout = str(problem.memory_format).removeprefix("torch.")
@@ -106,7 +105,7 @@ def _plan_lines(
     for c in shown:
         p = c.prediction
         yield (
-            f"  {'→' if c is chosen else ' '} {c.backend:8}{c.tile.kernel:13}{describe(c.tile):38}{p.programs:9,}"
+            f"  {'→' if c is chosen else ' '} {c.backend:8}{c.tile.kernel:13}{c.tile.sizes:38}{p.programs:9,}"
             f"{p.waves:7,}{p.seconds * 1e6:12,.1f} µs  {p.bound}"
         )
     if len(found) > len(shown):
@@ -153,7 +152,7 @@ def inspect(
     Exits with 1 where a kernel was run and is wrong.
     """
     from gpuconv.emulator import EmulationError
-    from gpuconv.inspection.kernels import BACKENDS, Kernel, examine
+    from gpuconv.inspection.kernels import BACKENDS, Kernel, inspect_kernels
 
     gpus = [_known(named, name, "arch") for name in arch or ("sm_80", "sm_90")]
     tf32 = dtype == "tf32"
@@ -165,7 +164,7 @@ def inspect(
         for gpu in gpus:
             for one in backend or BACKENDS:
                 try:
-                    kernels = examine(problem, where, one, gpu, tf32, ptx, run)
+                    kernels = inspect_kernels(problem, where, one, gpu, tf32, ptx, run)
                 except backends.BackendUnavailable as error:
                     refused.append(str(error))
                     continue

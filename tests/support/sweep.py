@@ -18,6 +18,7 @@ from gpuconv.activations import Activation
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda import backend as cuda
 from gpuconv.backends.cuda.launch import Launch as CudaLaunch
+from gpuconv.backends.roofline import programs_and_steps
 from gpuconv.backends.triton import backend as triton
 from gpuconv.backends.triton.launch import Launch
 from gpuconv.bench import suites
@@ -25,7 +26,7 @@ from gpuconv.checking import check
 from gpuconv.checking.problems import CURATED, LAYOUTS, LONG_SUMS, OF_FAMILIES, laid_out, problem_called
 from gpuconv.checking.self_test import NUMBERS
 from gpuconv.gpu import KNOWN
-from gpuconv.planning.predict import programs_and_steps, ranked
+from gpuconv.planning.ranking import ranked
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, memory_format_of
 
 GPUS = {"triton": ("A100", "H100"), "cuda": ("T4", "A100", "H100")}
@@ -120,7 +121,9 @@ def menu(
     """The tiles that the planner may choose from, what it predicts to be quickest first."""
     problem, operands = _operands(plain, direction, numbers, layout)
     tiles = backends.get(backend).tiles(problem, direction, KNOWN[gpu], operands)
-    return tuple(tile for tile, _ in ranked(tiles, problem, direction, KNOWN[gpu], operands.tf32))
+    return tuple(
+        tile for tile, _ in ranked(backends.get(backend), tiles, problem, direction, KNOWN[gpu], operands.tf32)
+    )
 
 
 def _each(lane: tuple[str, str], problems: dict[str, ConvProblem], most: int | None = None) -> Iterator[Case]:

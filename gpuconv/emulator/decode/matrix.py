@@ -2,7 +2,7 @@
 
 import re
 
-from gpuconv.emulator.decoding import SHARED, TYPES, Decoding, Opcode, decodes
+from gpuconv.emulator.decode.base import SHARED, TYPES, Decoding, Opcode, decodes
 from gpuconv.emulator.ptx import split
 
 # In the order of `tensormap_replace` in core/asynchronous.h.
@@ -24,9 +24,9 @@ _SMALL = ("f16", "bf16", "tf32", "f64")
 
 @decodes("mma")
 def _mma(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
-    shape = next(word for word in op.words if re.fullmatch(r"m\d+n\d+k\d+", word))
+    shape = next(word for word in op.qualifiers if re.fullmatch(r"m\d+n\d+k\d+", word))
     m, n, k = map(int, re.findall(r"\d+", shape))
-    kinds = [word for word in op.words if word in (*_SMALL, "f32", "s8", "u8", "s32")]
+    kinds = [word for word in op.qualifiers if word in (*_SMALL, "f32", "s8", "u8", "s32")]
     if n != 8 or m not in (8, 16) or len(kinds) != 4 or op.has("sp") or not (op.has("row") and op.has("col")):
         raise d.unknown()
     result, a, b, c = kinds
@@ -65,9 +65,9 @@ def _wgmma(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
     elif op.has("wait_group"):
         d.emit("wgmma.wait", modifiers=[int(operands[0], 0)])
     else:
-        shape = next(word for word in op.words if re.fullmatch(r"m64n\d+k\d+", word))
+        shape = next(word for word in op.qualifiers if re.fullmatch(r"m64n\d+k\d+", word))
         n, k = map(int, re.findall(r"\d+", shape)[1:])
-        kinds = [word for word in op.words if word in (*_SMALL, "f32", "s32", "s8", "u8")]
+        kinds = [word for word in op.qualifiers if word in (*_SMALL, "f32", "s32", "s8", "u8")]
         if (
             len(kinds) != 3
             or (kinds[0] == "s32") != (kinds[1] in ("s8", "u8"))
@@ -93,9 +93,9 @@ def _wgmma(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
 
 @decodes("cp")
 def _copy(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
-    if op.words[:1] == ("reduce",) or op.has("bulk"):
+    if op.qualifiers[:1] == ("reduce",) or op.has("bulk"):
         _bulk(d, op, operands)
-    elif op.words[:1] != ("async",):
+    elif op.qualifiers[:1] != ("async",):
         raise d.unknown()
     elif op.has("commit_group"):
         d.emit("cp.async.commit")
@@ -123,12 +123,16 @@ def _bulk(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
     if op.has("wait_group"):
         d.emit("bulk wait", modifiers=[int(operands[0], 0)])
         return
-    to_shared = next(word for word in op.words if word.startswith(("shared", "global"))).startswith("shared")
+    to_shared = next(word for word in op.qualifiers if word.startswith(("shared", "global"))).startswith("shared")
     if op.has("prefetch"):
         d.emit("nothing")
     elif op.has("tensor"):
         rank = op.one_of({f"{axes}d": axes for axes in range(1, 6)})
-        if not rank or op.has("im2col") or any(word.startswith(("tile::", "im2col", "cta_group")) for word in op.words):
+        if (
+            not rank
+            or op.has("im2col")
+            or any(word.startswith(("tile::", "im2col", "cta_group")) for word in op.qualifiers)
+        ):
             raise d.unknown()
         tensor = operands[0] if not to_shared else operands[1]
         map_, coordinates = split(tensor[1:-1])
@@ -143,12 +147,12 @@ def _bulk(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
                 modifiers=[rank, int(multicast), to_offset, map_offset, counted_offset],
             )  # fmt: skip
         else:
-            how = op.one_of(_REDUCTIONS) if op.words[0] == "reduce" else -1
+            how = op.one_of(_REDUCTIONS) if op.qualifiers[0] == "reduce" else -1
             source, offset = d.address(operands[1])
             d.emit(
                 "tensor store", [], [d.operand(map_), d.operand(source), *at], modifiers=[rank, how, map_offset, offset]
             )
-    elif op.words[0] == "reduce":
+    elif op.qualifiers[0] == "reduce":
         raise d.unknown()
     else:
         (to, to_offset), (source, offset) = d.address(operands[0]), d.address(operands[1])
@@ -156,7 +160,7 @@ def _bulk(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
         if not to_shared:
             d.emit("bulk copy", [], sources, modifiers=[1, to_offset, offset])
         else:
-            between = op.words.count("shared::cta") and not op.has("global")
+            between = op.qualifiers.count("shared::cta") and not op.has("global")
             counted, counted_offset = d.address(operands[3])
             sources.append(d.operand(counted))
             d.emit("bulk copy", [], sources, modifiers=[2 if between else 0, to_offset, offset, counted_offset])
@@ -170,7 +174,7 @@ def _tensormap(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
         return
     base, offset = d.address(operands[0])
     axis = int(operands[1], 0) if len(operands) == 3 else 0
-    field = next(_FIELDS[word] for word in op.words if word in _FIELDS)
+    field = next(_FIELDS[word] for word in op.qualifiers if word in _FIELDS)
     d.emit(
         "tensormap.replace", [], [d.operand(base), d.operand(operands[-1], op.type)],
         modifiers=[field, axis, int(op.space != SHARED)], immediate=offset,
@@ -182,7 +186,7 @@ def _tensormap(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
 
 @decodes("mbarrier")
 def _mbarrier(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
-    kind = op.words[0]
+    kind = op.qualifiers[0]
     if kind in ("init", "inval", "expect_tx", "complete_tx"):
         base, offset = d.address(operands[0])
         slot = d.operand(base)
@@ -246,8 +250,8 @@ def _fence(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
             d.emit("tensormap.acquire", [], [d.operand(base)], immediate=offset)
         else:
             d.emit("nothing")
-    elif op.has("proxy") and any(word.startswith("async") for word in op.words):
-        if not any(word.startswith("global") for word in op.words):
+    elif op.has("proxy") and any(word.startswith("async") for word in op.qualifiers):
+        if not any(word.startswith("global") for word in op.qualifiers):
             d.emit("fence.proxy.async")
         else:
             d.emit("nothing")

@@ -1,4 +1,7 @@
-"""The words that an opcode may have: those that the decoder heeds or may pass over. Others may change what it means."""
+"""The qualifiers that each opcode may have (`global` and `v4` of `ld.global.v4.b32`); others may change its meaning.
+
+The decoder heeds these or may pass over them.
+"""
 
 import re
 
@@ -14,7 +17,7 @@ _REDUCTIONS = "add min max and or xor exch cas inc dec"
 _FLOAT = f"{_ROUNDING} ftz sat"
 _FUNCTION = f"approx full {_ROUNDING} ftz"
 _TOGETHER = "sync aligned"
-_WORDS = {
+_QUALIFIERS = {
     **dict.fromkeys(("add", "sub"), f"{_FLOAT} cc"),
     **dict.fromkeys(("addc", "subc"), "cc"),
     **dict.fromkeys(("mul", "mad", "madc"), f"{_FLOAT} lo hi wide cc"),
@@ -60,15 +63,15 @@ _WORDS = {
     "membar": "cta gl sys",
     "griddepcontrol": "wait launch_dependents",
 }
-_KNOWN = {base: frozenset(words.split()) for base, words in _WORDS.items()}
+_KNOWN = {base: frozenset(qualifiers.split()) for base, qualifiers in _QUALIFIERS.items()}
 _ANY = ("prefetch", "prefetchu", "discard", "applypriority", "createpolicy", "pmevent")  # passed over as a whole
 _SHAPE = re.compile(r"m\d+n\d+k\d+$")
 
 
-def unknown_word(base: str, words: tuple[str, ...], types: tuple[str, ...]) -> str | None:
-    """The first word of an opcode, its types aside, that is not known for it."""
+def unknown_qualifier(base: str, qualifiers: tuple[str, ...], types: tuple[str, ...]) -> str | None:
+    """The first qualifier of an opcode, its types aside, that is not known for it; None if all are."""
     known = _KNOWN.get(base, frozenset())
-    for word in words:
+    for word in qualifiers:
         if word not in known and word not in types and base not in _ANY:
             if base in ("mma", "wgmma") and _SHAPE.match(word):
                 continue

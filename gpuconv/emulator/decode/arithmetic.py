@@ -1,6 +1,6 @@
 """Decoding of arithmetic, logic, comparisons and conversions."""
 
-from gpuconv.emulator.decoding import DECODERS, ROUNDING, Decoder, Decoding, Opcode, decodes, integer
+from gpuconv.emulator.decode.base import DECODERS, ROUNDING, Decoder, Decoding, Opcode, decodes, integer
 
 _COMPARE = {
     "eq": 0, "ne": 1, "lt": 2, "le": 3, "gt": 4, "ge": 5, "lo": 2, "ls": 3, "hi": 4, "hs": 5, "num": 6, "nan": 7,
@@ -65,7 +65,7 @@ def _product(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
             return
         d.emit(name, [first], rest, op.type, modifiers=op.float_modifiers)
         return
-    half = next(word for word in op.words if word in ("lo", "hi", "wide"))
+    half = next(word for word in op.qualifiers if word in ("lo", "hi", "wide"))
     name = op.base if half == "lo" else f"{op.base}.{half}"
     d.emit(name, [first], rest, op.type, modifiers=[0, int(op.has("sat"))])
 
@@ -139,10 +139,10 @@ def _convert(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
     if op.has("satfinite") and not to.endswith("x2"):
         raise d.unknown()
     rounding, saturated, special, flush = op.float_modifiers
-    integral = int(to in ("f16", "bf16", "f32", "f64") and any(word in _INTEGRAL for word in op.words))
+    integral = int(to in ("f16", "bf16", "f32", "f64") and any(word in _INTEGRAL for word in op.qualifiers))
     if to[0] in "usb" and to not in ("bf16", "bf16x2") and source[0] in "fb" and source != "b32":
         saturated = 1  # floats are always clamped
-        if not any(word in ROUNDING for word in op.words):
+        if not any(word in ROUNDING for word in op.qualifiers):
             rounding = 1
     result, *rest = d.operands(operands, source)
     d.emit("cvt", [result], rest, to, source, [rounding, saturated, special, flush, integral])

@@ -1,6 +1,6 @@
 """Decoding of moves, of loads and stores, and of atomics."""
 
-from gpuconv.emulator.decoding import (
+from gpuconv.emulator.decode.base import (
     ATOMIC,
     GENERIC,
     LOCAL,

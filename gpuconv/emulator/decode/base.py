@@ -1,8 +1,8 @@
-"""From statements to the numbers that the core executes: registers become slots, opcodes operations with modifiers.
+"""What the decoding of all instructions needs: registers become slots, opcodes operations with modifiers.
 
 Every operand is a slot, a register of all lanes: immediates and addresses of variables are slots too, filled when a
-thread starts. What the modifiers of an operation mean is said in the core, beside its handler. Here is what all
-instructions need; the modules `decode_…` register what decodes each.
+thread starts. What the modifiers of an operation mean is said in the core, beside its handler. The modules beside this
+one register the functions that decode each instruction.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpuconv.emulator.decode.qualifiers import unknown_qualifier
 from gpuconv.emulator.errors import UnknownInstruction
 from gpuconv.emulator.ptx import SIZES, Entry, Statement, split
-from gpuconv.emulator.words import unknown_word
 
 # In the order of `Type` in core/numbers.h.
 TYPES = {
@@ -55,22 +55,22 @@ _DECIMAL = re.compile(r"-?\d*\.\d+(?:[eE][-+]?\d+)?$|-?\d+\.\d*(?:[eE][-+]?\d+)?
 
 
 class Opcode(NamedTuple):
-    """An opcode, taken apart."""
+    """An opcode, taken apart: "ld.global.v4.b32" has the base "ld"."""
 
     base: str
-    words: tuple[str, ...]
-    types: tuple[str, ...]  # of the words, those that are types
+    qualifiers: tuple[str, ...]
+    types: tuple[str, ...]  # those qualifiers that are types
 
     @property
     def type(self) -> str:
         return self.types[-1] if self.types else "none"
 
     def has(self, word: str) -> bool:
-        return word in self.words
+        return word in self.qualifiers
 
     def one_of(self, table: dict[str, int], default: int = 0) -> int:
-        """The value of the first word that is in the table."""
-        return next((table[word] for word in self.words if word in table), default)
+        """The value of the first qualifier that is in the table."""
+        return next((table[word] for word in self.qualifiers if word in table), default)
 
     @property
     def space(self) -> int:
@@ -87,8 +87,8 @@ class Opcode(NamedTuple):
 @functools.lru_cache(maxsize=4096)
 def opcode(text: str) -> Opcode:
     """An opcode by its text."""
-    base, *words = text.split(".")
-    return Opcode(base, tuple(words), tuple(word for word in words if word in TYPES))
+    base, *qualifiers = text.split(".")
+    return Opcode(base, tuple(qualifiers), tuple(word for word in qualifiers if word in TYPES))
 
 
 @dataclasses.dataclass
@@ -115,7 +115,7 @@ DECODERS: dict[str, Decoder] = {}
 
 
 def decodes(*bases: str) -> Callable[[Decoder], Decoder]:
-    """The function decodes opcodes with these first words."""
+    """Register the decorated function as the decoder of opcodes with these bases."""
 
     def note(function: Decoder) -> Decoder:
         DECODERS.update(dict.fromkeys(bases, function))
@@ -154,7 +154,7 @@ class Decoding:
             decoder = DECODERS.get(op.base)
             if decoder is None:
                 raise self.unknown()
-            if (word := unknown_word(op.base, op.words, op.types)) is not None:
+            if (word := unknown_qualifier(op.base, op.qualifiers, op.types)) is not None:
                 raise self.unknown(f" (what .{word} means is not)")
             try:
                 decoder(self, op, statement.operands)

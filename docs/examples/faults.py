@@ -1,4 +1,4 @@
-"""One small kernel with a fault for each check of the virtual GPU, and what it says: python docs/faults.py
+"""One small kernel with a fault for each check of the virtual GPU, and what it says: python docs/examples/faults.py
 
 The kernels are PTX, the language that Triton and NVRTC compile to: a block of 128 threads, whose number is %t,
 with an input and an output of 128 numbers each, at %in and %out.

@@ -1,6 +1,6 @@
 """Decoding of what lanes tell each other, of branches, and of what changes nothing here."""
 
-from gpuconv.emulator.decoding import ATOMIC, Decoding, Opcode, decodes
+from gpuconv.emulator.decode.base import ATOMIC, Decoding, Opcode, decodes
 
 _EVERYBODY = "-1"
 
