@@ -1,4 +1,4 @@
-"""The features of a layer, shown by what they respond to: their strongest patches, and beside each its deconvnet projection."""
+"""The features of a layer: their strongest patches, and beside each its deconvnet projection."""
 
 from typing import NamedTuple
 
