@@ -101,8 +101,8 @@ def _mean(name: str, direction: str, found: list[Line]) -> list[str]:
 def _notes(found: list[Line]) -> list[str]:
     """What a column means, and what is wrong, was refused or has failed."""
     rows = [row for line in found for row in line.rows]
-    out = ["roofline: the least time that this machine's rates of copying (mem) and of matrix products (ari), measured in "
-           "the same run, allow, as a part of the fastest time; and which of the two is the limit"]  # fmt: skip
+    out = ["roofline: the least time that this machine's rates of copying (mem) and of matrix products (ari) allow, "
+           "measured in the same run, as a part of the fastest time; and which of the two is the limit"]  # fmt: skip
     missed: dict[str, list[Row]] = {}
     for row in rows:
         if row.get("right") is False and row["role"] == "baseline":

@@ -113,7 +113,7 @@ def bound_call(asked: Asked, name: str, tile: Tile | None, a: torch.Tensor, b: t
 
 
 def distinct(found: Iterable[Asked]) -> list[Asked]:
-    """The problems that can be recorded, each `tuned.key_of` once, without bias and residual: no tile depends on them."""
+    """The problems that can be recorded, each `tuned.key_of` once, without bias and residual, which tiles ignore."""
     by_key: dict[str, Asked] = {}
     for asked in found:
         asked = asked._replace(operands=Operands(asked.operands.strides, tf32=asked.operands.tf32))

@@ -102,7 +102,7 @@ def select_cases(
     problems: Sequence[str] = (),
     seeds: int = SEEDS,
 ) -> list[Case]:
-    """The cases of these directions, element types and problems (all where none is named), `seeds` random ones included.
+    """The cases of these directions, element types and problems (all where none is named, `seeds` random ones too).
 
     Raises ValueError for a problem that is not known.
     """

@@ -85,7 +85,7 @@ def judge(
 
 
 def exact_results(problem: ConvProblem, direction: Direction, n: dict[str, Any], *epilogue: Any) -> dict[str, Exact]:
-    """The exact results, as `judge` takes them. n: arrays by name. epilogue: forward's bias, residual and activation."""
+    """The exact results for `judge`. n: the arrays by name. epilogue: forward's bias, residual and activation."""
     exact = reference.results(problem, direction, *(n[name] for name in OPERANDS[direction]), *epilogue)
     return dict(zip(("result", "grad_bias"), exact, strict=False))
 
