@@ -15,11 +15,14 @@ from gpuconv.problem import ConvProblem, Direction
 def ranked(
     backend: Backend, tiles: Iterable[Tile], problem: ConvProblem, direction: Direction, gpu: Gpu, tf32: bool
 ) -> list[tuple[Tile, Prediction]]:
-    """Tiles of a backend, those that it predicts to be quickest first; among equals the smallest."""
+    """Tiles of a backend, those that it predicts to be quickest first; among equals the smallest, and the highest of them."""
     predicted = [(tile, backend.predict(problem, direction, tile, gpu, tf32)) for tile in tiles]
-    return sorted(
-        predicted, key=lambda pair: (pair[1].seconds, pair[0].splits, pair[0].rows * pair[0].columns, pair[0].depth)
-    )
+
+    def order(pair: tuple[Tile, Prediction]) -> tuple[float, ...]:
+        tile, prediction = pair
+        return prediction.seconds, tile.splits, tile.rows * tile.columns, tile.depth, -tile.rows
+
+    return sorted(predicted, key=order)
 
 
 def best_tile(
