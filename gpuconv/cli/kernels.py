@@ -92,7 +92,6 @@ def _plan_lines(
     refused: dict[str, str],
     most: int,
 ) -> Iterator[str]:
-    from gpuconv.inspection.kernels import describe
 
     major, minor = gpu.capability
     layout = str(problem.memory_format).removeprefix("torch.")
@@ -106,7 +105,7 @@ def _plan_lines(
     for c in shown:
         p = c.prediction
         yield (
-            f"  {'→' if c is chosen else ' '} {c.backend:8}{c.tile.kernel:13}{describe(c.tile):38}{p.programs:9,}"
+            f"  {'→' if c is chosen else ' '} {c.backend:8}{c.tile.kernel:13}{c.tile.sizes:38}{p.programs:9,}"
             f"{p.waves:7,}{p.seconds * 1e6:12,.1f} µs  {p.bound}"
         )
     if len(found) > len(shown):
@@ -153,7 +152,7 @@ def inspect(
     Exits with 1 where a kernel was run and is wrong.
     """
     from gpuconv.emulator import EmulationError
-    from gpuconv.inspection.kernels import BACKENDS, Kernel, examine
+    from gpuconv.inspection.kernels import BACKENDS, Kernel, inspect_kernels
 
     gpus = [_known(named, name, "arch") for name in arch or ("sm_80", "sm_90")]
     tf32 = dtype == "tf32"
@@ -165,7 +164,7 @@ def inspect(
         for gpu in gpus:
             for one in backend or BACKENDS:
                 try:
-                    kernels = examine(problem, where, one, gpu, tf32, ptx, run)
+                    kernels = inspect_kernels(problem, where, one, gpu, tf32, ptx, run)
                 except backends.BackendUnavailable as error:
                     refused.append(str(error))
                     continue

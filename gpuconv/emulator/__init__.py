@@ -11,9 +11,9 @@ from importlib import import_module
 from typing import Any
 
 _WHERE = {
-    "run_ptx": "machine",
-    "load": "machine",
-    "Program": "machine",
+    "run_ptx": "program",
+    "load": "program",
+    "Program": "program",
     "Counters": "counters",
     "TensorMap": "tensor_map",
     "triton_gpu": "triton_jit",

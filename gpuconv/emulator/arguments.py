@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from gpuconv.emulator.decoding import RANGE_SHIFT
+from gpuconv.emulator.decode.base import RANGE_SHIFT
 from gpuconv.emulator.ptx import Parameter
 from gpuconv.emulator.tensor_map import ELEMENT_TYPES, MAGIC, TensorMap
 

@@ -28,7 +28,7 @@ from gpuconv.planning import plan
 
 if TYPE_CHECKING:
     from gpuconv.backends.triton.launch import Launch as TritonLaunch
-    from gpuconv.emulator.machine import Program
+    from gpuconv.emulator.program import Program
 
 VARIABLE = "GPUCONV_EMULATE"
 
@@ -70,7 +70,7 @@ class VirtualGpu(Runs):
         self.execute(compiled.program, blocks, compiled.threads, compiled.shared, arguments)
 
 
-class _AskedFor(VirtualGpu):
+class _FromEnvironment(VirtualGpu):
     """The GPU that GPUCONV_EMULATE names. The name is not looked at before something is planned."""
 
     def __init__(self, name: str) -> None:
@@ -121,12 +121,12 @@ def unrecorded(name: str, called: str) -> Iterator[None]:
         plan.leave(world)
 
 
-def as_asked() -> None:
+def from_environment() -> None:
     """Emulate, from now on, the GPU that GPUCONV_EMULATE names, if it does. Whether it can be is seen, and said, when
     something is planned first."""
     name = os.environ.get(VARIABLE)
     if name:
-        plan.emulate(_AskedFor(name))
+        plan.emulate(_FromEnvironment(name))
 
 
 def _available(name: str, called: str) -> Gpu:
@@ -167,7 +167,7 @@ class _CudaRuntime:
 @functools.lru_cache(maxsize=1024)
 def _nvrtc(instance: cuda_launch.Instance, gpu: Gpu) -> _Compiled:
     from gpuconv.backends.cuda import compiler as cuda_compile
-    from gpuconv.emulator.machine import load
+    from gpuconv.emulator.program import load
 
     if instance.shared > gpu.shared_memory:
         raise DoesNotFit(f"{instance.function} asks for {instance.shared:,} bytes of shared memory, and {gpu.name} has "
@@ -215,7 +215,7 @@ def _triton(launch: "TritonLaunch", tensors: tuple[torch.Tensor | None, ...], gp
     from triton.runtime.errors import OutOfResources
 
     from gpuconv.backends.triton.compiler import compile_for
-    from gpuconv.emulator.machine import load
+    from gpuconv.emulator.program import load
 
     major, minor = gpu.capability
     compiled = compile_for(launch, 10 * major + minor, tensors)

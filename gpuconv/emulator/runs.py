@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpuconv.emulator.counters import Counters
-    from gpuconv.emulator.machine import Program
+    from gpuconv.emulator.program import Program
 
 SCHEDULES = ("early", "late", "random")
 

@@ -22,7 +22,7 @@ _FLOAT_16 = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclasses.dataclass
 class Arguments:
-    """What `machine.Program.run` is to be given."""
+    """What `program.Program.run` is to be given."""
 
     args: list[Any] = dataclasses.field(default_factory=list)
     names: list[str] = dataclasses.field(default_factory=list)

@@ -27,7 +27,7 @@ from triton.runtime.cache import get_cache_manager
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from gpuconv.backends.triton.compiler import resource_usage
-from gpuconv.emulator import machine, triton_arguments
+from gpuconv.emulator import program, triton_arguments
 from gpuconv.emulator.runs import Runs
 from gpuconv.gpu import Gpu, named
 
@@ -159,7 +159,7 @@ class _Launcher:
         if not paths:
             raise RuntimeError(f"Triton keeps no PTX of {metadata.name} (is TRITON_STORE_BINARY_ONLY set?)")
         with open(paths[0]) as file:
-            self.program = machine.load(file.read(), metadata.name)
+            self.program = program.load(file.read(), metadata.name)
 
     def __call__(
         self, x: object, y: object, z: object, stream: int, function: object, packed: object, launch_metadata: object,

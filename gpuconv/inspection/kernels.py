@@ -1,7 +1,7 @@
 """What a backend would launch for a problem on a GPU, what that compiles to, and what it counts when it is run on a
 virtual one: `gpuconv inspect`. Needs no GPU.
 
-    for kernel in examine(problem, "forward", "triton", KNOWN["H100"], run=True):
+    for kernel in inspect_kernels(problem, "forward", "triton", KNOWN["H100"], run=True):
         print(kernel.text())
 
 Compiled by Triton, and by the NVRTC that CuPy uses; read by `gpuconv.inspection.machine_code`, run by
@@ -17,11 +17,10 @@ import torch
 from gpuconv import backends, reference
 from gpuconv.activations import IDENTITY
 from gpuconv.backends import BackendUnavailable
-from gpuconv.backends.base import Operands, Tile, numbers
+from gpuconv.backends.base import Operands, Tile, contiguous_operands, numbers
 from gpuconv.backends.roofline import Prediction
 from gpuconv.gpu import Gpu
 from gpuconv.inspection.machine_code import MachineCode, cuda_architecture, cuda_machine_code, cuda_ptx, machine_code
-from gpuconv.planning import plan
 from gpuconv.planning.ranking import ranked
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.reference import as_numpy, worst_violation
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("triton", "cuda")
 # Of the main loop: products, then what moves data.
-_TOLD = (
+_SHOWN = (
     "HGMMA", "UTCHMMA", "HMMA", "DMMA", "FFMA", "DFMA", "UTMALDG", "LDGSTS", "LDG", "LDSM", "LDS", "STS", "LDL", "STL",
 )  # fmt: skip
 _REGISTERS = 65536  # of a multiprocessor, handed out to warps in units of 256
@@ -116,13 +115,13 @@ class Kernel:
         lines = [
             f"{self.name}  {self.backend} {self.direction} {numbers(self.problem.dtype, self.operands.tf32)}"
             f"  {self.architecture} ({self.gpu.name})"
-            + (f"  tile {describe(tile)}" if predicted else "  adds partial sums in order"),
+            + (f"  tile {tile.sizes}" if predicted else "  adds partial sums in order"),
             f"  {code.registers} registers, {code.stack} bytes spilled, {code.shared:,} bytes of shared memory:"
             f" {self.blocks} blocks of {self.threads} threads a multiprocessor"
             f" ({self.blocks * self.threads / self.gpu.threads:.0%} of its threads)",
             "  main loop: "
-            + "".join(f"{loop[name]} {name}, " for name in _TOLD if loop[name])
-            + f"{sum(count for name, count in loop.items() if name not in _TOLD)} others",
+            + "".join(f"{loop[name]} {name}, " for name in _SHOWN if loop[name])
+            + f"{sum(count for name, count in loop.items() if name not in _SHOWN)} others",
         ]
         if predicted:
             lines.append(
@@ -139,12 +138,7 @@ class Kernel:
         return "\n".join(lines)
 
 
-def describe(tile: Tile) -> str:
-    """A tile in a few words."""
-    return tile.sizes
-
-
-def examine(
+def inspect_kernels(
     problem: ConvProblem,
     direction: Direction,
     backend: str,
@@ -171,7 +165,7 @@ def examine(
     reason = ours.refuses_gpu(gpu)
     if reason is not None:
         raise BackendUnavailable(f"backend {backend!r} on {gpu.name}: {reason}")
-    operands = plan.contiguous_operands(problem, direction, problem.memory_format)
+    operands = contiguous_operands(problem, direction, problem.memory_format)
     operands = operands._replace(tf32=tf32, bias=direction == "forward")
     tile, prediction = ranked(ours, ours.tiles(problem, direction, gpu, operands), problem, direction, gpu, tf32)[0]
     compiled = (_triton if backend == "triton" else _cuda)(problem, direction, operands, tile, gpu, ptx)

@@ -16,7 +16,7 @@ from gpuconv.backends.base import contiguous_operands
 from gpuconv.checking.precision import float32_as
 from gpuconv.checking.problems import tensors
 from gpuconv.emulator import device as emulator
-from gpuconv.emulator.machine import EmulationError
+from gpuconv.emulator.program import EmulationError
 from gpuconv.functional import conv2d_act
 from gpuconv.gpu import INTERPRETER, KNOWN, Gpu
 from gpuconv.planning import distrust, plan, tuned

@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="Triton is not installed (it is on Linux al
 from gpuconv import emulator
 from gpuconv.backends.triton.launch import RELEASE
 from gpuconv.cli import main
-from gpuconv.emulator import machine
+from gpuconv.emulator import program
 from gpuconv.emulator.counters import COUNTS, Counters
 
 if emulator.why_not() is not None:
@@ -67,7 +67,7 @@ def test_commands_print_what_is_shown(command: str, shown: str, tmp_path: Path) 
 
 def test_every_kind_of_fault_is_in_the_table_and_shown() -> None:
     table = PAGE.split("## What is checked")[1].split("## What is counted")[0]
-    kinds = {kind for kind in machine._KINDS if kind != "interrupted"}  # by Ctrl-C
+    kinds = {kind for kind in program._KINDS if kind != "interrupted"}  # by Ctrl-C
     assert set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)) == kinds
     faults = runpy.run_path(str(DOCS / "faults.py"))
     assert {faults["found"](body).kind for body in faults["FAULTS"].values()} == kinds

@@ -54,7 +54,7 @@ FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{HERE}"]
 
 def unit(text: str, options: tuple[str, ...]) -> str:
     """A kernel's text as g++ is given it: the built-ins and the options before it, a door to each kernel behind."""
-    names = re.findall(r'extern "C" __global__ void __launch_bounds__\([^)]*\) (\w+)\(', text)
+    names = re.findall(r'extern "C" __global__ void\s__launch_bounds__\([^)]*\) (\w+)\(', text)
     doors = "\n".join(f"HOST_KERNEL({name})" for name in names)
     # Options given to the compiler itself would keep it from using the header that it has read already.
     macros = "\n".join(f"#define {option.removeprefix('-D').replace('=', ' ', 1)}" for option in options)

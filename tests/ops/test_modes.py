@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from lanes import INTERPRETING, LANES, Lane
+from lanes import INTERPRETING, OURS, Lane
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
@@ -15,7 +15,6 @@ from gpuconv import functional
 from gpuconv.ops.act_backward import act_backward
 from gpuconv.settings import Settings
 
-OURS = [lane for lane in LANES if lane.backend != "aten"]
 Function = Callable[[torch.Tensor], torch.Tensor]
 
 

@@ -12,7 +12,7 @@
 
 // ---- faults ----------------------------------------------------------------------------------------------------------
 
-// In the order of `KINDS` in gpuconv/emulator/machine.py.
+// In the order of `KINDS` in gpuconv/emulator/program.py.
 enum Kind : s32 {
     BOUNDS,
     ALIGNMENT,

@@ -1,4 +1,4 @@
-// A decoded program, as gpuconv/emulator/decoding.py lays it out for us.
+// A decoded program, as gpuconv/emulator/decode/base.py lays it out for us.
 #pragma once
 #include <vector>
 
