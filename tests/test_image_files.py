@@ -1,4 +1,4 @@
-"""Pictures of every kind have one reading, whoever reads them."""
+"""Training, prediction and `gpuconv see` read pictures of every kind in the same way."""
 
 import os
 from collections.abc import Callable

@@ -57,7 +57,7 @@ _HALF_POWER = math.sqrt(0.5)
 
 @dataclasses.dataclass(frozen=True)
 class Spectrum:
-    """How much of each frequency a filter lets through."""
+    """The gain of a filter at each frequency."""
 
     gain: Tensor  # [64, 64] ≥ 0, frequency 0 at [32, 32], a step of π/32 a cell
     profile: Tensor  # [24]: the mean gain on rings of radius 0 … π
@@ -112,7 +112,7 @@ class Explanation:
 
 
 def explain_output(model: nn.Module, image: Image, layer: str, at: tuple[int, int, int]) -> Explanation:
-    """How output `at` (channel, row, column) of a convolution layer comes about for an image.
+    """The products and the sum that make output `at` (channel, row, column) of a convolution layer for an image.
 
     image: as `activation_maps` takes it. Raises UserError where there is no such layer or output.
     """
@@ -120,7 +120,7 @@ def explain_output(model: nn.Module, image: Image, layer: str, at: tuple[int, in
 
 
 def explain(call: Call, at: tuple[int, int, int]) -> Explanation:
-    """How output `at` of a recorded call comes about. Raises UserError where there is no such output."""
+    """The explanation of output `at` of a recorded call. Raises UserError where there is no such output."""
     k, p, q = at
     outputs = call.output.shape[1:]
     if not all(0 <= i < size for i, size in zip(at, outputs, strict=True)):

@@ -1,4 +1,4 @@
-"""What the features of a layer respond to: their strongest patches, and beside each its deconvnet projection."""
+"""The features of a layer: their strongest patches, and beside each its deconvnet projection."""
 
 from typing import NamedTuple
 

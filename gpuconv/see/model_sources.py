@@ -1,4 +1,4 @@
-"""Where models to be seen come from: timm, torchvision, or the folder of a run."""
+"""Loading the model to be seen from timm, torchvision, or the folder of a run."""
 
 import dataclasses
 import functools

@@ -78,7 +78,7 @@ def top_patches(model: nn.Module, images: Image | Sequence[Image], layer: str, c
 
 
 def _field_step(model: nn.Module, images: Tensor, layer: str, field: ReceptiveField) -> tuple[int, int]:
-    """How many pixels the receptive field moves down and right from one output to the next; 0 where it is the image."""
+    """The pixels (down, right) from the receptive field of one output to that of the next; 0 where it is the image."""
     before = (max(field.at[0] - 1, 0), max(field.at[1] - 1, 0))
     size = (images.shape[2], images.shape[3])
     other = receptive_field(model, size, layer, before, images.shape[1])

@@ -89,7 +89,7 @@ def _folders(path: Path, left_out: LeftOut) -> dict[str, Path]:
         if entry.name.lower() in _PARTS["train"] and _has_folders(entry):
             raise UserError(
                 f"{entry} has folders, and beside it lie {first_few([other.name for other in others])}: is it the "
-                f"training part or a class? With all classes in {path / 'train'} it is told"
+                f"training part or a class? Put all classes into {path / 'train'} to make it clear"
             )
     return {"train": path}
 

@@ -1,4 +1,4 @@
-"""Models by name and images of any kind; what cannot be had is told in one line."""
+"""Models by name and images of any kind; errors are one line."""
 
 from collections.abc import Callable
 from pathlib import Path

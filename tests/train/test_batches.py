@@ -28,7 +28,7 @@ def images(folder: Path, n: int) -> str:
 
 
 def train(path: Path, config: Config, *lines: ProgressLines, **how: object) -> list[str]:
-    """What was told."""
+    """The lines that were printed."""
     told = io.StringIO()
     runs.train(config, path, [ProgressLines(told, "title"), *lines], **how)
     return told.getvalue().splitlines()
@@ -89,15 +89,15 @@ def test_batches_of_one_image_are_refused_before_the_first_step(tmp_path: Path) 
 def test_each_of_several_processes_has_images_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     config = Config(batch_size=6, epochs=1)
-    assert runs._batches(config, 15, 2) == [
+    assert runs._last_batch_notes(config, 15, 2) == [
         "an epoch's last batch would have 3 images for 2 processes, too few for BatchNorm: it joins the batch before "
         "it, which then has 9"
     ]
-    assert runs._batches(config, 15, 1) == runs._batches(config, 16, 2) == []
+    assert runs._last_batch_notes(config, 15, 1) == runs._last_batch_notes(config, 16, 2) == []
     with pytest.raises(UserError, match="an epoch's last batch has 1 images for 2 processes: change --batch-size"):
-        runs._batches(config, 13, 1)
+        runs._last_batch_notes(config, 13, 1)
     with pytest.raises(UserError, match="a batch has 3 for 2 processes: take a larger --batch-size"):
-        runs._batches(dataclasses.replace(config, batch_size=3), 15, 2)
+        runs._last_batch_notes(dataclasses.replace(config, batch_size=3), 15, 2)
 
 
 @pytest.mark.parametrize(

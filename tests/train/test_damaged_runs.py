@@ -1,4 +1,4 @@
-"""Damage to a run's settings, weights or checkpoint is told in one line."""
+"""Damage to a run's settings, weights or checkpoint is an error of one line."""
 
 import dataclasses
 import json
