@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from gpuconv import nn
 from gpuconv.ops.overrides import Routing
 from gpuconv.problem import CHANNELS_LAST
-from gpuconv.text import printable, some
+from gpuconv.text import first_few, printable
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -49,7 +49,7 @@ class ConversionReport:
         lines = [f"{len(self.converted)} of {count} convolutions are computed by gpuconv"]
         for reason, group in itertools.groupby(sorted(self.kept, key=lambda kept: kept[1]), key=lambda kept: kept[1]):
             names = [name or "the model itself" for name, _ in group]
-            lines.append(f"not converted: {len(names)} ({some(names, 4)}): {printable(reason)}")
+            lines.append(f"not converted: {len(names)} ({first_few(names, 4)}): {printable(reason)}")
         if self.advice:
             lines.append(f"advice: {self.advice}")
         return "\n".join(lines)

@@ -18,7 +18,7 @@ import torch
 from torch.fx import GraphModule, Node, Proxy, Tracer
 
 from gpuconv.models.fuse_graph import CONVOLUTIONS, HOOKED, STATEMENTS, Findings, fuse_graph, hooked, in_place
-from gpuconv.text import printable, some
+from gpuconv.text import first_few, printable
 
 
 class FusionReport(NamedTuple):
@@ -46,7 +46,7 @@ def _grouped(title: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
     lines = []
     for text, group in itertools.groupby(sorted(pairs, key=lambda pair: pair[0]), key=lambda pair: pair[0]):
         names = [name or "the model itself" for _, name in group]
-        lines.append(f"{title}: {len(names)} ({some(names, 4)}): {printable(text)}")
+        lines.append(f"{title}: {len(names)} ({first_few(names, 4)}): {printable(text)}")
     return lines
 
 

@@ -17,8 +17,7 @@ from gpuconv.activations import IDENTITY
 from gpuconv.backends.base import Tile
 from gpuconv.backends.cuda import backend as cuda
 from gpuconv.backends.cuda.launch import Instance
-from gpuconv.checking.check import OPERANDS
-from gpuconv.checking.problems import tensors
+from gpuconv.checking.problems import OPERANDS, tensors
 from gpuconv.emulator import EmulationError, load
 from gpuconv.emulator.device import VirtualGpu
 from gpuconv.emulator.ptx import parse

@@ -23,8 +23,8 @@ from gpuconv.backends.triton import backend as triton
 from gpuconv.backends.triton.launch import Launch
 from gpuconv.bench import suites
 from gpuconv.checking import check
+from gpuconv.checking.precision import NUMBERS
 from gpuconv.checking.problems import CURATED, LAYOUTS, LONG_SUMS, OF_FAMILIES, laid_out, problem_called
-from gpuconv.checking.self_test import NUMBERS
 from gpuconv.gpu import KNOWN
 from gpuconv.planning.ranking import ranked
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, memory_format_of
@@ -76,11 +76,11 @@ class Case(NamedTuple):
 
     @property
     def problem(self) -> ConvProblem:
-        return _told(self)[0]
+        return _as_planned(self)[0]
 
     @property
     def operands(self) -> Operands:
-        return _told(self)[1]
+        return _as_planned(self)[1]
 
     @property
     def launches(self) -> tuple[Launch | CudaLaunch, ...]:
@@ -95,7 +95,7 @@ class Case(NamedTuple):
         return f"{self.name!r}, {how}, {self.tile}, {' + '.join(extra)}".rstrip(", ") + f" ({self.problem})"
 
 
-def _told(case: Case) -> tuple[ConvProblem, Operands]:
+def _as_planned(case: Case) -> tuple[ConvProblem, Operands]:
     return _operands(case.plain, case.direction, case.numbers, case.layout, case.epilogue)
 
 
@@ -103,7 +103,7 @@ def _told(case: Case) -> tuple[ConvProblem, Operands]:
 def _operands(
     plain: ConvProblem, direction: Direction, numbers: str, layout: str, epilogue: Epilogue = NOTHING
 ) -> tuple[ConvProblem, Operands]:
-    """The problem and the operands that the planner would tell a backend of a call with such tensors."""
+    """The problem and operands with which the planner would describe a call with such tensors to a backend."""
 
     def empty(shape: tuple[int, ...]) -> torch.Tensor:
         return laid_out(torch.empty(shape, dtype=NUMBERS[numbers], device="meta"), layout)
