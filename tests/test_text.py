@@ -1,4 +1,4 @@
-"""What comes from outside is printed without doing anything to the terminal."""
+"""Text from outside is printed without effect on the terminal."""
 
 from pathlib import Path
 

@@ -4,7 +4,7 @@
     triton_gpu            any Triton or Gluon kernel, through Triton's own JIT
     on                    gpuconv's own kernels: CPU tensors stand for the GPU's
 
-It needs a C++ compiler, no GPU. What it proves and what it cannot is said in docs/virtual-gpu.md.
+It needs a C++ compiler, no GPU. What it proves and what it cannot is said in docs/emulator.md.
 """
 
 from importlib import import_module

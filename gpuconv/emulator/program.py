@@ -2,7 +2,7 @@
 
     counters = run_ptx(text, "kernel", grid=4, block=128, shared=0, args=[x, y, 3])
 
-What a pointer argument points to is a range of its own: pointers of the virtual GPU are virtual addresses, 2^40 bytes
+Each pointer argument has a range of memory of its own: pointers of the virtual GPU are virtual addresses, 2^40 bytes
 apart from range to range, so that an access outside its own tensor is always found, wherever it lands.
 """
 
@@ -24,7 +24,7 @@ from gpuconv.emulator.errors import EmulationError, UnknownInstruction
 from gpuconv.emulator.ptx import Parameter, parse
 from gpuconv.emulator.runs import SCHEDULES, check_schedule
 
-_NO_MEMORY = 2  # what the core answers
+_NO_MEMORY = 2  # the core's answer when it runs out of memory
 # In the order of `Kind` in core/machine.h.
 _KINDS = (
     "bounds", "alignment", "uninitialised", "race", "barrier", "deadlock", "copy engine", "wgmma",
@@ -115,7 +115,7 @@ class Program:
         checks: bool = True,
         cluster: Dim = 1,
     ) -> Counters:
-        """Run the kernel to its end, and give what it counted.
+        """Run the kernel to its end, and give its counters.
 
         grid, block, cluster: blocks, threads of a block, blocks of a cluster, as 1 to 3 integers. shared: bytes of
         dynamic shared memory. args: one for each parameter: a torch.Tensor on the CPU or an np.ndarray (a pointer to
@@ -127,7 +127,8 @@ class Program:
         'random' (from the seed, with warps and blocks in random order). checks: whether races in shared memory and
         values that were never written are looked for; bounds, alignment and barriers always are.
 
-        Raises ValueError or TypeError for arguments that do not fit, EmulationError for what the kernel does wrong.
+        Raises ValueError or TypeError for arguments that do not fit, EmulationError for a fault in the kernel,
+        MemoryError where the memory of this machine does not suffice.
         """
         launch = _Launch()
         dims = {"grid": _dim("grid", grid), "block": _dim("block", block), "cluster": _dim("cluster", cluster)}
@@ -154,8 +155,8 @@ class Program:
         fault = _Fault()
         failed = 0
         if 0 not in dims["grid"]:
-            with _Interruption() as asked:
-                launch.interrupted = asked.callback
+            with _Interruption() as interruption:
+                launch.interrupted = interruption.callback
                 failed = _library().emulator_run(
                     self._handle, ctypes.byref(launch), _address(table), ctypes.byref(fault)
                 )
@@ -198,7 +199,7 @@ class Program:
 
 @functools.lru_cache(maxsize=1024)
 def load(ptx: str, name: str | None = None) -> Program:
-    """The entry of this name (the only one, where it is None) of a text of PTX, ready to run. Kept for the next call.
+    """The entry of this name (None: the only one) of a text of PTX, ready to run. Kept for the next call.
 
     Raises ValueError where there is no such entry, UnknownInstruction, which names the instruction and its line, and
     EmulatorUnavailable, with the reason, where there is no C++ compiler.
@@ -209,12 +210,12 @@ def load(ptx: str, name: str | None = None) -> Program:
 def run_ptx(
     text: str, name: str | None, grid: Dim, block: Dim, shared: int, args: Sequence[Any], **options: Any
 ) -> Counters:
-    """Run an entry of a text of PTX on arrays, and give what it counted: `load(text, name).run(…)`, see there."""
+    """Run an entry of a text of PTX on arrays, and give its counters: `load(text, name).run(…)`, see there."""
     return load(text, name).run(grid, block, shared, args, **options)
 
 
 def _dim(name: str, value: Dim) -> tuple[int, int, int]:
-    """Three integers for one to three."""
+    """One to three integers as three."""
     given = (value,) if isinstance(value, int) else tuple(int(v) for v in value)
     if not 1 <= len(given) <= 3 or any(v < 0 for v in given):
         raise ValueError(f"{name} must be 1 to 3 integers of at least 0, but got {value!r}")
@@ -226,8 +227,10 @@ def _dim(name: str, value: Dim) -> tuple[int, int, int]:
 
 
 class _Interruption:
-    """While the core runs, Ctrl-C is noted: the core asks from time to time, and stops. An exception that a handler
-    raises there would be lost."""
+    """A context in which Ctrl-C is noted; the core looks from time to time, and stops.
+
+    An exception that a signal's handler raises while the core runs would be lost.
+    """
 
     def __init__(self) -> None:
         self.noted = False

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from gpuconv import nn
 from gpuconv.ops.overrides import Routing
+from gpuconv.problem import CHANNELS_LAST
 from gpuconv.text import first_few, printable
 
 Module = TypeVar("Module", bound=torch.nn.Module)
@@ -30,7 +31,6 @@ _OURS: dict[type, type] = {
 }
 _THEIRS: dict[type, type] = {ours: theirs for theirs, ours in _OURS.items()}
 _CONVOLUTIONS = tuple(_OURS)
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +154,9 @@ def _why_not(cls: type, module: torch.nn.Module) -> str:
 def _advice(modules: Iterable[torch.nn.Module]) -> str | None:
     for module in modules:
         weight = module._parameters.get("weight")  # a computed one is not read: spectral_norm changes when it is
-        if weight is None or torch.nn.parameter.is_lazy(weight) or weight.dim() not in _CHANNELS_LAST:
+        if weight is None or torch.nn.parameter.is_lazy(weight) or weight.dim() not in CHANNELS_LAST:
             continue
-        memory_format = _CHANNELS_LAST[weight.dim()]
+        memory_format = CHANNELS_LAST[weight.dim()]
         if not weight.is_contiguous(memory_format=memory_format):
             return (
                 f"on a GPU the tensor-core kernels are made for channels-last tensors: "

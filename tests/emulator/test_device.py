@@ -1,5 +1,4 @@
-"""The virtual GPU in place of the CPU: it computes what the oracle says, for the GPU that is asked for, and leaves no
-trace."""
+"""The virtual GPU in place of the CPU: right by the oracle, planned for the GPU that is named, and leaving no trace."""
 
 import dataclasses
 import threading
@@ -202,7 +201,7 @@ def test_it_plans_as_for_that_gpu() -> None:
 
 
 def test_leaving_it_leaves_no_trace(h100: emulator.VirtualGpu) -> None:
-    """Whatever happened within, in contexts within contexts."""
+    """Also after an error, and with nested contexts."""
     x, w, b, _ = operands()
     inner = []
 
@@ -294,7 +293,7 @@ def test_compiled_code_follows_it() -> None:
 
 @each_backend
 def test_a_tile_that_the_gpu_has_no_memory_for_is_passed_over(lane: Lane) -> None:
-    """As on a real one, which refuses the launch."""
+    """A real GPU would refuse the launch."""
     small = dataclasses.replace(KNOWN["A100"], shared_memory=4 << 10)
     problem = ConvProblem.of((2, 64, 16, 16), (64, 64, 3, 3), padding=1, dtype=torch.float16, memory_format=LAST)
     asked = contiguous_operands(problem, "forward", LAST)

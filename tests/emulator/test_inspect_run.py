@@ -1,4 +1,4 @@
-"""`gpuconv inspect --run`: our kernels, run once on a virtual GPU; what they count is what theory says."""
+"""`gpuconv inspect --run`: our kernels, run once on a virtual GPU, have the counters that theory predicts."""
 
 import dataclasses
 import json

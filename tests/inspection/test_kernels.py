@@ -1,4 +1,4 @@
-"""`gpuconv plan` and `gpuconv inspect`: what would be launched for a layer on a GPU that is not here."""
+"""`gpuconv plan` and `gpuconv inspect`: the launches for a layer on a GPU, without one."""
 
 import importlib.resources
 import json

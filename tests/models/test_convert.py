@@ -1,4 +1,4 @@
-"""`convert`, `revert` and `patch`: PyTorch's models computed by gpuconv, and nothing else about them changed."""
+"""`convert`, `revert` and `patch`: models of PyTorch are computed by gpuconv, and nothing else about them changes."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""The ops in compiled and exported programs, without a graph break, and what the flop counter makes of them."""
+"""The ops in compiled and exported programs, without a graph break, and under the flop counter."""
 
 import io
 

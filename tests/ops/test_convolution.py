@@ -60,7 +60,7 @@ def test_gradients_of_the_gradient_ops(lane: Lane) -> None:
 
 
 def third_derivative(f, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Of (Σ y³)² in the directions x and w by turns."""
+    """The third derivative of (Σ y³)², in the directions x and w by turns."""
     value = f(x, w, b).pow(3).sum().pow(2)
     for t in (x, w, x):
         (g,) = torch.autograd.grad(value, t, create_graph=True)

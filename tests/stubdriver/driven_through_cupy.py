@@ -26,8 +26,7 @@ from gpuconv.backends.cuda.backend import FAMILIES, CudaBackend, launches
 from gpuconv.backends.cuda.cupy_runtime import CupyRuntime
 from gpuconv.backends.cuda.launch import Instance, Launch
 from gpuconv.backends.elementwise import Elementwise
-from gpuconv.checking.check import OPERANDS
-from gpuconv.checking.problems import tensors as random_tensors
+from gpuconv.checking.problems import OPERANDS, tensors as random_tensors
 from gpuconv.gpu import KNOWN
 from gpuconv.planning import plan
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction

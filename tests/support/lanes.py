@@ -72,7 +72,7 @@ class Lane(NamedTuple):
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """What a test of this lane runs in. Skips it where the GPU cannot be emulated."""
+        """The context of a test of this lane. Skips it where the GPU cannot be emulated."""
         if self.gpu is None:
             yield
             return

@@ -1,4 +1,4 @@
-"""A small grouped problem with every setting, for what is tested of the ops in float64 in many ways."""
+"""A small grouped problem with every setting, for tests of the ops in float64."""
 
 import torch
 from lanes import INTERPRETING, Lane

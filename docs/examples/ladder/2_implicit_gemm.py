@@ -16,8 +16,8 @@ A program owns 64 pixels × 64 filters. In a step it gathers 64 terms for all of
 
 A number that is fetched now serves 64 outputs, not one. But the order of j is the textbook's (im2col), taps fastest:
 
-    j        0  1  2  3  4  5  6  7  8  9  10 …         each in another pixel, so in another sector
-    c, tap   0,0 0,1 0,2 … 0,8          1,0 1,1 …       2 bytes at a time, each with an address and a mask of its own
+    j        0    1    2    …  8    9    10   …       neighbours are in other pixels, so in other sectors:
+    c, tap   0,0  0,1  0,2  …  0,8  1,0  1,1  …       2 bytes at a time, each with an address and a mask of its own
 """
 
 import step

@@ -2,8 +2,8 @@
 
     python docs/examples/ladder/step.py    all steps beside each other
 
-A step is a file with a number. It has one kernel, and `convolve(x, w, y)`, which launches it on tensors that lie in
-memory as their letters stand: x[N, H, W, C], w[K, R, S, C] and y[N, P, Q, K].
+A step is a file whose name begins with a number. It has one kernel, and `convolve(x, w, y)`, which launches it. Tensors
+lie in memory in the order of their letters, the last one fastest: x[N, H, W, C], w[K, R, S, C] and y[N, P, Q, K].
 """
 
 import runpy
@@ -106,7 +106,7 @@ def show(*steps: Path) -> dict[str, Measured]:
 
 
 def main(file: str) -> None:
-    """What a step does when it is run by itself: it stands beside the step before, and names its dearest lines."""
+    """What a step does when it is run by itself: it stands beside the step before, and names its costliest lines."""
     step, steps = Path(file).resolve(), files()
     at = steps.index(step) if step in steps else 0
     right = show(*steps[max(0, at - 1) : at], step)

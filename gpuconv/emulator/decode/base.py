@@ -1,7 +1,7 @@
-"""What the decoding of all instructions needs: registers become slots, opcodes operations with modifiers.
+"""The decoding that all instructions share: registers become slots, opcodes operations with modifiers.
 
 Every operand is a slot, a register of all lanes: immediates and addresses of variables are slots too, filled when a
-thread starts. What the modifiers of an operation mean is said in the core, beside its handler. The modules beside this
+thread starts. The core says, beside its handler, what the modifiers of an operation mean. The modules beside this
 one register the functions that decode each instruction.
 """
 
@@ -78,7 +78,7 @@ class Opcode(NamedTuple):
 
     @property
     def float_modifiers(self) -> tuple[int, int, int, int]:
-        """Rounding, saturation, NaN or ReLU, flushing: what arithmetic on floats may say."""
+        """Rounding, saturation, NaN or ReLU, flushing of subnormals: the modifiers of float arithmetic."""
         saturated = self.has("sat") or self.has("satfinite")
         special = self.has("NaN") or self.has("relu")
         return self.one_of(ROUNDING), int(saturated), int(special), int(self.has("ftz"))
@@ -107,7 +107,7 @@ class Code:
     shared: int  # bytes of static shared memory
     dynamic: int  # where dynamic shared memory begins
     granule: int
-    globals: list[bytes]  # memory of its own, which is there before a launch
+    globals: list[bytes]  # its variables in global memory, initialised
 
 
 Decoder = Callable[["Decoding", Opcode, tuple[str, ...]], None]
@@ -125,7 +125,7 @@ def decodes(*bases: str) -> Callable[[Decoder], Decoder]:
 
 
 class Decoding:
-    """What is known while an entry is decoded."""
+    """The state of decoding one entry."""
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
@@ -197,7 +197,7 @@ class Decoding:
         )
 
     def unknown(self, why: str = "") -> UnknownInstruction:
-        """The error that the statement at hand is not known."""
+        """The error for a statement that the emulator does not know: the current one."""
         at = self.statement
         assert at is not None
         where = f", {at.source}" if at.source else ""
@@ -232,7 +232,7 @@ class Decoding:
         self._addresses |= {name: (SHARED, self._dynamic) for name, _ in dynamic}
 
     def space_of(self, name: str) -> int | None:
-        """The space of a variable or parameter; None for another name."""
+        """The memory space of a variable or parameter; None for another name."""
         if name in self._addresses:
             return self._addresses[name][0]
         return PARAMETER if name in self.entry.parameters else None
@@ -328,7 +328,7 @@ class Decoding:
         immediate: int = 0,
         target: str = "",
     ) -> None:
-        """Add an instruction."""
+        """Append an instruction. modifiers, immediate: as the operation's handler in the core says; target: a label."""
         code = self._operations.setdefault(operation, len(self._operations))
         if target:
             self._targets.append((len(self._rows), target))

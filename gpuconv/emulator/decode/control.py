@@ -1,21 +1,21 @@
-"""Decoding of what lanes tell each other, of branches, and of what changes nothing here."""
+"""Decoding of exchanges between lanes, of branches, and of instructions without effect here."""
 
 from gpuconv.emulator.decode.base import ATOMIC, Decoding, Opcode, decodes
 
-_EVERYBODY = "-1"
+_ALL_LANES = "-1"
 
 
 @decodes("shfl")
 def _shuffle(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
     mode = op.one_of({"up": 0, "down": 1, "bfly": 2, "idx": 3})
-    sources = d.operands((*operands[1:], *(_EVERYBODY,) * (5 - len(operands))), "b32")
+    sources = d.operands((*operands[1:], *(_ALL_LANES,) * (5 - len(operands))), "b32")
     d.emit("shfl", d.pair(operands[0]), sources, op.type, modifiers=[mode])
 
 
 @decodes("vote")
 def _vote(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
     a, negated = d.predicate(operands[1])
-    members = d.operand(operands[2] if len(operands) > 2 else _EVERYBODY, "b32")
+    members = d.operand(operands[2] if len(operands) > 2 else _ALL_LANES, "b32")
     mode = op.one_of({"all": 0, "any": 1, "uni": 2, "ballot": 3})
     d.emit("vote", [d.operand(operands[0])], [a, members], op.type, modifiers=[mode, negated])
 
@@ -61,7 +61,7 @@ def _trap(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
 
 @decodes("call")
 def _call(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
-    """Of the two functions that the device's own library has: printing, which prints nothing here, and assertions."""
+    """Calls of the device library's two functions: vprintf, which prints nothing here, and __assertfail."""
     name = next(operand for operand in operands if not operand.startswith("("))
     if name not in ("vprintf", "__assertfail"):
         raise d.unknown(" (calls of functions are not)")
@@ -76,7 +76,7 @@ def _yield(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
 @decodes("membar", "griddepcontrol", "prefetch", "prefetchu", "discard", "applypriority", "createpolicy", "brkpt",
          "pmevent")  # fmt: skip
 def _nothing(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
-    """What changes nothing that is modelled. (A cache policy is a number that nobody reads.)"""
+    """Instructions that change nothing that is modelled. (A cache policy is a number that is never read.)"""
     if op.base == "createpolicy":
         d.emit("mov", [d.operand(operands[0])], [d.constant(0)], "b64")
     else:

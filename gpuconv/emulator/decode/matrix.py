@@ -108,8 +108,8 @@ def _copy(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
         d.emit("cp.async.arrive", [], [d.operand(base)], modifiers=[int(op.has("noinc"))], immediate=offset)
     else:
         (to, to_offset), (source, source_offset) = d.address(operands[0]), d.address(operands[1])
-        told = operands[3:-1] if op.has("L2::cache_hint") else operands[3:]
-        size = d.operand(told[0], "u32") if told else -1  # how much is read
+        optional = operands[3:-1] if op.has("L2::cache_hint") else operands[3:]
+        size = d.operand(optional[0], "u32") if optional else -1  # bytes that are read
         d.emit(
             "cp.async", [], [d.operand(to), d.operand(source), size],
             modifiers=[int(operands[2], 0), source_offset], immediate=to_offset,

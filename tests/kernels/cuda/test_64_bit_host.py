@@ -14,8 +14,7 @@ from gpuconv.backends import derived
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda import backend as cuda
 from gpuconv.backends.cuda.launch import source
-from gpuconv.checking.check import OPERANDS
-from gpuconv.checking.problems import tensors
+from gpuconv.checking.problems import OPERANDS, tensors
 from gpuconv.gpu import KNOWN
 from gpuconv.planning import plan
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction

@@ -15,8 +15,7 @@ from gpuconv.activations import Activation
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda import depthwise as cuda_depthwise
 from gpuconv.backends.cuda.launch import Launch, source
-from gpuconv.checking.check import OPERANDS
-from gpuconv.checking.problems import laid_out, random_depthwise, tensors
+from gpuconv.checking.problems import OPERANDS, laid_out, random_depthwise, tensors
 from gpuconv.gpu import KNOWN
 from gpuconv.planning.ranking import best_tile
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, memory_format_of

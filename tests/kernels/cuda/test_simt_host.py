@@ -12,8 +12,7 @@ from host_cuda import COMPILER, HostRuntime, Record, Recorder, compute, replay
 from gpuconv import reference
 from gpuconv.backends.base import Tile
 from gpuconv.backends.cuda import simt as cuda_simt
-from gpuconv.checking.check import OPERANDS
-from gpuconv.checking.problems import CURATED, tensors
+from gpuconv.checking.problems import CURATED, OPERANDS, tensors
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 from gpuconv.reference import as_numpy, assert_close_to_oracle

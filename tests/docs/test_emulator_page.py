@@ -1,4 +1,4 @@
-"""What docs/virtual-gpu.md shows is what happens."""
+"""What docs/emulator.md shows that is printed, found and counted is what happens; test_pages.py runs the rest."""
 
 import io
 import re
@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+from pages import DOCS
 
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
 
@@ -20,25 +21,10 @@ from gpuconv.emulator.counters import COUNTS, Counters
 if emulator.why_not() is not None:
     pytest.skip(f"the virtual GPU does not run here: {emulator.why_not()}", allow_module_level=True)
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGE = (DOCS / "virtual-gpu.md").read_text()
+PAGE = (DOCS / "emulator.md").read_text()
 PYTHON = re.findall(r"^```python\n(?:# (\w+\.py)\n)?(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 NAMED = {name: text for name, text in PYTHON if name}
 SHOWN = re.findall(r"^```console\n\$ ([^\n]*)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-COMMANDS = re.findall(r"^(?:\$ )?gpuconv ([^#\n]*)", PAGE, re.MULTILINE)
-
-
-@pytest.mark.parametrize("text", [text for name, text in PYTHON if not name])
-def test_python_runs(text: str, tmp_path: Path) -> None:
-    file = tmp_path / "page.py"
-    file.write_text(text)
-    runpy.run_path(str(file))
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_have_these_options(command: str) -> None:
-    name, *words = shlex.split(command)
-    assert main.imported(name).make_context(name, words) is not None
 
 
 def printed(command: str, folder: Path) -> str:
@@ -69,7 +55,7 @@ def test_every_kind_of_fault_is_in_the_table_and_shown() -> None:
     table = PAGE.split("## What is checked")[1].split("## What is counted")[0]
     kinds = {kind for kind in program._KINDS if kind != "interrupted"}  # by Ctrl-C
     assert set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)) == kinds
-    faults = runpy.run_path(str(DOCS / "faults.py"))
+    faults = runpy.run_path(str(DOCS / "examples" / "faults.py"))
     assert {faults["found"](body).kind for body in faults["FAULTS"].values()} == kinds
 
 

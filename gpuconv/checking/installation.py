@@ -1,4 +1,4 @@
-"""What `gpuconv doctor` reports: versions, GPUs, which backends can run here, and what `auto` will pick."""
+"""What `gpuconv doctor` reports: versions, GPUs, which backends can run here, and what `auto` picks."""
 
 import os
 import platform
@@ -12,15 +12,15 @@ from gpuconv.emulator.build import why_not
 from gpuconv.emulator.device import VARIABLE
 from gpuconv.planning import distrust, plan
 
-# Copies by cp.async are read by wgmma without fence.proxy.async, which PTX asks for.
+# wgmma reads what cp.async copied without fence.proxy.async, which PTX requires.
 _OLD_TRITON = (
-    "advice: Triton before 3.8 leaves out a fence between copies and products on compute capability 9.0; results may\n"
-    "depend on luck. PyTorch 2.14 brings Triton 3.8. gpuconv doctor --self-test tries every family of kernels."
+    "advice: Triton before 3.8 leaves out a fence between copies and products on compute capability 9.0: results may\n"
+    "be wrong now and then. PyTorch 2.14 brings Triton 3.8. gpuconv doctor --self-test tries every family of kernels."
 )
 
 
 def report() -> dict[str, Any]:
-    """Everything there is to know, as plain values for JSON. Whatever is missing or broken here is a part of it."""
+    """The whole report as plain values, for JSON. What is missing or broken here is part of it and raises nothing."""
     gpus, trouble = _gpus()
     usable = {name: _unavailable(name) for name in backends.names()}
     selected = backends.selected()
@@ -55,7 +55,7 @@ def report() -> dict[str, Any]:
 
 
 def text(found: dict[str, Any]) -> str:
-    """A report for people."""
+    """The report as text."""
     lines = [
         f"python    {found['python']} on {found['platform']}",
         f"gpuconv   {found['gpuconv']}",
@@ -78,7 +78,7 @@ def text(found: dict[str, Any]) -> str:
     for name, state in found["backends"].items():
         lines.append(f"  {name:8}" + ("usable" if state["usable"] else f"not here: {state['reason']}"))
     emulated = found["emulator"]
-    lines += ["", "emulator of GPUs, on the CPU"]
+    lines += ["", "emulator of GPUs on the CPU"]
     lines.append("  usable" if emulated["usable"] else f"  not here: {emulated['reason']}")
     if emulated["on"]:
         lines.append(f"  CPU tensors stand for those of: {emulated['on']} ({VARIABLE})")
@@ -88,23 +88,23 @@ def text(found: dict[str, Any]) -> str:
     if old and any(gpu["capability"].startswith("9.") for gpu in found["gpus"]):
         lines += ["", _OLD_TRITON]
     if found["failed"]:
-        lines += ["", "passed over (gpuconv doctor --self-test judges again)"]
+        lines += ["", "not used, since they failed the self-test (gpuconv doctor --self-test tries them again)"]
     for one in found["failed"]:
         kernels = distrust.Kernels(**{name: one[name] for name in distrust.Kernels._fields})
         lines.append(f"  {kernels} on {one['device']}: {one['reason']}")
-    lines += ["", "auto picks the first of these that can do the problem"]
+    lines += ["", "auto picks the first of these that supports the problem"]
     for device, choice in found["auto"].items():
         here = "" if device == "cpu" or found["gpus"] else "; no GPU here"
         lines.append(f"  {device:8}{', '.join(choice['order'])} (starts with {choice['picks'] or 'none'}{here})")
     if found["selected_by"] == "GPUCONV_BACKEND":
         lines += ["", f"GPUCONV_BACKEND selects {found['selected']!r}"]
     if found["selected_trouble"]:
-        lines.append(f"  which is wrong: {found['selected_trouble']}")
+        lines.append(f"  which does not work: {found['selected_trouble']}")
     return "\n".join(lines)
 
 
 def _unavailable(name: str) -> str | None:
-    """Why the backend cannot run here, or None; a backend that breaks while it is asked cannot."""
+    """Why the backend cannot run here, or None. An error while finding out is a reason too."""
     try:
         return backends.get(name).unavailable()
     except Exception as error:
@@ -112,7 +112,7 @@ def _unavailable(name: str) -> str | None:
 
 
 def _emulated() -> dict[str, str | None]:
-    """The GPU that the CPU stands for, as things are recorded of it, and what is wrong with it."""
+    """The name of the GPU that the CPU stands for, if it does, and what is wrong with that."""
     cpu = torch.device("cpu")
     if not plan.emulated(cpu):
         return {"on": None, "trouble": None}
@@ -123,6 +123,7 @@ def _emulated() -> dict[str, str | None]:
 
 
 def _unknown(name: str) -> str:
+    """Why `name` selects no backend."""
     try:
         backends.get(name)
     except ValueError as error:
