@@ -31,7 +31,7 @@ from gpuconv.activations import Activation
 from gpuconv.backends.base import Tile
 from gpuconv.backends.triton import backend, launch as triton_launch
 from gpuconv.gpu import KNOWN
-from gpuconv.planning import plan, predict
+from gpuconv.planning import plan, ranking
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.settings import Settings
 
@@ -75,9 +75,9 @@ def measure(direction: Direction, rounds: int = 50, calls: int = 200) -> dict[st
     a, b = (torch.randn(shapes[name]).half() for name in (first, second))
     operands = plan.contiguous_operands(PROBLEM, direction)
     gpu = KNOWN["H100"]
-    tile = predict.best_tile(
-        backend.TritonBackend().tiles(PROBLEM, direction, gpu, operands), PROBLEM, direction, gpu, False
-    )
+    triton_backend = backend.TritonBackend()
+    tiles = triton_backend.tiles(PROBLEM, direction, gpu, operands)
+    tile = ranking.best_tile(triton_backend, tiles, PROBLEM, direction, gpu, False)
     assert tile is not None
     tile = Tile(tile.rows, tile.columns, tile.depth, tile.warps, tile.stages)  # one launch, whatever the direction
     (launch,) = backend.launches(PROBLEM, direction, operands, tile)
@@ -100,9 +100,7 @@ def measure(direction: Direction, rounds: int = 50, calls: int = 200) -> dict[st
         mock.patch.dict(plan._plans, clear=True),
         mock.patch.object(backend, "INTERPRETING", False),
     ):
-        bound = backend.TritonBackend().bind(
-            PROBLEM, direction, torch.device("cuda", 0), Activation("none"), operands, tile
-        )
+        bound = triton_backend.bind(PROBLEM, direction, torch.device("cuda", 0), Activation("none"), operands, tile)
         with mock.patch.object(plan, "choose", lambda *_: SimpleNamespace(run=bound)):
             look_up[direction]()(a, b, *extra)  # which leaves it to be found
         launch.use(null)

@@ -15,7 +15,7 @@ import torch
 
 from gpuconv.bench import suites
 from gpuconv.gpu import REPRESENTATIVE
-from gpuconv.inspection.kernels import BACKENDS, examine
+from gpuconv.inspection.kernels import BACKENDS, inspect_kernels
 from gpuconv.problem import DIRECTIONS
 
 FILE = Path(__file__).with_name("machine_code.json")
@@ -38,7 +38,7 @@ def facts(architecture: str) -> dict[str, dict[str, Any]]:
     found = {}
     for backend in BACKENDS:
         for direction in DIRECTIONS:
-            for kernel in examine(problem, direction, backend, REPRESENTATIVE[architecture]):
+            for kernel in inspect_kernels(problem, direction, backend, REPRESENTATIVE[architecture]):
                 loop = kernel.code.loop_instructions
                 found[f"{backend} {direction} {kernel.name} {architecture}"] = {
                     "registers": kernel.code.registers,

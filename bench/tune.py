@@ -20,7 +20,7 @@ from gpuconv.checking.precision import float32_as
 from gpuconv.gpu import Gpu
 from gpuconv.planning import distrust, plan, tuned
 from gpuconv.planning.plan import Asked
-from gpuconv.planning.predict import ranked
+from gpuconv.planning.ranking import ranked
 
 MOST_TILES = 6  # of each backend
 
@@ -51,7 +51,7 @@ def candidates(asked: Asked, names: Sequence[str], most_tiles: int = MOST_TILES)
             continue
         menu = backend.tiles(problem, direction, gpu, operands)
         tiles, reasons = distrust.sift(menu, name, direction, numbers(problem.dtype, operands.tf32), failed, {})
-        in_order = ranked(tiles, problem, direction, gpu, operands.tf32)
+        in_order = ranked(backend, tiles, problem, direction, gpu, operands.tf32)
         yield from ((name, tile) for tile, _ in in_order[:most_tiles])
         if not menu and not reasons:
             yield name, None

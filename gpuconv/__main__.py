@@ -1,4 +1,4 @@
-"""`gpuconv` and `python -m gpuconv`: the command line, or what is left of it without the packages that it needs."""
+"""`gpuconv` and `python -m gpuconv`: the command line; without the packages that it needs, `--version` and `doctor`."""
 
 import sys
 from argparse import ArgumentParser
@@ -22,7 +22,10 @@ def main() -> None:
 
 
 def _base(arguments: list[str], missing: list[str]) -> int:
-    """The base install's command line: version, `doctor`, else a line with what is missing. Returns the status."""
+    """Answer without the missing packages: the version, and what `doctor` finds; else say what is missing.
+
+    Gives the exit status.
+    """
     needs = f"the command line needs: {packages.install('train', missing)}"
     parser = ArgumentParser("gpuconv", epilog=needs, add_help=False, exit_on_error=False)
     parser.add_argument("-h", "--help", action="store_true")

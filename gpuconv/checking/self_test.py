@@ -31,7 +31,7 @@ from gpuconv.checking.problems import CURATED, LAYOUTS, LONG_SUMS, OF_FAMILIES, 
 from gpuconv.gpu import Gpu
 from gpuconv.planning import distrust
 from gpuconv.planning.distrust import Kernels
-from gpuconv.planning.predict import ranked
+from gpuconv.planning.ranking import ranked
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, memory_format_of
 from gpuconv.reference import as_numpy
 
@@ -117,7 +117,7 @@ def _trials_in(
             continue
         tiles = backend.tiles(problem, direction, gpu, operands)
         first: dict[tuple[str, bool], Tile] = {}
-        for tile, prediction in ranked(tiles, problem, direction, gpu, operands.tf32):
+        for tile, prediction in ranked(backend, tiles, problem, direction, gpu, operands.tf32):
             if on_cpu and prediction.seconds > _MOST_SECONDS_ON_CPU:
                 continue
             first.setdefault((tile.kernel, tile.splits > 1), tile)

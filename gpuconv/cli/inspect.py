@@ -13,7 +13,7 @@ from gpuconv.cli.options import AsJson, Directions, checked, each_of
 from gpuconv.emulator import EmulationError
 from gpuconv.errors import UserError
 from gpuconv.gpu import REPRESENTATIVE, named
-from gpuconv.inspection.kernels import BACKENDS, Kernel, examine
+from gpuconv.inspection.kernels import BACKENDS, Kernel, inspect_kernels
 from gpuconv.text import printable
 
 
@@ -63,7 +63,7 @@ def inspect(
         for gpu in gpus:
             for one in each_of("backend", backend, BACKENDS):
                 try:
-                    kernels = examine(problem, where, one, gpu, tf32, ptx, run)
+                    kernels = inspect_kernels(problem, where, one, gpu, tf32, ptx, run)
                 except backends.BackendUnavailable as error:
                     refused.append(str(error))
                     continue

@@ -12,7 +12,7 @@ from gpuconv.errors import UserError
 from gpuconv.gpu import KNOWN
 from gpuconv.planning import plan
 from gpuconv.problem import DIRECTIONS
-from gpuconv.text import like
+from gpuconv.text import did_you_mean
 
 BACKENDS = f"{', '.join(backends.names())}, or package.module:Class for your own"
 
@@ -42,7 +42,7 @@ def one_of(option: str, word: str, known: Collection[_Name]) -> _Name:
     for name in known:
         if name == word:
             return name
-    raise UserError(f"{option} must be one of {', '.join(known)}, but got {word!r}{like(word, list(known))}")
+    raise UserError(f"{option} must be one of {', '.join(known)}, but got {word!r}{did_you_mean(word, known)}")
 
 
 def each_of(option: str, given: list[str] | None, known: Collection[_Name]) -> list[_Name]:

@@ -11,7 +11,7 @@ from gpuconv import backends
 from gpuconv.cli.layers import Batch, Layers, Layout, Numbers, problems_of
 from gpuconv.cli.options import AsJson, Directions, checked
 from gpuconv.gpu import KNOWN, Gpu, named
-from gpuconv.planning import plan as planner
+from gpuconv.planning import plan as planner, ranking
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.text import printable
 
@@ -46,7 +46,7 @@ def plan(
     for name, problem, where in problems_of(layer, direction, dtype, layout, batch):
         for device in gpus:
             operands = planner.contiguous_operands(problem, where, problem.memory_format)._replace(tf32=tf32)
-            found, refused = planner.candidates(problem, where, device, operands)
+            found, refused = ranking.candidates(problem, where, device, operands)
             chosen = next((c for c in found if c.backend in backends.auto_order("cuda")), None)
             rows += [
                 {
@@ -72,13 +72,11 @@ def _lines(
     direction: Direction,
     dtype: str,
     gpu: Gpu,
-    found: list[planner.Candidate],
-    chosen: planner.Candidate | None,
+    found: list[ranking.Candidate],
+    chosen: ranking.Candidate | None,
     refused: dict[str, str],
     most: int,
 ) -> Iterator[str]:
-    from gpuconv.inspection.kernels import describe
-
     major, minor = gpu.capability
     layout = str(problem.memory_format).removeprefix("torch.")
     yield (
@@ -91,7 +89,7 @@ def _lines(
     for c in shown:
         p = c.prediction
         yield (
-            f"  {'→' if c is chosen else ' '} {c.backend:8}{c.tile.kernel:13}{describe(c.tile):38}{p.programs:9,}"
+            f"  {'→' if c is chosen else ' '} {c.backend:8}{c.tile.kernel:13}{c.tile.sizes:38}{p.programs:9,}"
             f"{p.waves:7,}{p.seconds * 1e6:12,.1f} µs  {p.bound}"
         )
     if len(found) > len(shown):

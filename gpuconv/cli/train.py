@@ -17,9 +17,9 @@ from gpuconv.errors import UserError
 from gpuconv.files import writable_or_raise
 from gpuconv.gpu import EMULATED, named
 from gpuconv.text import printable
-from gpuconv.train import compare as comparison, export as exports, ranks, run as runs
+from gpuconv.train import compare as comparison, distributed, export as exports, run as runs
 from gpuconv.train.config import DEFAULT_EPOCHS, Config
-from gpuconv.train.progress import Bar, Board, Lines, Watch
+from gpuconv.train.progress import Callback, ProgressBar, ProgressLines, TensorBoardWriter
 
 STOPPED = {"SIGINT": 130, "SIGTERM": 143}
 _FEW_STEPS = 10  # of so many each is reported
@@ -105,18 +105,18 @@ def train(
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, but got {value}")
     stream = sys.stderr if as_json else sys.stdout
-    watches: list[Watch] = []
+    callbacks: list[Callback] = []
     with emulated(on, config.device):
         config.check()
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             device = named(on).name + EMULATED if on else config.device
             title = f"training {config.model} on {config.data}: {device}, {config.dtype}, backend {config.backend}"
-            watches.append((Bar if stream.isatty() else Lines)(stream, title))
+            callbacks.append((ProgressBar if stream.isatty() else ProgressLines)(stream, title))
             if tensorboard:
-                watches.append(Board(path / "tensorboard"))
-        result = runs.train(config, path, watches, log_every, checkpoint_every, resume is not None)
+                callbacks.append(TensorBoardWriter(path / "tensorboard"))
+        result = runs.train(config, path, callbacks, log_every, checkpoint_every, resume is not None)
     stopped_by = result["stopped_by"]
-    if ranks.rank() > 0:
+    if distributed.rank() > 0:
         return STOPPED.get(stopped_by, 0)
     if as_json:
         print(json.dumps(result, indent=2))
@@ -174,7 +174,7 @@ def predict(
     images in it and in the folders within.
     """
     best: dict[str, dict[str, float]] = {}
-    for file, shares in runs.predictions(run, images, _say, backend=backend, device=device):
+    for file, shares in runs.iter_predictions(run, images, _say, backend=backend, device=device):
         best[str(file)] = dict(list(shares.items())[:top])
         if not as_json:
             few = (f"{label} {share:.1%}" for label, share in best[str(file)].items())

@@ -1,4 +1,4 @@
-"""Runs a case of the sweep on the emulator, under every schedule."""
+"""One case of the sweep, run on the emulator under every schedule."""
 
 from typing import Any
 
@@ -19,8 +19,11 @@ def lane_of(backend: str, gpu: str) -> Lane:
 
 
 def complaint(case: Case, schedules: tuple[Schedule, ...] = SCHEDULES) -> str | None:
-    """What is wrong with what the kernels of a case compute, on any of these schedules; None if nothing is: values
-    within the bound, every output written and nothing else, inputs untouched, the same bits, no check that fires."""
+    """The first fault of the kernels of a case, under any of these schedules; None if there is none.
+
+    Values must be within the bound, every output written and nothing else, inputs untouched, bits equal, and no check
+    may fire.
+    """
     problem, operands, epilogue = case.problem, case.operands, case.epilogue
     given = tensors(problem, case.name, problem.dtype, "cpu", case.layout)
     n = {name: as_numpy(t) for name, t in given.items()}
