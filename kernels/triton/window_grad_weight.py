@@ -47,12 +47,12 @@ def window_grad_weight(
     OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gw.dtype.element_ty == tl.bfloat16
     if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
         if program >= tiles * R * S * G * splits:
-            # all of these are multiples of 16 bytes, which the compiler is to see
+            # filters and strides are multiples of 16 bytes, which the compiler is to see
             UNIT: tl.constexpr = 128 // p_gy.dtype.element_ty.primitive_bitwidth
-            gy_strides = Axes(0, gy_p // UNIT * UNIT, gy_q // UNIT * UNIT)
+            beyond, pixels, filters = program - tiles * R * S * G * splits, wide(N, WIDE) * P * Q, K // UNIT * UNIT
+            gy_all = Operand(p_gy, gy_n // UNIT * UNIT, 1, Axes(0, gy_p // UNIT * UNIT, gy_q // UNIT * UNIT))
             sum_bias(
-                Operand(p_gy, gy_n // UNIT * UNIT, 1, gy_strides), p_gb, gb_split,
-                program - tiles * R * S * G * splits, splits, wide(N, WIDE) * P * Q, K // UNIT * UNIT, Axes(1, P, Q),
+                gy_all, p_gb, gb_split, beyond, splits, pixels, filters, Axes(1, P, Q),
                 True, WIDE, tl.float32, EMULATE_BF16, OUT_BF16,
             )  # fmt: skip
             return
