@@ -50,7 +50,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 class Axes(NamedTuple):
-    """A value for each axis: a size, a stride, a step, or the coordinates of a block of pixels."""
+    """A value for each axis: sizes, strides, steps from tap to tap, or coordinates (of a block of pixels, too)."""
 
     d: Any
     h: Any
@@ -65,17 +65,17 @@ class HW(NamedTuple):
 
 
 class Operand(NamedTuple):
-    """A tensor that is read, and its strides in elements."""
+    """A tensor: a pointer, and strides in elements."""
 
     p: Any
-    row: Any  # of images; in w of filters
-    channel: Any  # of channels; in gy of filters
-    axis: Any  # Axes or HW: of pixels; in w of taps
+    row: Any  # from image to image; in w from filter to filter
+    channel: Any  # from channel to channel; in gy and y these are the filters
+    axis: Any  # Axes or HW: from pixel to pixel; in w from tap to tap
 
 
 @triton.jit
 def vectors(x, VECTOR: tl.constexpr):
-    """The operand whose strides are those of x, but for the channels', multiplied by VECTOR: see above."""
+    """x with its strides multiplied by VECTOR, where they were divided by it: see above."""
     if VECTOR > 1:
         if len(x.axis) == 3:
             x = Operand(x.p, x.row * VECTOR, 1, Axes(x.axis.d * VECTOR, x.axis.h * VECTOR, x.axis.w * VECTOR))
@@ -100,7 +100,7 @@ def wide(i, WIDE: tl.constexpr):
 
 @triton.jit
 def tile_of_program(program, row_blocks, column_blocks, BAND: tl.constexpr):
-    """(row block, column block) of a program; BAND rows of blocks are walked column by column.
+    """(row block, column block) of a program; BAND rows of blocks are walked column by column ("grouped ordering").
 
     Programs that run at the same time then share rows of x as well as columns of w, which so stay in the L2 cache.
     """
@@ -146,7 +146,7 @@ def carry(b_digit, b_next, base):
 
 @triton.jit
 def advance(b_n, b_at, add_n, add, size):
-    """(images, coordinates) of the pixels that many further, the number given as the digits add_n, add."""
+    """(images, coordinates) of the pixels that are further by a number, whose digits are add_n and add."""
     b_w, b_h = carry(b_at.w + add.w, b_at.h + add.h, size.w)
     b_h, b_d = carry(b_h, b_at.d + add.d, size.h)
     b_d, b_n = carry(b_d, b_n + add_n, size.d)
@@ -155,7 +155,8 @@ def advance(b_n, b_at, add_n, add, size):
 
 @triton.jit
 def phase_of_axis(a, stride, pad, dilation, common, inverse, taps):
-    """(taps of the phase, its first tap r0, base) of one axis, for the pixels i ≡ a mod stride: `gather_grad_input`."""
+    """(taps of the phase, its first tap r0, base) on one axis, for the pixels i ≡ a mod stride. The formulas are those
+    of `gather_grad_input`."""
     phi = (a + pad) % stride
     step = stride // common
     first = phi // common * inverse % step
@@ -200,7 +201,7 @@ def load_tile(
     """The tile [rows, columns] whose element (i, j) is at base + o_rows[i] + o_columns[j], zero where masked.
 
     Neighbouring threads should read neighbouring addresses, and Triton hands the last axis of a block to neighbouring
-    threads. So where rows are the closer ones in memory (ROWS_FAST) the tile is loaded lying on its side.
+    threads. So where rows are the closer ones in memory (ROWS_FAST) the tile is loaded transposed.
     """
     if ROWS_FAST:
         p = p_base + (o_columns[:, None] + o_rows[None, :])  # [columns, rows]
@@ -307,7 +308,7 @@ def gather_product(
         o_x_tap = tw * step.d * x.axis.d + rw * step.h * x.axis.h + sw * step.w * x.axis.w
         o_w_tap = tw * w.axis.d + rw * w.axis.h + sw * w.axis.w
         b_channel = wide(c0, WIDE) + b_c  # [BC]
-        m_c = b_channel < C
+        m_c = b_channel < C  # [BC]
         # ---- which pixels this tap finds inside the image
         if INSIDE == "bits":
             m_pixel = (b_valid >> (20 + t)) & (b_valid >> (10 + r)) & (b_valid >> s) & 1 != 0  # [BM]

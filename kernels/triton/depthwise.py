@@ -20,19 +20,19 @@ from .common import HW, rounded, wide, widened
 
 @triton.jit
 def spread(b_pixel, b_channel, LAST: tl.constexpr):
-    """The sums of all pairs, as a block. [BP], [BC] → [BP, BC] or [BC, BP]"""
+    """The sums of all pairs, as a block: [BP], [BC] → [BP, BC] or [BC, BP]"""
     return b_pixel[:, None] + b_channel[None, :] if LAST else b_channel[:, None] + b_pixel[None, :]
 
 
 @triton.jit
 def both(m_pixel, m_channel, LAST: tl.constexpr):
-    """Whether both of a pair hold, as a block."""
+    """Whether both of a pair hold, as a block: [BP], [BC] → [BP, BC] or [BC, BP]"""
     return m_pixel[:, None] & m_channel[None, :] if LAST else m_channel[:, None] & m_pixel[None, :]
 
 
 @triton.jit
 def by_channel(b_channel, LAST: tl.constexpr):
-    """A value for each channel, to go with a block."""
+    """A value for each channel, to be broadcast along the pixels of a block: [BC] → [1, BC] or [BC, 1]"""
     return b_channel[None, :] if LAST else b_channel[:, None]
 
 

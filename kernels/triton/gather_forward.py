@@ -79,16 +79,16 @@ def gather_forward(
 
     # ---- where tap (0, 0, 0) of each pixel falls
     image = wide(Z, WIDE) * P * Q
-    b_n = o_pixel_safe // image
-    b_out = split_pixel(o_pixel_safe % image, P, Q)
+    b_n = o_pixel_safe // image  # [BM]
+    b_out = split_pixel(o_pixel_safe % image, P, Q)  # [BM] each
     b_start = Axes(b_out.d * stride.d - pad.d, b_out.h * stride.h - pad.h, b_out.w * stride.w - pad.w)
-    o_x = offset_of(b_n, b_start, x)
+    o_x = offset_of(b_n, b_start, x)  # [BM]
     b_valid = o_x
     if INSIDE == "bits":
         b_valid = valid_taps(b_start, dilation, size, taps)
 
     # ---- the sum
-    b_acc = gather_product(
+    b_acc = gather_product(  # [BM, BN]
         moved(x, group * C * x.channel), o_x, b_valid, b_start, dilation, size,
         moved(w, group * K * w.row), o_filter_safe * w.row, taps, C,
         tl.zeros((BM, BN), ACCUMULATE),

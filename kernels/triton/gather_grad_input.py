@@ -96,11 +96,11 @@ def gather_grad_input(
         taps = Axes(t_count, r_count, s_count)
 
         # ---- where tap (0, 0, 0) of the phase falls in gy, for each pixel
-        b_n = o_pixel_safe // image
-        b_j = split_pixel(o_pixel_safe % image, size_h, size_w)
+        b_n = o_pixel_safe // image  # [BM]
+        b_j = split_pixel(o_pixel_safe % image, size_h, size_w)  # [BM] each
         b_start = Axes(b_j.d + base_d, b_j.h + base_h, b_j.w + base_w)
         step = Axes(-(dilation.d // common.d), -(dilation.h // common.h), -(dilation.w // common.w))
-        o_gy = offset_of(b_n, b_start, gy)
+        o_gy = offset_of(b_n, b_start, gy)  # [BM]
         b_valid = o_gy
         if INSIDE == "bits":
             b_valid = valid_taps(b_start, step, Axes(Z, P, Q), taps)
@@ -114,7 +114,7 @@ def gather_grad_input(
             wide(stride.h // common.h, WIDE) * w.axis.h,
             wide(stride.w // common.w, WIDE) * w.axis.w,
         )
-        b_gx = gather_product(
+        b_gx = gather_product(  # [BM, BN]
             gy_group, o_gy, b_valid, b_start, step, Axes(Z, P, Q),
             Operand(p_w_first, w.channel, w.row, w_step), o_column, taps, K,
             tl.zeros((BM, BN), ACCUMULATE),

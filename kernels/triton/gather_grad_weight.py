@@ -90,7 +90,7 @@ def gather_grad_weight(
     image = wide(Z, WIDE) * P * Q
     b_m = first + tl.arange(0, BC)  # [BC]
     b_n = b_m // image
-    b_out = split_pixel(b_m % image, P, Q)
+    b_out = split_pixel(b_m % image, P, Q)  # [BC] each
     add_n = BC // image
     add = split_pixel(BC % image, P, Q)
     shift_d = at_tap.d * dilation.d - pad_d
@@ -100,18 +100,18 @@ def gather_grad_weight(
     # ---- the sum
     o_gy_filter, o_x_channel = o_filter_safe * gy.channel, o_channel_safe * x.channel
     p_gy_group, p_x_group = gy.p + group * K * gy.channel, x.p + group * C * x.channel
-    GY_ON_SIDE: tl.constexpr = not GY_PIXELS_FAST and VECTOR == 1
+    GY_TRANSPOSED: tl.constexpr = not GY_PIXELS_FAST and VECTOR == 1
     b_acc = tl.zeros((BM, BN), ACCUMULATE)
     for m0 in range(0, per_split, BC):
         m_pixel = first + m0 + tl.arange(0, BC) < last  # [BC]
         b_at = Axes(b_out.d * stride.d + shift_d, b_out.h * stride.h + shift_h, b_out.w * stride.w + shift_w)
-        o_gy = offset_of(b_n, b_out, gy)
-        o_x = offset_of(b_n, b_at, x)
+        o_gy = offset_of(b_n, b_out, gy)  # [BC]
+        o_x = offset_of(b_n, b_at, x)  # [BC]
         m_inside = m_pixel
         if MASKED:
             m_inside &= inside(b_at, size)
-        # Where filters are known to lie in vectors the compiler finds that itself: the tile need not lie on its side.
-        b_gy = load_tile(p_gy_group, o_gy_filter, o_gy, m_pixel, m_pixel, False, True, GY_ON_SIDE)  # [BM, BC]
+        # Where filters are known to lie in vectors the compiler finds that itself: the tile need not be transposed.
+        b_gy = load_tile(p_gy_group, o_gy_filter, o_gy, m_pixel, m_pixel, False, True, GY_TRANSPOSED)  # [BM, BC]
         b_x = load_tile(p_x_group, o_x, o_x_channel, m_inside, m_inside, True, False, X_PIXELS_FAST)  # [BC, BN]
         b_acc = multiply(b_gy, b_x, b_acc, PRECISION, EMULATE_BF16)
         b_n, b_out = advance(b_n, b_out, add_n, add, out)

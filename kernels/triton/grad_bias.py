@@ -42,8 +42,8 @@ def sum_bias(
     b_sum = tl.zeros((FILTERS, STEP), ACCUMULATE)  # added up in the end: nothing is exchanged in the loop
     for m0 in range(0, tl.minimum(per_split, pixels - first), STEP):
         o_m = first + m0 + tl.arange(0, STEP)  # [STEP]
-        b_at = split_pixel(o_m % image, size.h, size.w)
-        o_gy = offset_of(o_m // image, b_at, gy)
+        b_at = split_pixel(o_m % image, size.h, size.w)  # [STEP] each
+        o_gy = offset_of(o_m // image, b_at, gy)  # [STEP]
         m_pixel = o_m < pixels
         b_gy = load_tile(gy.p, o_filter_safe * gy.channel, o_gy, m_pixel, m_pixel, False, True, FILTERS_FAST)
         b_sum += widened(b_gy, ACCUMULATE, EMULATE_BF16)  # [FILTERS, STEP]

@@ -61,7 +61,7 @@ def load_patches(
     p_x, o_rows, o_columns, b_at, b_move, m_rows, m_columns, size, VOLUME: tl.constexpr, ROWS_FAST: tl.constexpr
 ):
     """The tile of im2col whose rows are the pixels at coordinates at, and whose columns are terms, moved by move: zero
-    outside the image and where either mask is 0. ROWS_FAST: loaded lying on its side."""
+    outside the image and where either mask is 0. ROWS_FAST: loaded transposed."""
     if ROWS_FAST:
         m = inside_axis(b_move.h, b_at.h, size.h) & inside_axis(b_move.w, b_at.w, size.w)  # [columns, rows]
         m = m & m_columns[:, None] & m_rows[None, :]
@@ -114,15 +114,15 @@ def stem_forward(
     o_pixel, o_pixel_safe = block_indices(row_block, BM, pixels, WIDE)  # [BM]
     o_filter, o_filter_safe = block_indices(column_block, BN, K, WIDE)  # [BN]
     image = wide(Z, WIDE) * P * Q
-    b_n = o_pixel_safe // image
-    b_out = split_pixel(o_pixel_safe % image, P, Q)
+    b_n = o_pixel_safe // image  # [BM]
+    b_out = split_pixel(o_pixel_safe % image, P, Q)  # [BM] each
     b_start = Axes(b_out.d * stride.d - pad.d, b_out.h * stride.h - pad.h, b_out.w * stride.w - pad.w)
-    o_x = offset_of(b_n, b_start, x)
+    o_x = offset_of(b_n, b_start, x)  # [BM]
     b_start = narrow(b_start)
 
     # ---- the sum
     terms = T * R * S * C
-    b_t, b_r, b_s, b_c = split_term(tl.arange(0, BJ), taps, C)  # [BJ]
+    b_t, b_r, b_s, b_c = split_term(tl.arange(0, BJ), taps, C)  # [BJ] each
     add_t, add_r, add_s, add_c = split_term(tl.full((), BJ, tl.int32), taps, C)
     b_acc = tl.zeros((BM, BN), ACCUMULATE)
     for j0 in range(0, terms, BJ):
@@ -195,7 +195,7 @@ def stem_grad_weight(
     split = wide(program // tiles, WIDE)
     o_filter, o_filter_safe = block_indices(tile // column_blocks, BM, K, WIDE)  # [BM]
     o_j, o_j_safe = block_indices(tile % column_blocks, BJ, terms, WIDE)  # [BJ]
-    b_t, b_r, b_s, b_c = split_term(o_j_safe, taps, C)
+    b_t, b_r, b_s, b_c = split_term(o_j_safe, taps, C)  # [BJ] each
     b_move = Axes(b_t * dilation.d - pad.d, b_r * dilation.h - pad.h, b_s * dilation.w - pad.w)
     o_xj = b_move.d * x.axis.d + b_move.h * x.axis.h + b_move.w * x.axis.w + b_c * x.channel
     b_move = narrow(b_move)
@@ -207,7 +207,7 @@ def stem_grad_weight(
     image = wide(Z, WIDE) * P * Q
     b_m = first + tl.arange(0, BC)  # [BC]
     b_n = b_m // image
-    b_out = split_pixel(b_m % image, P, Q)
+    b_out = split_pixel(b_m % image, P, Q)  # [BC] each
     add_n = BC // image
     add = split_pixel(BC % image, P, Q)
 

@@ -1,6 +1,6 @@
 """What the window kernels share: views of an image for the copy engine, a program's windows, the loop over taps.
 
-A *descriptor* tells the GPU's copy engine (TMA, from sm_90) of a tensor: where it begins, its sizes, its strides. One
+A *descriptor* describes a tensor to the GPU's copy engine (TMA, from sm_90): its beginning, sizes and strides. One
 instruction then copies a block of it to shared memory, given the coordinates of its first element; what lies outside
 the tensor, negative coordinates included, reads as zero and is not stored. So padding needs no mask, and no thread
 computes an address.
@@ -105,7 +105,7 @@ def window_product(
     w_row, w_column,  # in the filters: the first filter and channel
     b_acc,  # [BK, PIXELS] what to add to
     PIXELS: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
-    TRANSPOSED: tl.constexpr,  # the sum runs over filters, not channels: weights are fetched lying on their side
+    TRANSPOSED: tl.constexpr,  # the sum runs over filters, not channels: weights are fetched transposed
     PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
     """acc[k, pixel] + Σ_{r,s} Σ_c w[k, (r,s), c] · image[n, p + r, q + s, c], with taps and channels counted on."""
@@ -119,7 +119,7 @@ def window_product(
     tap = taps.first + r * taps.h + s * taps.w
     for _ in range(begin, end):
         b_x = image.load([n, at.h + h, rest_h, at.w + w, rest_w * image_w + channel + c])
-        b_x = b_x.reshape(PIXELS, BC)
+        b_x = b_x.reshape(PIXELS, BC)  # [PIXELS, BC]
         if TRANSPOSED:
             b_w = weight.load([tap, w_row + c, w_column]).reshape(BC, BK).T  # [BK, BC]
         else:

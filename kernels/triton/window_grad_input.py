@@ -5,7 +5,7 @@
 `gather_grad_input` says which output pixels a pixel takes part in: pixels of one *phase*, apart by the stride, have the
 same filter taps, and among them this is a convolution of gy at stride 1, with taps p = j + base − m·d/g. So a program
 owns a window of one phase and BK channels of the input, and loops over the phase's taps and blocks of filters as
-`window_forward` does over channels; it reads the weights lying on their side. gy is never spread out with zeros. A
+`window_forward` does over channels; it reads the weights transposed. gy is never spread out with zeros. A
 phase without taps takes no step and stores its zeros.
 
     program  →  split of the sum, phase (a_h, a_w), then tiles first, first + step, … of the phase; in bands
