@@ -19,21 +19,24 @@ from gpuconv.sizes import Pads, check_shapes, normalize_padding, output_size, pe
 Direction = Literal["forward", "grad_input", "grad_weight"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "grad_input", "grad_weight")
 
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-class Gemm(NamedTuple):
-    """A direction as `batch` matrix products of rows × depth with depth × columns."""
+class View(NamedTuple):
+    """One direction as a matrix product: the size of its matrices for one group and one filter tap.
+
+    forward and grad_input sum the products of all taps that meet a pixel; grad_weight has one product for each tap.
+    """
 
     rows: int
     columns: int
-    depth: int
-    batch: int
+    terms: int  # summed into one element, for one tap
+    shape: tuple[int, ...]  # of the direction's result, all groups and taps together
 
 
 def is_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether PyTorch reads these strides as channels last (`suggest_memory_format`), ambiguities included."""
-    if len(shape) not in _CHANNELS_LAST or strides[1] == 0:
+    if len(shape) not in CHANNELS_LAST or strides[1] == 0:
         return False
     least = 0
     for axis in (1, *range(len(shape) - 1, 1, -1), 0):  # innermost first: C, W, H, (D,) N
@@ -48,7 +51,7 @@ def is_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
 def memory_format_of(*tensors: torch.Tensor) -> torch.memory_format:
     """The format of a result computed from `tensors`: channels last if any of them is, as PyTorch's convolution."""
     if any(is_channels_last(t.shape, t.stride()) for t in tensors):
-        return _CHANNELS_LAST[tensors[0].dim()]
+        return CHANNELS_LAST[tensors[0].dim()]
     return torch.contiguous_format
 
 
@@ -140,12 +143,45 @@ class ConvProblem:
     @cached_property
     def weight_shape(self) -> tuple[int, ...]:
         """[K, C/groups, *filter_size]"""
-        return (self.out_channels, self.in_channels // self.groups, *self.filter_size)
+        return (self.out_channels, self.group_channels, *self.filter_size)
 
     @cached_property
     def output_shape(self) -> tuple[int, ...]:
         """[N, K, *output_size]"""
         return (self.batch, self.out_channels, *self.output_size)
+
+    @property
+    def group_channels(self) -> int:
+        """Input channels of one group (C/groups)."""
+        return self.in_channels // self.groups
+
+    @property
+    def group_filters(self) -> int:
+        """Output channels of one group (K/groups)."""
+        return self.out_channels // self.groups
+
+    @cached_property
+    def input_pixels(self) -> int:
+        """Pixels of all images of the batch (N·H·W in two dimensions)."""
+        return self.batch * math.prod(self.input_size)
+
+    @cached_property
+    def output_pixels(self) -> int:
+        """Pixels of all outputs of the batch (N·P·Q in two dimensions)."""
+        return self.batch * math.prod(self.output_size)
+
+    @property
+    def vector_unit(self) -> int:
+        """Elements in 16 bytes, the most that one thread loads or stores at once."""
+        return 16 // self.dtype.itemsize
+
+    def view(self, direction: Direction) -> View:
+        """`direction` as the matrix product of one group and one tap (the implicit-GEMM view)."""
+        if direction == "forward":
+            return View(self.output_pixels, self.group_filters, self.group_channels, self.output_shape)
+        if direction == "grad_input":
+            return View(self.input_pixels, self.group_channels, self.group_filters, self.input_shape)
+        return View(self.group_filters, self.group_channels, self.output_pixels, self.weight_shape)
 
     @property
     def taps(self) -> int:
@@ -154,11 +190,7 @@ class ConvProblem:
 
     def products(self, direction: Direction) -> int:
         """The most products summed into one output element of `direction`."""
-        return {
-            "forward": self.in_channels // self.groups * self.taps,
-            "grad_input": self.out_channels // self.groups * self.taps,
-            "grad_weight": self.batch * math.prod(self.output_size),
-        }[direction]
+        return self.view(direction).terms * (1 if direction == "grad_weight" else self.taps)
 
     @property
     def flops(self) -> int:
@@ -186,19 +218,6 @@ class ConvProblem:
             reads = {tap * d - low + i * s for tap in range(r) for i in range(p)}
             counts.append(len(reads & set(range(h))))
         return tuple(counts)
-
-    def gemm(self, direction: Direction) -> Gemm:
-        """`direction` as matrix products, one for each group (the implicit-GEMM view).
-
-        grad_input is shown over all taps; at stride s only one in s^ndim of them meets a given input pixel.
-        """
-        k, c = self.out_channels // self.groups, self.in_channels // self.groups
-        pixels = self.batch * math.prod(self.output_size)
-        if direction == "forward":
-            return Gemm(pixels, k, c * self.taps, self.groups)
-        if direction == "grad_input":
-            return Gemm(self.batch * math.prod(self.input_size), c, k * self.taps, self.groups)
-        return Gemm(k, c * self.taps, pixels, self.groups)
 
     def __str__(self) -> str:
         def sizes(values: Sequence[int]) -> str:

@@ -1,12 +1,13 @@
 """ConvProblem: sizes, counts, and errors."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
 from gpuconv.checking.problems import CURATED, random_problem
-from gpuconv.problem import ConvProblem, Gemm, is_channels_last
+from gpuconv.problem import DIRECTIONS, ConvProblem, View, is_channels_last
 
 
 @pytest.mark.parametrize("name", CURATED)
@@ -42,19 +43,36 @@ def test_counts_of_a_known_layer() -> None:
     assert p.products("forward") == 576
     assert p.products("grad_input") == 1152
     assert p.products("grad_weight") == 32 * 28 * 28
-    assert p.gemm("forward") == Gemm(32 * 28 * 28, 128, 576, 1)
-    assert p.gemm("grad_input") == Gemm(32 * 56 * 56, 64, 1152, 1)
-    assert p.gemm("grad_weight") == Gemm(128, 576, 32 * 28 * 28, 1)
     everything = 2 * (32 * 64 * 56 * 56 + 128 * 64 * 9 + 32 * 128 * 28 * 28)
     assert all(p.least_bytes(d) == everything for d in ("forward", "grad_input", "grad_weight"))
 
 
+def test_views_of_a_known_layer() -> None:
+    p = ConvProblem.of((32, 64, 56, 56), (128, 16, 3, 3), stride=2, padding=1, groups=4, dtype=torch.float16)
+    assert (p.group_channels, p.group_filters, p.vector_unit) == (16, 32, 8)
+    assert (p.input_pixels, p.output_pixels) == (32 * 56 * 56, 32 * 28 * 28)
+    assert p.view("forward") == View(32 * 28 * 28, 32, 16, (32, 128, 28, 28))
+    assert p.view("grad_input") == View(32 * 56 * 56, 16, 32, (32, 64, 56, 56))
+    assert p.view("grad_weight") == View(32, 16, 32 * 28 * 28, (128, 16, 3, 3))
+
+
 @pytest.mark.parametrize("seed", range(20))
-def test_flops_are_those_of_the_gemm_view(seed: int) -> None:
+def test_views_agree_with_the_operations_and_the_results(seed: int) -> None:
     p = random_problem(seed)
-    for direction in ("forward", "grad_weight"):
-        rows, columns, depth, batch = p.gemm(direction)
-        assert p.flops == 2 * rows * columns * depth * batch
+    for direction in DIRECTIONS:
+        rows, columns, terms, shape = p.view(direction)
+        taps_of_result = p.taps if direction == "grad_weight" else 1
+        assert math.prod(shape) == rows * columns * taps_of_result * p.groups
+        assert p.products(direction) == terms * p.taps // taps_of_result
+        if direction != "grad_input":  # at stride s only one tap in s^ndim meets a given input pixel
+            assert p.flops == 2 * rows * columns * terms * p.taps * p.groups
+
+
+def test_views_are_no_part_of_the_value() -> None:
+    a, b = (ConvProblem.of((2, 3, 8, 8), (4, 3, 3, 3)) for _ in range(2))
+    before = hash(a)
+    assert a.view("forward").rows == a.output_pixels and a.input_pixels == 2 * 8 * 8
+    assert a == b and hash(a) == before == hash(b)
 
 
 def test_pixels_that_no_tap_reads_need_not_be_moved() -> None:

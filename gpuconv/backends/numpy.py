@@ -16,10 +16,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from gpuconv.activations import Activation, Array
+from gpuconv.activations import Activation, Array, activate
 from gpuconv.backends.base import Backend
 from gpuconv.problem import ConvProblem, Direction, allocate
-from gpuconv.reference import activate, as_numpy, crop, grouped, last_axes, pad, tap_windows
+from gpuconv.reference import as_numpy, crop, grouped, last_axes, pad, tap_windows
 
 _COLUMN_BYTES = 2 << 20  # columns of one step: about an L2 cache
 _quiet = np.errstate(invalid="ignore", over="ignore")  # NaN and infinity pass through without a warning, as in PyTorch
@@ -105,7 +105,7 @@ def _round(result: Array, like: torch.Tensor, problem: ConvProblem) -> torch.Ten
 
 def _filters(problem: ConvProblem, w: Array) -> Array:
     """[K, C/G, *filter] as [G, K/G, C/G·taps]."""
-    return w.reshape(problem.groups, problem.out_channels // problem.groups, math.prod(w.shape[1:]))
+    return w.reshape(problem.groups, problem.group_filters, math.prod(w.shape[1:]))
 
 
 def _steps(problem: ConvProblem, dtype: np.dtype) -> Iterator[slice]:
@@ -119,7 +119,7 @@ def _steps(problem: ConvProblem, dtype: np.dtype) -> Iterator[slice]:
 def _columns(problem: ConvProblem, padded: Array) -> Iterator[tuple[slice, Array]]:
     """Slices of the batch, each with its columns [n, G, C/G·taps, P]; the buffer is reused from step to step."""
     pixels = math.prod(problem.output_size)
-    rows = problem.in_channels // problem.groups * problem.taps
+    rows = problem.products("forward")
     strides = padded.strides[2:]
     windows = np.lib.stride_tricks.as_strided(  # [N, C, *filter, *output], a view; always inside `padded`
         padded,

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import inspect
-import json as jsonlib
+import json
 import sys
 import typing
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from typing import Annotated, Any
 
 import typer
 
-from gpuconv.cli.bench import Json, On, emulated
+from gpuconv.cli.options import AsJson, On, emulated
 from gpuconv.errors import UserError
 from gpuconv.files import writable_or_raise
 from gpuconv.gpu import EMULATED, named
 from gpuconv.text import printable
-from gpuconv.train import compare as comparison, export as exports, ranks, run as runs
+from gpuconv.train import compare as comparison, distributed, export as exports, run as runs
 from gpuconv.train.config import DEFAULT_EPOCHS, Config
-from gpuconv.train.progress import Bar, Board, Lines, Watch
+from gpuconv.train.progress import Callback, ProgressBar, ProgressLines, TensorBoardWriter
 
 STOPPED = {"SIGINT": 130, "SIGTERM": 143}
 _FEW_STEPS = 10  # of so many each is reported
@@ -79,7 +79,7 @@ def train(
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's files, too.")] = False,
     on: On = None,
-    json: Json = False,
+    as_json: AsJson = False,
     **settings: Any,
 ) -> int:
     """Train a CNN on images. Takes a few seconds on a laptop; no options are needed.
@@ -104,29 +104,29 @@ def train(
     for name, value in (("log every", log_every), ("checkpoint every", checkpoint_every)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, but got {value}")
-    stream = sys.stderr if json else sys.stdout
-    watches: list[Watch] = []
+    stream = sys.stderr if as_json else sys.stdout
+    callbacks: list[Callback] = []
     with emulated(on, config.device):
         config.check()
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             device = named(on).name + EMULATED if on else config.device
             title = f"training {config.model} on {config.data}: {device}, {config.dtype}, backend {config.backend}"
-            watches.append((Bar if stream.isatty() else Lines)(stream, title))
+            callbacks.append((ProgressBar if stream.isatty() else ProgressLines)(stream, title))
             if tensorboard:
-                watches.append(Board(path / "tensorboard"))
-        result = runs.train(config, path, watches, log_every, checkpoint_every, resume is not None)
+                callbacks.append(TensorBoardWriter(path / "tensorboard"))
+        result = runs.train(config, path, callbacks, log_every, checkpoint_every, resume is not None)
     stopped_by = result["stopped_by"]
-    if ranks.rank() > 0:
+    if distributed.rank() > 0:
         return STOPPED.get(stopped_by, 0)
-    if json:
-        print(jsonlib.dumps(result, indent=2))
+    if as_json:
+        print(json.dumps(result, indent=2))
     if stopped_by:
         print(
             f"stopped by {stopped_by} after step {result['steps']}; weights are in {printable(result['run'])}",
             file=stream,
         )
         return STOPPED[stopped_by]
-    if not json:
+    if not as_json:
         rate = f", {result['images_per_second']:,.0f} images/s" if result["images_per_second"] else ""
         print(_score(result["accuracy"], result["n"], result["loss"]))
         print(f"time      {result['seconds']:.1f} s for {result['steps']} steps{rate}")
@@ -150,12 +150,12 @@ def evaluate(
     backend: Backend = None,
     device: Device = None,
     dtype: Annotated[str | None, typer.Option(show_default=False, help="Default: as in training.")] = None,
-    json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a trained network on the held-out images of its data: accuracy, and the loss it was trained with."""
     score = runs.evaluate(run, _say, data=data, backend=backend, device=device, dtype=dtype)
-    if json:
-        print(jsonlib.dumps(dataclasses.asdict(score), indent=2))
+    if as_json:
+        print(json.dumps(dataclasses.asdict(score), indent=2))
     else:
         print(_score(score.accuracy, score.n, score.loss))
 
@@ -166,7 +166,7 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="Classes to name.")] = 3,
     backend: Backend = None,
     device: Device = None,
-    json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what is on images: the likeliest classes, with probabilities.
 
@@ -174,13 +174,13 @@ def predict(
     images in it and in the folders within.
     """
     best: dict[str, dict[str, float]] = {}
-    for file, shares in runs.predictions(run, images, _say, backend=backend, device=device):
+    for file, shares in runs.iter_predictions(run, images, _say, backend=backend, device=device):
         best[str(file)] = dict(list(shares.items())[:top])
-        if not json:
+        if not as_json:
             few = (f"{label} {share:.1%}" for label, share in best[str(file)].items())
             print(printable("  ".join([str(file), *few])))
-    if json:
-        print(jsonlib.dumps(best, indent=2))
+    if as_json:
+        print(json.dumps(best, indent=2))
 
 
 def export(
@@ -206,17 +206,17 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(show_default=False, help="Folder for the runs. Default: runs/compare-<time>.")
     ] = None,
-    json: Json = False,
+    as_json: AsJson = False,
     **settings: Any,
 ) -> None:
     """Train the same network on the same data with several backends, side by side, and tell accuracy and speed."""
     if settings.pop("backend", None):
         raise UserError("compare takes --backends, several names with commas")
     path = out or runs.new_folder("compare")
-    stream = sys.stderr if json else sys.stdout
+    stream = sys.stderr if as_json else sys.stdout
     rows = comparison.compare(Config.given(**settings), backends.split(","), seeds, path, stream)
-    if json:
-        print(jsonlib.dumps(rows, indent=2))
+    if as_json:
+        print(json.dumps(rows, indent=2))
     else:
         print(comparison.table(rows))
         print(f"\n{printable(path)} ({comparison.TABLE}, {comparison.PICTURE}, and the runs)")

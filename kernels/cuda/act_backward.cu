@@ -43,7 +43,8 @@ struct alignas(sizeof(TYPE) * RUN) Piece {
   TYPE at[RUN];
 };
 
-extern "C" __global__ void __launch_bounds__(BM* BN) act_backward(
+extern "C" __global__ void
+__launch_bounds__(BM * BN) act_backward(
     const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_s, TYPE* __restrict__ p_gz,
     void* __restrict__ p_sums, const Act a) {  // sums may be null
   extern __shared__ __align__(16) unsigned char shared_memory[];

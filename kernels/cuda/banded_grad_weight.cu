@@ -79,8 +79,7 @@ __device__ __forceinline__ void load_gy(unsigned (&gy)[NB][2], const unsigned ch
 #pragma unroll
     for (int n = 0; n < NB; ++n) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
-        gy[n][i] = word(window, row + i * HALF + lane() % 4, 8 * n + lane() / 4, GY_PITCH);
+      for (int i = 0; i < 2; ++i) gy[n][i] = word(window, row + i * HALF + lane() % 4, 8 * n + lane() / 4, GY_PITCH);
     }
   }
 }
@@ -148,7 +147,8 @@ __device__ __forceinline__ void store_rows(const Sums& acc, float* slab, Result*
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) banded_grad_weight(
+extern "C" __global__ void
+__launch_bounds__(THREADS, 1) banded_grad_weight(
     const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, void* p_gw, void* p_gb /* or null */, const Conv a) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   unsigned char *const x_windows = shared_memory, *const gy_windows = shared_memory + STAGES * X_BYTES;

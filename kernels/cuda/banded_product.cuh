@@ -45,7 +45,8 @@ __device__ __forceinline__ float poison_of(const TYPE* lines) {
 // ---- the product ----------------------------------------------------------------------------------------------------
 
 // acc += the window, whose pieces outside the image are left out, times the filter.
-__device__ __forceinline__ void multiply_band(Sums& acc, const unsigned char* window, const TYPE* lines, Pieces pieces) {
+__device__ __forceinline__ void multiply_band(Sums& acc, const unsigned char* window, const TYPE* lines,
+                                              Pieces pieces) {
   const int place = EACH * (lane() % 4) + 7 - lane() / 4, copy = EACH == 2 ? place % 2 : 0;
   const TYPE* const p_lines = lines + copy * LINE + place - copy;
   const unsigned char* const p_window = window + lane() % 16 * PITCH + lane() / 16 * 16;

@@ -59,8 +59,8 @@ struct Runs {
 };
 
 // Rows and columns from `low` to before `high` of `planes` planes, the first of which begins at offset `first`.
-__device__ __forceinline__ Runs runs_of(
-    long long first, long long by_plane, int planes, const int (&image)[3], Pixel low, Pixel high) {
+__device__ __forceinline__ Runs runs_of(long long first, long long by_plane, int planes, const int (&image)[3],
+                                        Pixel low, Pixel high) {
   const int rows = max(high.h - low.h, 0), columns = max(high.w - low.w, 0), width = image[2];
   const bool whole = columns == width, merged = whole && rows == image[1] && by_plane == wide(rows) * width;
   Runs runs = {first + wide(low.h) * width + low.w, by_plane, width, rows, columns, 0, 0, 0, 0, merged, low};
@@ -101,8 +101,7 @@ struct Tiled {
 
   // The strip that begins at (row, column) for the thread's chunk.
   __device__ __forceinline__ const Number* at(int chunk, int row, int column) const {
-    return CHANNELS_LAST ? s + row * PITCH + column * CHANNELS + chunk * V
-                         : s + (chunk * ROWS + row) * PITCH + column;
+    return CHANNELS_LAST ? s + row * PITCH + column * CHANNELS + chunk * V : s + (chunk * ROWS + row) * PITCH + column;
   }
 };
 

@@ -8,7 +8,8 @@
 #define BACKWARD 0
 #include "depthwise_gather.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) depthwise_forward(
+extern "C" __global__ void
+__launch_bounds__(THREADS, BLOCKS) depthwise_forward(
     const TYPE* __restrict__ p_x, const TYPE* __restrict__ p_w, const TYPE* __restrict__ p_bias,
     const TYPE* __restrict__ p_residual, TYPE* __restrict__ p_y, const Conv a) {  // null without BIAS and RESIDUAL
   extern __shared__ __align__(16) unsigned char shared_memory[];

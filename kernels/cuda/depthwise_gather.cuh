@@ -29,8 +29,8 @@ constexpr int SPAN = extent(STRIP, TAPS_W, STRIDE_W, DILATION_W);  // columns th
 constexpr int STRIP_STEP = BACKWARD ? STRIP / STRIDE_W : STRIP * STRIDE_W;  // from one strip to the next
 constexpr int PHASES = BACKWARD ? STRIDE_H : 1;
 static_assert(TH % PHASES == 0 && (!BACKWARD || STRIP % STRIDE_W == 0), "every phase has as many rows, and columns");
-typedef Tiled<
-    extent(TH, TAPS_H, STRIDE_H, DILATION_H), extent(TW, TAPS_W, STRIDE_W, DILATION_W), BACKWARD ? 1 : STRIDE_H>
+typedef Tiled<extent(TH, TAPS_H, STRIDE_H, DILATION_H), extent(TW, TAPS_W, STRIDE_W, DILATION_W),
+              BACKWARD ? 1 : STRIDE_H>
     Source;
 
 // ---- the filters of a block, widened: [taps][CHANNELS], or [CHUNKS][TAPS_H][a padded row] -----------------------------
@@ -39,8 +39,8 @@ constexpr int FILTER_ROW = CHANNELS_LAST ? TAPS_W * CHANNELS : round_up(TAPS_W, 
 constexpr int FILTERS = CHANNELS_LAST ? TAPS_H * FILTER_ROW : CHUNKS * TAPS_H * FILTER_ROW;
 
 // Filter `member` of the `members` of each channel, from channel `first` on.
-__device__ __forceinline__ void stage_filters(
-    accumulator* s_w, const TYPE* p_w, int first, int channels, int member, const Conv& a) {
+__device__ __forceinline__ void stage_filters(accumulator* s_w, const TYPE* p_w, int first, int channels, int member,
+                                              const Conv& a) {
   for (int i = threadIdx.x; i < TAPS_H * TAPS_W * CHANNELS; i += THREADS) {
     const int s = i % TAPS_W, r = i / TAPS_W % TAPS_H, c = i / TAPS_W / TAPS_H;
     const long long o_w = (wide(first + c) * MEMBERS + member) * a.w[0] + r * a.w[3] + s * a.w[4];
@@ -81,8 +81,7 @@ typedef accumulator Sums[STRIP][V];
 constexpr int UNROLLED_ROWS = CHANNELS_LAST || TAPS_H * TAPS_W > 9 ? 1 : TAPS_H;
 
 // acc += the sum over all taps of a strip.
-__device__ __forceinline__ void accumulate(
-    Sums& acc, const Source& tile, const accumulator* s_w, Strip at) {
+__device__ __forceinline__ void accumulate(Sums& acc, const Source& tile, const accumulator* s_w, Strip at) {
 #pragma unroll UNROLLED_ROWS
   for (int r = 0; r < TAPS_H; ++r) {
     const int row = source(at.row, r, TAPS_H, STRIDE_H, DILATION_H);
@@ -113,7 +112,8 @@ struct Where {
 __device__ __forceinline__ Where where(int block, int channels, const int (&image)[3], Pixel first) {
   const int chunks = ceil_div(channels, CHANNELS), wide_ = ceil_div(image[2] - first.w, TW);
   const int high = ceil_div(image[1] - first.h, TH), tile = block / chunks;
-  return {tile / wide_ / high, block % chunks * CHANNELS,
+  return {tile / wide_ / high,
+          block % chunks * CHANNELS,
           {0, first.h + tile / wide_ % high * TH, first.w + tile % wide_ * TW}};
 }
 
@@ -143,8 +143,7 @@ __device__ __forceinline__ accumulator finished(accumulator z, accumulator resid
 
 #if CHANNELS_LAST
 // A strip, from registers to where it belongs.
-__device__ __forceinline__ void store_strip(
-    const Sums& acc, const Results& to, Strip at, Pixel corner) {
+__device__ __forceinline__ void store_strip(const Sums& acc, const Results& to, Strip at, Pixel corner) {
   const int h = corner.h + at.row, first = corner.w + at.number * STRIP, c = at.chunk * V;
   if (unsigned(h) >= unsigned(to.size[1]) || c >= to.channels) return;
   accumulator b_bias[V] = {};
@@ -167,8 +166,7 @@ __device__ __forceinline__ void store_strip(
         if (c + v < to.channels) b_residual.at[v] = to.p_residual[o_residual + v * to.by_residual_channel];
     }
 #pragma unroll
-    for (int v = 0; v < V; ++v)
-      b_y.at[v] = narrow<TYPE>(finished(acc[e][v] + b_bias[v], widen(b_residual.at[v]), to));
+    for (int v = 0; v < V; ++v) b_y.at[v] = narrow<TYPE>(finished(acc[e][v] + b_bias[v], widen(b_residual.at[v]), to));
     if (Y_VECTOR) {
       store_16(to.p + o, *reinterpret_cast<const uint4*>(&b_y));
     } else {
@@ -187,8 +185,8 @@ __device__ __forceinline__ Runs runs_of(const Results& to, Pixel corner) {
 }
 
 // A strip to shared memory, from where `store_runs` takes it.
-__device__ __forceinline__ void put_strip(
-    accumulator* s_y, const Sums& acc, const Results& to, const Runs& runs, Strip at, Pixel corner) {
+__device__ __forceinline__ void put_strip(accumulator* s_y, const Sums& acc, const Results& to, const Runs& runs,
+                                          Strip at, Pixel corner) {
   const int h = corner.h + at.row, w = corner.w + at.number * STRIP, left = max(corner.w, 0);
   if (unsigned(h) >= unsigned(to.size[1]) || at.chunk >= to.channels) return;
   const accumulator bias = BIAS ? widen(to.p_bias[at.chunk * to.by_bias]) : accumulator(0);
@@ -203,8 +201,7 @@ __device__ __forceinline__ void store_runs(const accumulator* s_y, const Results
     alignas(16) accumulator b_z[SIZE];
 #pragma unroll
     for (int e = 0; e < SIZE; e += LANE)
-      *reinterpret_cast<Vector<accumulator>*>(b_z + e) =
-          *reinterpret_cast<const Vector<accumulator>*>(s_y + place + e);
+      *reinterpret_cast<Vector<accumulator>*>(b_z + e) = *reinterpret_cast<const Vector<accumulator>*>(s_y + place + e);
     const bool m_whole = begin == 0 && end == SIZE;
     if (ACTIVATION && !m_whole) {  // what lies beside a run was never written, and is not to be decided upon
 #pragma unroll
@@ -251,8 +248,8 @@ static_assert(!BACKWARD || MEMBERS == 1 || ROUNDS == 1, "sums over several filte
 
 // Every strip of the tile: sum(acc, strip, whether there is one), which all threads call, then to where it belongs.
 template <typename Sum>
-__device__ __forceinline__ void each_strip(
-    [[maybe_unused]] void* passage, const Results& to, Pixel corner, const Sum& sum) {
+__device__ __forceinline__ void each_strip([[maybe_unused]] void* passage, const Results& to, Pixel corner,
+                                           const Sum& sum) {
 #if !CHANNELS_LAST
   accumulator* const s_y = static_cast<accumulator*>(passage);
   const Runs runs = runs_of(to, corner);
@@ -293,5 +290,6 @@ struct Shared {
 
 __device__ __forceinline__ Shared shared_of(unsigned char* memory) {
   return {{reinterpret_cast<Number*>(memory)},
-          reinterpret_cast<accumulator*>(memory + TILE_BYTES + PASSAGE_BYTES), memory + TILE_BYTES};
+          reinterpret_cast<accumulator*>(memory + TILE_BYTES + PASSAGE_BYTES),
+          memory + TILE_BYTES};
 }

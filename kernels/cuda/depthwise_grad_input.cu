@@ -12,7 +12,8 @@
 #define ACTIVATION 0
 #include "depthwise_gather.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) depthwise_grad_input(
+extern "C" __global__ void
+__launch_bounds__(THREADS, BLOCKS) depthwise_grad_input(
     const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_w, TYPE* __restrict__ p_gx, const Conv a) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const Shared shared = shared_of(shared_memory);

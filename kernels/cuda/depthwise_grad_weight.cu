@@ -26,7 +26,7 @@ constexpr int NO_GROUP = THREADS + TH * STRIPS;  // of a thread that only fetche
 constexpr int SPAN = extent(STRIP, TAPS, STRIDE_W, DILATION_W);
 static_assert(GROUPS > 0, "a thread for every tap");
 static_assert(CHANNELS_LAST || TAP_BLOCKS == 1 || TAPS * DILATION_W % LANE == 0, "strips are read by vectors");
-typedef Tiled<extent(TH, TAPS_H, STRIDE_H, DILATION_H), extent(TW, TAP_BLOCKS * TAPS, STRIDE_W, DILATION_W), STRIDE_H>
+typedef Tiled<extent(TH, TAPS_H, STRIDE_H, DILATION_H), extent(TW, (TAP_BLOCKS * TAPS), STRIDE_W, DILATION_W), STRIDE_H>
     TileX;
 typedef Tiled<TH, TW, 1> TileGy;
 
@@ -58,9 +58,8 @@ __device__ __forceinline__ void add_groups(accumulator (&sum)[V], accumulator* s
 }
 
 template <typename T>
-__device__ __forceinline__ void store(
-    T* p_gw, T* p_gb, const accumulator (&acc)[TAPS][V], const accumulator (&bias)[V], int channels, int first_tap,
-    long long by_channel, long long by_tap) {
+__device__ __forceinline__ void store(T* p_gw, T* p_gb, const accumulator (&acc)[TAPS][V], const accumulator (&bias)[V],
+                                      int channels, int first_tap, long long by_channel, long long by_tap) {
 #pragma unroll
   for (int v = 0; v < V; ++v) {
     if (v >= channels) continue;
@@ -71,7 +70,8 @@ __device__ __forceinline__ void store(
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) depthwise_grad_weight(
+extern "C" __global__ void
+__launch_bounds__(THREADS, BLOCKS) depthwise_grad_weight(
     const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, void* p_gw, void* p_gb /* or null */, const Conv a) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const TileX s_x = {reinterpret_cast<Number*>(shared_memory)};

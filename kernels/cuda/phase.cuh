@@ -28,6 +28,6 @@ __device__ __forceinline__ Phase phase_of(int phase, const Conv& a) {
 
 // The input pixel that is pixel j of the phase.
 __device__ __forceinline__ Pixel pixel_of(const Phase& phase, Pixel j, const Conv& a) {
-  return {
-      phase.offset[0] + a.stride[0] * j.d, phase.offset[1] + a.stride[1] * j.h, phase.offset[2] + a.stride[2] * j.w};
+  return {phase.offset[0] + a.stride[0] * j.d, phase.offset[1] + a.stride[1] * j.h,
+          phase.offset[2] + a.stride[2] * j.w};
 }

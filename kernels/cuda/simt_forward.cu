@@ -23,7 +23,8 @@ __device__ __forceinline__ Where where(int block, long long pixels, const Conv& 
   return {block / tiles, tile_of_block(block % tiles, row_blocks, column_blocks)};
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) simt_forward(
+extern "C" __global__ void
+__launch_bounds__(THREADS, BLOCKS) simt_forward(
     const TYPE* __restrict__ p_x, const TYPE* __restrict__ p_w, const TYPE* __restrict__ p_bias,
     const TYPE* __restrict__ p_residual, TYPE* __restrict__ p_y, const Conv a) {  // null without BIAS and RESIDUAL
   const int image = a.out[0] * a.out[1] * a.out[2];

@@ -39,10 +39,10 @@ struct Step {
 };
 
 // p_x, x_strides, size: what is gathered from; w_channel: from one channel of w to the next.
-__device__ __forceinline__ void gather_product(
-    accumulator (&acc)[TM][TN], const Conv& a, const TYPE* __restrict__ p_x, const long long (&x_strides)[5],
-    const int (&size)[3], const TYPE* __restrict__ p_w, long long w_channel, const int (&taps)[3], int channels,
-    const Gathered& x, const Filters& w) {
+__device__ __forceinline__ void gather_product(accumulator (&acc)[TM][TN], const Conv& a, const TYPE* __restrict__ p_x,
+                                               const long long (&x_strides)[5], const int (&size)[3],
+                                               const TYPE* __restrict__ p_w, long long w_channel, const int (&taps)[3],
+                                               int channels, const Gathered& x, const Filters& w) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
   const Tile place = place_in_tile(threadIdx.x);

@@ -35,7 +35,8 @@ __device__ __forceinline__ Where where(int block, const Conv& a) {
           tile_of_block(block % tiles, a.phase_blocks, column_blocks)};
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) simt_grad_input(
+extern "C" __global__ void
+__launch_bounds__(THREADS, BLOCKS) simt_grad_input(
     const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_w, TYPE* __restrict__ p_gx, const Conv a) {
   // ---- what this thread fetches: one pixel of gy for each tap, one channel
   Gathered gy;

@@ -52,9 +52,8 @@ __device__ __forceinline__ void stage_run(accumulator (&s_tile)[BK][WIDTH], int 
 
 // The block's sums to p, as far as there are filters and channels.
 template <typename T>
-__device__ __forceinline__ void store_tile(
-    T* p, const accumulator (&acc)[TM][TN], Tile place, int filters, int channels, long long by_filter,
-    long long by_channel) {
+__device__ __forceinline__ void store_tile(T* p, const accumulator (&acc)[TM][TN], Tile place, int filters,
+                                           int channels, long long by_filter, long long by_channel) {
 #pragma unroll
   for (int i = 0; i < TM; ++i) {
     const int k = owned<TM>(place.row, BM / TM, i);
@@ -80,7 +79,8 @@ __device__ __forceinline__ Where where(int block, const Conv& a) {
           tile / column_blocks * BM, tile % column_blocks * BN};
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) simt_grad_weight(
+extern "C" __global__ void
+__launch_bounds__(THREADS, BLOCKS) simt_grad_weight(
     const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, void* p_gw, void* p_gb /* or null */, const Conv a) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory);

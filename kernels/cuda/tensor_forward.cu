@@ -15,7 +15,8 @@
 #include "epilogue.cuh"
 #include "tensor_gather.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) tensor_forward(
+extern "C" __global__ void
+__launch_bounds__(THREADS, 1) tensor_forward(
     const TYPE* __restrict__ p_x, const TYPE* __restrict__ p_w, const TYPE* __restrict__ p_bias,
     const TYPE* __restrict__ p_residual, TYPE* __restrict__ p_y, const Conv a) {  // bias and residual may be null
   extern __shared__ __align__(16) unsigned char shared_memory[];

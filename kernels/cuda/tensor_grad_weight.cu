@@ -57,7 +57,8 @@ __device__ __forceinline__ void store_bias(Result* base, int filters, const floa
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) tensor_grad_weight(
+extern "C" __global__ void
+__launch_bounds__(THREADS, 1) tensor_grad_weight(
     const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, void* p_gw, void* p_gb /* or null */, const Conv a) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   unsigned char *const gy_tiles = shared_memory, *const x_tiles = shared_memory + STAGES * GY_BYTES;

@@ -170,7 +170,7 @@ def test_the_list_of_commands_says_what_each_says_itself(capsys: pytest.CaptureF
     listed = " ".join(output.replace("│", " ").split())
     for command, place in main.COMMANDS.items():
         module, _, function = place.partition(":")
-        text = inspect.getdoc(getattr(import_module(f"gpuconv.{module}"), function))
+        text = inspect.getdoc(getattr(import_module(f"gpuconv.cli.{module}"), function))
         assert f"{command} {' '.join(text.split(chr(10) * 2)[0].split())}" in listed
 
 

@@ -75,8 +75,8 @@ void call(void (*kernel)(A...), void** parameters, std::index_sequence<I...>) {
 
 // As cuLaunchKernel: parameters[i] points to the value of the kernel's parameter i.
 template <typename... A>
-void launch_with(
-    void (*kernel)(A...), unsigned grid, unsigned block, unsigned shared, void** parameters, unsigned order) {
+void launch_with(void (*kernel)(A...), unsigned grid, unsigned block, unsigned shared, void** parameters,
+                 unsigned order) {
   const auto run = [=] { call(kernel, parameters, std::index_sequence_for<A...>()); };
   launch({grid, 1, 1}, {block, 1, 1}, shared, run, order);
 }
@@ -84,10 +84,10 @@ void launch_with(
 }  // namespace host
 
 // The door by which the harness finds a kernel.
-#define HOST_KERNEL(name)                                                                                             \
-  extern "C" __attribute__((visibility("default"))) void launch_##name(                                               \
-      unsigned grid, unsigned block, unsigned shared, void** parameters, unsigned order) {                            \
-    host::launch_with(name, grid, block, shared, parameters, order);                                                  \
+#define HOST_KERNEL(name)                                                                                              \
+  extern "C" __attribute__((visibility("default"))) void launch_##name(unsigned grid, unsigned block, unsigned shared, \
+                                                                       void** parameters, unsigned order) {            \
+    host::launch_with(name, grid, block, shared, parameters, order);                                                   \
   }
 
 inline void __syncthreads() { host::sync_block(); }

@@ -81,8 +81,8 @@ void acquire([[maybe_unused]] void* at) {
 void before_switch([[maybe_unused]] Fiber& from, [[maybe_unused]] Fiber& to, [[maybe_unused]] bool for_ever) {
 #ifdef WITH_ADDRESS_SANITIZER
   const bool back = &to == &scheduler;
-  __sanitizer_start_switch_fiber(
-      for_ever ? nullptr : &from.fake_stack, back ? scheduler_stack : to.stack, back ? scheduler_stack_size : STACK);
+  __sanitizer_start_switch_fiber(for_ever ? nullptr : &from.fake_stack, back ? scheduler_stack : to.stack,
+                                 back ? scheduler_stack_size : STACK);
 #endif
 #ifdef WITH_THREAD_SANITIZER
   __tsan_switch_to_fiber(to.known_as, __tsan_switch_to_fiber_no_sync);
@@ -92,9 +92,8 @@ void before_switch([[maybe_unused]] Fiber& from, [[maybe_unused]] Fiber& to, [[m
 void after_switch([[maybe_unused]] Fiber* here) {
 #ifdef WITH_ADDRESS_SANITIZER
   const bool in_fiber = here != &scheduler;  // then the stack left is the scheduler's
-  __sanitizer_finish_switch_fiber(
-      here ? here->fake_stack : nullptr, in_fiber ? &scheduler_stack : nullptr,
-      in_fiber ? &scheduler_stack_size : nullptr);
+  __sanitizer_finish_switch_fiber(here ? here->fake_stack : nullptr, in_fiber ? &scheduler_stack : nullptr,
+                                  in_fiber ? &scheduler_stack_size : nullptr);
 #endif
 }
 

@@ -54,7 +54,7 @@ FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{HERE}"]
 
 def unit(text: str, options: tuple[str, ...]) -> str:
     """A kernel's text as g++ is given it: the built-ins and the options before it, a door to each kernel behind."""
-    names = re.findall(r'extern "C" __global__ void __launch_bounds__\([^)]*\) (\w+)\(', text)
+    names = re.findall(r'extern "C" __global__ void\s__launch_bounds__\([^)]*\) (\w+)\(', text)
     doors = "\n".join(f"HOST_KERNEL({name})" for name in names)
     # Options given to the compiler itself would keep it from using the header that it has read already.
     macros = "\n".join(f"#define {option.removeprefix('-D').replace('=', ' ', 1)}" for option in options)
@@ -165,7 +165,7 @@ class HostChecked(CudaBackend):
         if gpu.capability != (0, 0):
             return super().tiles(problem, direction, gpu, operands)
         gpu = KNOWN["A100"]
-        offered = *cuda_simt.tiles(problem, direction, gpu), *super().tiles(problem, direction, gpu, operands)
+        offered = *cuda_simt.menu(problem, direction, gpu), *super().tiles(problem, direction, gpu, operands)
         candidates = list(dict.fromkeys(dataclasses.replace(tile, splits=1) for tile in offered))
         draw = zlib.crc32(f"{direction} {problem}".encode())
         tile = candidates[draw % len(candidates)]
@@ -277,10 +277,10 @@ def replay(record: Record, mode: str, order: int, folder: Path, text: str | None
     instance = record.launch.instance
     program = build(source(instance.file) if text is None else text, instance.options, mode)
     sizes = [-1 if memory is None else len(memory) for memory in record.before]
-    told = record.launch.conv.tobytes()
-    numbers = (record.launch.blocks, instance.threads, instance.shared, len(told), len(sizes), *sizes)
+    params = record.launch.conv.tobytes()
+    numbers = (record.launch.blocks, instance.threads, instance.shared, len(params), len(sizes), *sizes)
     tensors = b"".join(memory for memory in record.before if memory)
-    (folder / "before").write_bytes(struct.pack(f"{len(numbers)}q", *numbers) + told + tensors)
+    (folder / "before").write_bytes(struct.pack(f"{len(numbers)}q", *numbers) + params + tensors)
     command = [program, instance.function, str(order), folder / "before", folder / "after"]
     environment = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1", "PATH": os.environ["PATH"]}
     run = subprocess.run(command, capture_output=True, text=True, env=environment)

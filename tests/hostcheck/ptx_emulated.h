@@ -14,8 +14,15 @@
 #define NOT_INLINE __attribute__((noinline))  // a kernel has hundreds of calls
 
 namespace host {
-struct Copy { void* to; const void* from; bool inside; };
-struct Copies { std::vector<Copy> open; std::deque<std::vector<Copy>> groups; };
+struct Copy {
+  void* to;
+  const void* from;
+  bool inside;
+};
+struct Copies {
+  std::vector<Copy> open;
+  std::deque<std::vector<Copy>> groups;
+};
 
 // Copies under way of the calling thread. A thread that ends with copies under way is a fault.
 inline Copies& copies() {
@@ -59,18 +66,27 @@ struct MatrixRows : Slots {
   }
 };
 
-template <class T> struct Operand;
-template <> struct Operand<float16> {
+template <class T>
+struct Operand;
+template <>
+struct Operand<float16> {
   static constexpr int each = 2;
   static float value(uint32_t word, int i) { return widen(float16{(unsigned short)(word >> 16 * i)}); }
 };
-template <> struct Operand<bfloat16> {
+template <>
+struct Operand<bfloat16> {
   static constexpr int each = 2;
   static float value(uint32_t word, int i) { return widen(bfloat16{(unsigned short)(word >> 16 * i)}); }
 };
-template <> struct Operand<float> {
+template <>
+struct Operand<float> {
   static constexpr int each = 1;
-  static float value(uint32_t word, int) { word &= 0xffffe000u; float f; std::memcpy(&f, &word, 4); return f; }
+  static float value(uint32_t word, int) {
+    word &= 0xffffe000u;
+    float f;
+    std::memcpy(&f, &word, 4);
+    return f;
+  }
 };
 }  // namespace host
 

@@ -1,4 +1,4 @@
-"""`act_backward` in CUDA C: what is launched (to say that needs no GPU), and a function of tensors that launches it."""
+"""`act_backward` in CUDA C: its launches, which need no GPU, and a function of tensors that launches them."""
 
 import dataclasses
 import math
@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from gpuconv.backends.cuda.launch import _MOST_OFFSET, ACTIVATIONS, TYPES, Instance, Launch
-from gpuconv.backends.derived import accumulator, matrix, steps
+from gpuconv.backends.cuda.launch import ACTIVATIONS, TYPES, Instance, Launch
+from gpuconv.backends.derived import accumulator, matrix, overflows, steps
 from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.gpu import Gpu
 from gpuconv.problem import allocate
@@ -37,28 +37,28 @@ def launches(e: Elementwise, multiprocessors: int, aligned: bool = True) -> tupl
     macros = {
         "TYPE": TYPES[e.dtype], "BM": rows, "BN": columns, "VECTOR": int(run > 1), "DENSE": int(m.dense),
         "SUM_ROWS": int(m.sum == "rows"),
-        "WIDE": int(max(m.extent, across * along * each * rows * columns * run) > _MOST_OFFSET),
+        "WIDE": int(overflows(m.extent, across * along * each * rows * columns * run)),
         "ACTIVATION": ACTIVATIONS.index(e.activation.name),
     }  # fmt: skip
     options = tuple(f"-D{name}={value}" for name, value in macros.items())
-    told = np.zeros((), ACT)
+    params = np.zeros((), ACT)
     for name, value in {
         "rows": m.rows, "columns": m.columns, "gy": m.strides, "slope": e.activation.slope, "size": m.sizes,
         "steps": each, "across": across, "count": along * (e.shape[0] if m.sum == "rows" else 1),
         "channels": e.shape[1],
     }.items():  # fmt: skip
-        told[name] = value
-    shared = _THREADS * accumulator(e.dtype).itemsize  # of one sum a thread
+        params[name] = value
+    shared = _THREADS * accumulator(e.dtype).itemsize  # bytes of one sum for each thread
     instance = Instance("act_backward.cu", "act_backward", options, _THREADS, shared * run if e.with_bias else 0)
-    first = Launch(instance, across * along, told)
+    first = Launch(instance, across * along, params)
     if not e.with_bias:
         return (first,)
     add = dataclasses.replace(instance, function="sum_channels", shared=shared)
-    return first, Launch(add, math.ceil(e.shape[1] / 32), told)
+    return first, Launch(add, math.ceil(e.shape[1] / 32), params)
 
 
 def bind(e: Elementwise, gpu: Gpu, call: Callable[..., None], all_aligned: Callable[..., bool]) -> Run:
-    """The function of tensors. `call` calls a Launch with them."""
+    """The function of tensors that computes `e`. `call` calls a Launch with tensors."""
     by_alignment = [launches(e, gpu.multiprocessors, aligned) for aligned in (False, True)]
     shape, memory_format, channels = e.shape, e.memory_format, e.shape[1]
     accumulate = accumulator(e.dtype)

@@ -1,8 +1,8 @@
-"""The family `banded` of the CUDA C kernels: depthwise with large filters, as products with banded matrices.
+"""Family `banded` of the CUDA C kernels: depthwise with large filters, as products with banded matrices.
 
-A tile is a window of rows × columns of the output (of the input in grad_input) of one channel. In forward and in
-grad_input each warp of a block has one; in grad_weight a block goes through its share of the `windows` of a filter.
-Like `gpuconv.backends.triton.backend` this needs no GPU.
+A tile is a window of rows × columns of one channel of the output (in grad_input, of the input). In forward and
+grad_input each warp of a block has one window; in grad_weight a block goes through its share of the `windows` of a
+filter. Nothing here needs a GPU.
 """
 
 import dataclasses
@@ -12,19 +12,39 @@ import torch
 
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda.launch import ACTIVATIONS, TYPES, Instance, Launch, Strides, conv, wide
+from gpuconv.backends.cuda import tensor
+from gpuconv.backends.cuda.launch import (
+    ACTIVATIONS,
+    TYPES,
+    Instance,
+    Launch,
+    Strides,
+    needs_64_bits,
+    struct_of,
+    sum_partials,
+)
 from gpuconv.backends.derived import splits_of, splits_to_choose
+from gpuconv.backends.family import Family
+from gpuconv.backends.roofline import (
+    INSTRUCTIONS,
+    INSTRUCTIONS_AN_ELEMENT,
+    L2_SPEEDUP,
+    Prediction,
+    adding_splits,
+    in_waves,
+    resident,
+    share_of_rate,
+)
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
-LARGEST = 32  # taps of a filter's row or column: more would not fit the registers
-SMALLEST = 9  # of the longer of both: what is smaller is bound by memory, not by arithmetic
+LARGEST = 32  # taps on an axis of a filter: more would not fit the registers
+SMALLEST = 9  # taps on the longer axis: smaller filters are bound by memory, not by arithmetic
 _MOST_WINDOWS = 2**31 - 2**20  # blocks and windows are counted in 32 bits
-_SUM_THREADS = 256  # of sum_partials.cuh
 
 
 def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
-    """Why these kernels cannot, or should not, do this on `gpu`; None if they can."""
+    """Why these kernels cannot, or should not, compute `direction` on `gpu`; None if they can."""
     if problem.ndim != 2 or problem.in_channels != problem.groups:
         return "banded products are for depthwise convolutions of two axes"
     if set(problem.stride) != {1} or set(problem.dilation) != {1}:
@@ -35,42 +55,39 @@ def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Oper
         return "tensor cores would round the operands"
     if gpu.capability < (8, 0):
         return "banded products need sm_80 or newer"
-    if problem.batch * problem.out_channels * max(_pixels(problem)) > _MOST_WINDOWS:
+    if problem.out_channels * max(problem.input_pixels, problem.output_pixels) > _MOST_WINDOWS:
         return "windows are counted in 32 bits"
     return None
-
-
-def _pixels(problem: ConvProblem) -> tuple[int, int]:
-    return math.prod(problem.input_size), math.prod(problem.output_size)
 
 
 # ---- geometry, as in banded_product.cuh and banded_grad_weight.cu ----------------------------------------------------
 
 
 def _piece(problem: ConvProblem, direction: Direction) -> int:
-    """Columns of input that a product takes: 32 bytes of them, or in grad_weight 16, there the rows of a result."""
+    """Columns of the input that one product takes: 32 bytes of them; in grad_weight 16, the rows of its result."""
     return 16 if direction == "grad_weight" else 32 // problem.dtype.itemsize
 
 
 def _left(problem: ConvProblem, direction: Direction) -> int:
-    """Columns by which the pieces of a window begin before the first column that a tap meets."""
+    """Columns between the start of a window's pieces and the first column that a tap meets."""
     (low, _), taps = problem.padding[1], problem.filter_size[1]
     return (low - (taps - 1) if direction == "grad_input" else -low) % _piece(problem, direction)
 
 
 def _pieces(problem: ConvProblem, direction: Direction, tile: Tile) -> int:
+    """Pieces of columns under one window."""
     reach = _left(problem, direction) + tile.columns + problem.filter_size[1] - 1
     return math.ceil(reach / _piece(problem, direction))
 
 
 def _size(problem: ConvProblem, direction: Direction) -> tuple[int, int]:
-    """Height and width of what windows are taken of."""
+    """Height and width of the image that is divided into windows."""
     height, width = problem.input_size if direction == "grad_input" else problem.output_size
     return height, width
 
 
 def shared_memory(problem: ConvProblem, direction: Direction, tile: Tile) -> int:
-    """Bytes of shared memory of a block."""
+    """Shared memory of one block, in bytes."""
     size, (height, width), left = problem.dtype.itemsize, problem.filter_size, _left(problem, direction)
     turns, pieces = math.ceil(height / 8), _pieces(problem, direction, tile)
     if direction == "grad_weight":
@@ -81,7 +98,7 @@ def shared_memory(problem: ConvProblem, direction: Direction, tile: Tile) -> int
         return max(tile.stages * (x + gy), tile.warps * (deltas * 16 * 9 + 2) * 4)
     held = 16 * math.ceil((2 * (tile.rows // 16) + turns - 1) / 2) + 7
     window = max(held * 16 * (2 * pieces + 1), 16 * (tile.columns + 8) * 4)
-    unit = 16 // size
+    unit = problem.vector_unit
     fragments = (width + 6 + left) // unit - left // unit + 1
     line = math.ceil((unit * fragments + 8) / 8) * 8
     return tile.warps * window + height * (4 // size) * line * size
@@ -90,22 +107,22 @@ def shared_memory(problem: ConvProblem, direction: Direction, tile: Tile) -> int
 # ---- instances and launches ------------------------------------------------------------------------------------------
 
 
-def _run(width: int, strides: tuple[int, ...], size: int, aligned: bool) -> int:
-    """Neighbours of a row that can move as one, given a pointer to a multiple of 16 bytes where `aligned`."""
+def _run(width: int, strides: tuple[int, ...], unit: int, aligned: bool) -> int:
+    """Neighbours of a row that can move as one: at most `unit`, 16 bytes. `aligned`: so are the pointers."""
     *others, column = strides
-    run = 16 // size if aligned and column == 1 else 1
+    run = unit if aligned and column == 1 else 1
     while any(value % run for value in (width, *others)):
         run //= 2
     return run
 
 
 def _runs(problem: ConvProblem, direction: Direction, operands: Operands, aligned: bool) -> tuple[int, int]:
-    """The same of what a window is copied from, and of the result, or in grad_weight of gy."""
-    strides, size = Strides.of(problem, direction, operands), problem.dtype.itemsize
-    x = _run(problem.input_size[1], strides.x, size, aligned)
-    y = _run(problem.output_size[1], strides.y, size, aligned)
+    """The runs (see `_run`) of the tensor that windows are copied from, and of the result, or in grad_weight of gy."""
+    strides, unit = Strides.of(problem, direction, operands), problem.vector_unit
+    x = _run(problem.input_size[1], strides.x, unit, aligned)
+    y = _run(problem.output_size[1], strides.y, unit, aligned)
     if operands.residual is not None:
-        y = min(y, _run(problem.output_size[1], strides.residual, size, aligned))
+        y = min(y, _run(problem.output_size[1], strides.residual, unit, aligned))
     return (y, x) if direction == "grad_input" else (x, y)
 
 
@@ -120,7 +137,7 @@ def instance(
     """The kernel that computes `direction` with this tile. `aligned`: all pointers are multiples of 16 bytes."""
     x_run, y_run = _runs(problem, direction, operands, aligned)
     macros = {
-        "TYPE": TYPES[problem.dtype], "WIDE": int(wide(problem, Strides.of(problem, direction, operands))),
+        "TYPE": TYPES[problem.dtype], "WIDE": int(needs_64_bits(problem, Strides.of(problem, direction, operands))),
         "TH": tile.rows, "TW": tile.columns, "WARPS": tile.warps,
         "FILTER_H": problem.filter_size[0], "FILTER_W": problem.filter_size[1], "LEFT": _left(problem, direction),
         "X_RUN": x_run, "Y_RUN": y_run,
@@ -147,24 +164,22 @@ def launches(
 
     with_bias: grad_weight gives grad-bias too. aligned: all tensors begin at multiples of 16 bytes.
     """
-    of_sum = instance(problem, direction, operands, tile, aligned, activation)
-    told = conv(problem, direction, Strides.of(problem, direction, operands), activation)
+    kernel = instance(problem, direction, operands, tile, aligned, activation)
+    params = struct_of(problem, direction, Strides.of(problem, direction, operands), activation)
     filters = problem.out_channels
     if direction != "grad_weight":
         columns = filters if direction == "forward" else problem.in_channels
-        return (Launch(of_sum, columns * math.ceil(tile.windows / tile.warps), told),)
+        return (Launch(kernel, columns * math.ceil(tile.windows / tile.warps), params),)
     splits = splits_of(problem, tile)
-    told["splits"], told["per_split"] = splits, math.ceil(tile.windows / splits)
+    params["splits"], params["per_split"] = splits, math.ceil(tile.windows / splits)
     if splits == 1:
-        return (Launch(of_sum, filters, told),)
-    partial = told.copy()  # the workspace holds [K, taps] for each split, as the gradient itself lies in memory
+        return (Launch(kernel, filters, params),)
+    partial = params.copy()  # the workspace holds [K, taps] for each split, as a contiguous gradient does
     (_, width), taps = problem.filter_size, problem.taps
     partial["w"] = (taps, 0, 0, width, 1)
     partial["gw_split"], partial["gb_split"] = filters * taps, filters
-    told["C"], told["filter"], told["w"] = taps, 1, (taps, 1, 0, 0, 0)  # so to the sum a tap is a channel
-    summed = filters * (taps + 1 if with_bias else taps)
-    add = dataclasses.replace(of_sum, function="sum_partials", threads=_SUM_THREADS, shared=0)
-    return Launch(of_sum, splits * filters, partial), Launch(add, math.ceil(summed / _SUM_THREADS), told)
+    params["C"], params["filter"], params["w"] = taps, 1, (taps, 1, 0, 0, 0)  # sum_partials takes a tap for a channel
+    return Launch(kernel, splits * filters, partial), sum_partials(kernel, filters * (taps + with_bias), params)
 
 
 # ---- which tiles there are -------------------------------------------------------------------------------------------
@@ -180,18 +195,18 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
     if refuses(problem, direction, gpu, operands) is not None:
         return []
     height, width = _size(problem, direction)
-    backwards = direction == "grad_weight"
+    of_weight = direction == "grad_weight"
     chosen = []
     for rows in _ROWS:
-        for columns in _COLUMNS_GRAD_WEIGHT if backwards else _COLUMNS:
+        for columns in _COLUMNS_GRAD_WEIGHT if of_weight else _COLUMNS:
             if (rows > 16 and rows >= 2 * height) or (columns > 16 and columns >= 2 * width):
-                continue  # more than half of it idle
+                continue  # more than half of the tile would be idle
             windows = problem.batch * math.ceil(height / rows) * math.ceil(width / columns)
-            warps = min(8, problem.filter_size[0]) if backwards else 4
+            warps = min(8, problem.filter_size[0]) if of_weight else 4
             tile = Tile(rows, columns, _piece(problem, direction), warps, 2, kernel="banded", windows=windows)
             for fits in _fitting(tile, problem, direction, gpu):
                 chosen.append(_with_margin(fits, problem, direction, operands))
-    if not backwards:
+    if not of_weight:
         return chosen
     return [
         dataclasses.replace(tile, splits=splits)
@@ -201,7 +216,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
 
 
 def _with_margin(tile: Tile, problem: ConvProblem, direction: Direction, operands: Operands) -> Tile:
-    """The tile with the pixels of a window that are fetched, and with how many fetches of less than 16 bytes."""
+    """The tile with its `halo`, the pixels fetched for a window, and `addressed`, the fetches of less than 16 bytes."""
     source = problem.output_size if direction == "grad_input" else problem.input_size
     pieces = min(_pieces(problem, direction, tile), math.ceil(source[1] / tile.depth))
     halo = (tile.rows + problem.filter_size[0] - 1) * pieces * tile.depth
@@ -212,6 +227,7 @@ def _with_margin(tile: Tile, problem: ConvProblem, direction: Direction, operand
 
 
 def _fitting(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu) -> list[Tile]:
+    """The tile with as many stages or warps as fit twice on a multiprocessor, or else once; nothing if none fit."""
     if direction == "grad_weight":
         choices = [dataclasses.replace(tile, stages=stages) for stages in (3, 2)]
     else:
@@ -219,3 +235,52 @@ def _fitting(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu) -
     needed = [(shared_memory(problem, direction, choice), choice) for choice in choices]
     fit = [choice for least in (2, 1) for bytes_, choice in needed if least * bytes_ <= gpu.shared_memory]
     return fit[:1]
+
+
+# ---- how long they take ----------------------------------------------------------------------------------------------
+
+
+def band_width(taps: int, piece: int) -> int:
+    """Columns that a banded product takes for a filter row: those that the taps of `piece` outputs reach, in whole
+    pieces. In pieces of 16 the taps are 65 % of them for 31, 41 % for 13, 28 % for 9."""
+    return piece * math.ceil((taps + piece - 1) / piece)
+
+
+def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """The time of products with banded matrices.
+
+    A program has a window of rows × columns outputs for each warp, or in grad_weight its share of a filter's windows
+    one by one. A window is fetched with its margin; where columns are not neighbours in memory, 32 bytes a number.
+    Columns of padding are neither fetched nor multiplied.
+    """
+    (height, width), size, of_weight = problem.filter_size, problem.dtype.itemsize, direction == "grad_weight"
+    columns = min(band_width(width, tile.depth), tile.halo // (tile.rows + height - 1))
+    if of_weight:
+        programs, steps, at_once = problem.out_channels * tile.splits, math.ceil(tile.windows / tile.splits), 1
+    else:
+        channels = problem.out_channels if direction == "forward" else problem.in_channels
+        programs, steps = channels * math.ceil(tile.windows / tile.warps), problem.out_channels // channels
+        at_once = tile.warps  # windows of a program
+    pixels = at_once * (tile.halo + (tile.rows * tile.columns if of_weight else 0))
+    fetched = pixels * (32 if problem.memory_format is torch.channels_last else size)
+    operations = 2 * at_once * tile.rows * tile.columns * height * columns
+    held = pixels * size * (tile.stages if of_weight else 1)
+    registers = 32 * tile.warps * (168 if of_weight else 72 + tile.rows * tile.columns // 32)
+    together, waves = in_waves(programs, resident(tile, gpu, held, registers), gpu)
+    rate = tensor.rate_of(problem, gpu, tf32)
+    rate *= share_of_rate(tile) / gpu.multiprocessors
+    step, bound = max(
+        (together * operations / rate, "products"),
+        (together * tile.addressed * INSTRUCTIONS_AN_ELEMENT / INSTRUCTIONS, "addresses"),
+        (together * fetched / (L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors), "L2 fetches"),
+        (gpu.step_latency / (tile.stages - 1 if of_weight else 1), "fetch latency"),
+    )
+    seconds, bound = max(
+        (waves * (steps * step + 2 * gpu.step_latency), bound),
+        (problem.least_bytes(direction) / gpu.bandwidth, "memory bandwidth"),
+    )
+    seconds += adding_splits(tile, math.prod(problem.weight_shape), gpu)
+    return Prediction(seconds, bound, programs, steps, together, waves, operations / fetched)
+
+
+FAMILY = Family("banded", refuses, tiles, launches, predict)

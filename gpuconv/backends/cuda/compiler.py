@@ -1,7 +1,7 @@
-"""Compiling CUDA C: one way from a kernel's text to what is launched, inspected and tested, for any GPU, without one.
+"""The compiler of CUDA C: from a kernel's text to PTX or machine code for any GPU, on a machine without one.
 
-By the NVRTC that CuPy finds, through CuPy's binding of it. Not by `cupy.RawModule`, which adds -ftz=true to whatever
-options it is given: subnormal numbers would be flushed to zero, against what `gpuconv.reference` promises.
+It uses the NVRTC that CuPy finds, through CuPy's binding of it. `cupy.RawModule` will not do: it adds -ftz=true to
+whatever options it is given, so that subnormal numbers would become zero, against what `gpuconv.reference` promises.
 """
 
 import hashlib
@@ -28,24 +28,24 @@ def why_not() -> str | None:
 
 
 def architecture(capability: tuple[int, int]) -> str:
-    """What NVRTC compiles for on a GPU: "sm_80"; "sm_90a", whose own instructions later GPUs lack."""
+    """The architecture to compile for: "sm_80"; on capability 9.0 "sm_90a", with instructions that later GPUs lack."""
     major, minor = capability
     return f"sm_{major}{minor}{'a' if major == 9 else ''}"
 
 
 def cubin(instance: Instance, architecture: str) -> bytes:
-    """Machine code of a kernel for an architecture. Raises RuntimeError with what the compiler says where it fails."""
+    """Machine code of a kernel for an architecture. Raises RuntimeError with the compiler's log where it fails."""
     return _compiled(instance, architecture, "getCUBIN") + b"\0"  # CuPy's binding drops the last byte, which is 0
 
 
 def ptx(instance: Instance, architecture: str, lines: bool = False) -> str:
-    """The PTX that NVRTC makes of a kernel for an architecture; `lines`: with lines of the source that it is from."""
+    """PTX of a kernel for an architecture; `lines`: with the source line of each instruction."""
     more = ("-lineinfo",) if lines else ()
     return _compiled(instance, architecture.replace("sm_", "compute_"), "getPTX", more).decode()
 
 
 def kept_cubin(instance: Instance, architecture: str) -> bytes:
-    """The same as `cubin`, from the user's cache folder if it was compiled before by the same NVRTC."""
+    """Machine code as from `cubin`, kept in the user's cache folder once the same NVRTC has compiled it."""
     text = "\0".join((source(instance.file), *_OPTIONS, *instance.options, architecture, repr(_version())))
     path = cache_folder() / "cuda" / f"{hashlib.sha256(text.encode()).hexdigest()}.cubin"
     with suppress(OSError):
@@ -67,7 +67,7 @@ def _version() -> tuple[int, int]:
 
 
 def _compiled(instance: Instance, architecture: str, result: str, more: tuple[str, ...] = ()) -> bytes:
-    """What NVRTC's function `result` gives. Raises ModuleNotFoundError where CuPy is not installed."""
+    """The compiled program, as NVRTC's function `result` returns it. Raises ModuleNotFoundError without CuPy."""
     from cupy_backends.cuda.libs import nvrtc
 
     program = nvrtc.createProgram(source(instance.file), instance.file, (), ())

@@ -1,7 +1,7 @@
 """Loading and launching CUDA C through CuPy's binding of the driver, on PyTorch's device and stream.
 
-CuPy is imported when first needed. Of the driver alone is anything asked: CuPy's copy of the CUDA runtime, and so
-`cupy.RawModule` and `cupy.cuda.Device`, have no part in it (`gpuconv.backends.cuda.compiler` says why not the former).
+CuPy is imported when first needed. Only its binding of the driver is used: no `cupy.cuda.Device`, which goes through
+CuPy's own copy of the CUDA runtime, and no `cupy.RawModule` (`gpuconv.backends.cuda.compiler` says why).
 """
 
 import ctypes
@@ -15,14 +15,14 @@ from gpuconv.backends.capture import refuse_capture
 from gpuconv.backends.cuda import compiler
 from gpuconv.backends.cuda.launch import Instance, Launch
 
-_SHARED_WITHOUT_ASKING = 48 << 10  # bytes of shared memory that a kernel may use without an attribute that says so
+_DEFAULT_SHARED = 48 << 10  # bytes of shared memory that a kernel may use unless an attribute of it allows more
 # CUDA_ERROR_INVALID_VALUE (too much shared memory asked for), …_INVALID_IMAGE, …_NO_BINARY_FOR_GPU, …_INVALID_PTX,
 # …_UNSUPPORTED_PTX_VERSION, …_NOT_FOUND, …_LAUNCH_OUT_OF_RESOURCES
 _CANNOT_BUILD = (1, 200, 209, 218, 222, 500, 701)
 
 
 class _Module(NamedTuple):
-    """What a module is loaded for. Instances that differ in nothing else share it, and its functions."""
+    """The key of a loaded module. Instances that differ in nothing else share it, and its functions."""
 
     device: int
     file: str
@@ -30,13 +30,16 @@ class _Module(NamedTuple):
 
 
 class _Thread(threading.local):
-    """Whose primary context was made current last in this thread."""
+    """The GPU whose primary context was made current last in this thread."""
 
     device = -1
 
 
 class CupyRuntime:
-    """A module for each GPU, file and options. They stay loaded: a captured graph may launch their kernels any time."""
+    """Loads and launches kernels on GPUs: a module for each GPU, file and options.
+
+    Modules stay loaded: a captured graph may launch their kernels at any time.
+    """
 
     def __init__(self) -> None:
         self._functions: dict[tuple[int, Instance], int] = {}  # handles, by GPU
@@ -85,8 +88,11 @@ class CupyRuntime:
         )  # fmt: skip
 
     def _enter(self, index: int) -> None:
-        """Make the GPU's primary context, PyTorch's, current in this thread. The runtime does so when it needs one;
-        in a thread where only we launch (autograd's, a pool's), nothing else does."""
+        """Make the GPU's primary context, which is PyTorch's, current in this thread.
+
+        The CUDA runtime does so when it needs one; in a thread where only gpuconv launches (autograd's, a pool's),
+        nothing else does.
+        """
         from cupy_backends.cuda.api import driver
 
         with self._lock:
@@ -115,7 +121,7 @@ class CupyRuntime:
                     self._modules[module] = driver.moduleLoadData(compiler.kept_cubin(instance, architecture))
                 found = driver.moduleGetFunction(self._modules[module], instance.function)
                 self._functions_of[module, instance.function] = found
-            if instance.shared > self._shared.get(found, _SHARED_WITHOUT_ASKING):  # else it would be lowered for others
+            if instance.shared > self._shared.get(found, _DEFAULT_SHARED):  # never lowered: others launch it too
                 driver.funcSetAttribute(found, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, instance.shared)
                 self._shared[found] = instance.shared
             self._launch_kernel = driver.launchKernel

@@ -1,96 +1,79 @@
-"""The families `simt`, `tensor` and `halo` of the CUDA C kernels: implicit GEMM, for any layout, stride and dilation.
+"""What one implicit GEMM launches, on multiply-adds (`simt`) or on tensor cores (`tensor` and the families beside it).
 
-Multiply-adds (`simt`) or tensor cores (`tensor`, with several groups in a tile `grouped`); what all are
-told, and how many blocks compute it.
+This module fills in the struct that all of their kernels take, and counts their blocks. Nothing here needs a GPU.
 """
 
-import dataclasses
 import math
 
 import numpy as np
 
-from gpuconv.activations import IDENTITY, Activation
-from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import simt, tensor
-from gpuconv.backends.cuda.launch import Instance, Launch, Strides, conv, wide
-from gpuconv.backends.derived import axes, packed, splits_of
-from gpuconv.gpu import Gpu
+from gpuconv.backends.base import Tile
+from gpuconv.backends.cuda import windows
+from gpuconv.backends.cuda.launch import Instance, Launch, sum_partials
+from gpuconv.backends.derived import axes, programs_of_grad_weight, splits_of
 from gpuconv.problem import ConvProblem, Direction
-
-_SUM_THREADS = 256  # of sum_partials.cuh
-
-
-def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
-    """Why these families cannot do it: they always can."""
-    return None
-
-
-def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> list[Tile]:
-    """The tiles to choose from: for tensor cores, and for multiply-adds where those cannot or should not do it."""
-    return tensor.tiles(problem, direction, gpu, operands) or simt.tiles(problem, direction, gpu)
 
 
 def launches(
     problem: ConvProblem,
     direction: Direction,
-    operands: Operands,
     tile: Tile,
-    activation: Activation = IDENTITY,
-    with_bias: bool = False,
-    aligned: bool = True,
+    instance: Instance,
+    params: np.ndarray,
+    with_bias: bool,
+    merged: ConvProblem | None = None,
 ) -> tuple[Launch, ...]:
-    """What one call of `direction` launches, in order. Needs no GPU.
+    """The launches of `instance` for one call of `direction`, in order.
 
-    with_bias: grad_weight gives grad-bias too. aligned: all tensors begin at multiples of 16 bytes.
+    params: the struct of the problem. with_bias: grad_weight gives grad-bias too. merged: the problem with the groups
+    of a pack taken as one.
     """
-    strides = Strides.of(problem, direction, operands)
-    told = conv(problem, direction, strides, activation)
-    if tile.kernel == "simt":
-        instance = simt.instance(problem, direction, operands, strides, tile, activation, aligned)
-    else:
-        instance = tensor.instance(problem, direction, operands, tile, wide(problem, strides), aligned, activation)
-    view = packed(problem) if tile.kernel.startswith("grouped") else problem
-    k, c = view.out_channels // view.groups, view.in_channels // view.groups
+    merged = merged or problem
     if direction == "grad_weight":
-        return _grad_weight(problem, view, tile, instance, told, with_bias)
-    told["K"], told["C"], told["groups"] = k, c, view.groups
-    told["phase_blocks"] = row_blocks = tensor.row_blocks(problem, direction, tile)
-    phases, columns = (1, k) if direction == "forward" else (math.prod(problem.stride), c)
-    if tensor.has_halo(tile):
-        told["window_h"], told["window_w"] = tensor.window_of(problem, direction, tile.rows)
-    blocks = row_blocks * math.ceil(columns / tile.columns) * phases * view.groups
-    return (Launch(instance, blocks, told),)
+        return _grad_weight(problem, merged, tile, instance, params, with_bias)
+    params["K"], params["C"], params["groups"] = merged.group_filters, merged.group_channels, merged.groups
+    params["phase_blocks"] = row_blocks = _row_blocks(problem, direction, tile)
+    phases = 1 if direction == "forward" else math.prod(problem.stride)
+    if tile.halo:
+        params["window_h"], params["window_w"] = windows.window_of(problem, direction, tile.rows)
+    column_blocks = math.ceil(merged.view(direction).columns / tile.columns)
+    return (Launch(instance, row_blocks * column_blocks * phases * merged.groups, params),)
+
+
+def _row_blocks(problem: ConvProblem, direction: Direction, tile: Tile) -> int:
+    """Blocks of rows in one group: of forward, or of the largest phase of grad_input."""
+    if tile.halo:
+        return windows.blocks_of(problem, direction, tile.rows)
+    if direction == "forward":
+        return math.ceil(problem.output_pixels / tile.rows)
+    phase = (math.ceil(h / u) for h, u in zip(problem.input_size, problem.stride, strict=True))
+    return math.ceil(problem.batch * math.prod(phase) / tile.rows)
 
 
 def _grad_weight(
-    problem: ConvProblem, view: ConvProblem, tile: Tile, instance: Instance, told: np.ndarray, with_bias: bool
+    problem: ConvProblem, merged: ConvProblem, tile: Tile, instance: Instance, params: np.ndarray, with_bias: bool
 ) -> tuple[Launch, ...]:
-    """`view`: the problem as the product sees it, with groups taken together."""
-    k, c = view.out_channels // view.groups, view.in_channels // view.groups
-    pixels = problem.batch * math.prod(problem.output_size)
-    size = math.prod(problem.weight_shape)
-    splits = splits_of(problem, tile)
-    told["splits"] = splits
-    told["by"] = _digits(tile.depth, problem)
-    told["per_split"] = math.ceil(math.ceil(pixels / tile.depth) / splits) * tile.depth
-    blocks = splits * view.groups * problem.taps * math.ceil(k / tile.rows) * math.ceil(c / tile.columns)
-    product = told.copy()
-    product["K"], product["C"], product["groups"] = k, c, view.groups
+    """The launches of grad_weight. `merged`: the problem with the groups of a pack taken as one."""
+    k, c, pixels, _ = merged.view("grad_weight")
+    splits, size, filters = splits_of(problem, tile), math.prod(problem.weight_shape), problem.out_channels
+    params["splits"] = splits
+    params["by"] = _digits(tile.depth, problem)
+    params["per_split"] = math.ceil(math.ceil(pixels / tile.depth) / splits) * tile.depth
+    blocks = splits * programs_of_grad_weight(merged, tile)
+    product = params.copy()
+    product["K"], product["C"], product["groups"] = k, c, merged.groups
     if splits == 1:
         return (Launch(instance, blocks, product),)
-    partial = product  # the workspace holds [taps, K, C/G] for each split, so that a tile of it lies together
-    _, height, width = (int(taps) for taps in told["filter"])
-    channels = problem.in_channels // problem.groups
-    tap = problem.out_channels * channels
-    partial["w"] = (channels, 1, height * width * tap, width * tap, tap)
-    partial["gw_split"], partial["gb_split"] = size, problem.out_channels
-    summed = size + (problem.out_channels if with_bias else 0)
-    add = dataclasses.replace(instance, function="sum_partials", threads=_SUM_THREADS, shared=0)
-    return Launch(instance, blocks, partial), Launch(add, math.ceil(summed / _SUM_THREADS), told)
+    # The workspace holds [taps, K, C/G] for each split, so that a tile of it lies together.
+    _, height, width = (int(taps) for taps in params["filter"])
+    tap = filters * problem.group_channels
+    product["w"] = (problem.group_channels, 1, height * width * tap, width * tap, tap)
+    product["gw_split"], product["gb_split"] = size, filters
+    return Launch(instance, blocks, product), sum_partials(instance, size + with_bias * filters, params)
 
 
 def _digits(pixels: int, problem: ConvProblem) -> tuple[int, ...]:
-    """A number of output pixels as images, planes, rows and single ones."""
+    """A number of output pixels, written as images, planes, rows and single pixels."""
     _, height, width = axes(problem.output_size, 1)
     image = math.prod(problem.output_size)
     if not image:

@@ -1,4 +1,4 @@
-"""What is launched of `gpuconv.kernels.cuda`: a compiled instance, a grid, and the one struct that all kernels take.
+"""Launches of `gpuconv.kernels.cuda`: a compiled instance, a grid, and the one struct that all kernels take.
 
 Nothing here needs a GPU, and nothing here launches. A `Runtime` does: the package holds the one that goes through CuPy
 (`gpuconv.backends.cuda.cupy_runtime`); the tests hold one that runs the same kernels on the CPU from the same launches.
@@ -17,7 +17,7 @@ import torch
 
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands
-from gpuconv.backends.derived import axes, phase_steps
+from gpuconv.backends.derived import axes, overflows, phase_steps
 from gpuconv.problem import ConvProblem, Direction, allocate
 
 # `struct Conv` of common.cuh, field for field; what the fields mean is said there.
@@ -36,7 +36,7 @@ ACTIVATIONS = (  # as numbered in epilogue.cuh
     "none", "relu", "leaky_relu", "silu", "gelu", "gelu_tanh", "hardswish", "relu6", "sigmoid", "tanh",
 )  # fmt: skip
 TYPES = {torch.float32: "float", torch.float64: "double", torch.float16: "float16", torch.bfloat16: "bfloat16"}
-_MOST_OFFSET = 2**31 - 2**20  # beyond it offsets are 64-bit; the slack is for tiles that reach beyond the last element
+_SUM_THREADS = 256  # threads of a block of sum_partials.cuh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +68,10 @@ class Launch:
 
 
 class Runtime(Protocol):
-    """What compiles and launches."""
+    """Compiles and launches instances on one type of device."""
 
     def unavailable(self) -> str | None:
-        """Why it cannot, on this machine, or None."""
+        """Why it cannot run on this machine, or None."""
 
     def launch(self, launch: Launch, device: torch.device, tensors: tuple[torch.Tensor | None, ...]) -> None:
         """Start the kernel with these tensors, on PyTorch's current stream of `device`."""
@@ -84,7 +84,7 @@ class Runtime(Protocol):
 def source(file: str) -> str:
     """The text of a kernel file with the files that it includes in place, each once.
 
-    One text: all that a compiler is given, and all that a cache on disk has to look at.
+    This one text is all that a compiler reads, and all that a cache on disk has to compare.
     """
     return _expanded(file, set())
 
@@ -108,19 +108,19 @@ def _expanded(file: str, seen: set[str]) -> str:
 
 
 def strides_of(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides of a tensor as the struct has them: of five axes, 0 for an axis of size 1."""
+    """The strides of a tensor as the struct holds them: five axes, and 0 for an axis of size 1."""
     first, second, *pixel = (0 if size == 1 else stride for size, stride in zip(shape, strides, strict=True))
     return (first, second, *axes(tuple(pixel), 0))
 
 
 def fresh_strides(shape: tuple[int, ...], problem: ConvProblem) -> tuple[int, ...]:
-    """The same of a result that is about to be allocated."""
+    """The strides, as in `strides_of`, of a result that is about to be allocated."""
     return strides_of(shape, allocate(shape, torch.empty(0, device="meta"), problem.memory_format).stride())
 
 
 @dataclasses.dataclass(frozen=True)
 class Strides:
-    """How x, w, y and the residual lie in memory, those of them that are results included."""
+    """The strides of x, w, y and the residual, whether they are operands or results."""
 
     x: tuple[int, ...]
     w: tuple[int, ...]
@@ -137,28 +137,35 @@ class Strides:
         return cls(**found, residual=strides_of(shapes["y"], operands.residual or (0,) * (2 + problem.ndim)))
 
 
-def wide(problem: ConvProblem, strides: Strides) -> bool:
-    """Whether offsets in some tensor, or the number of its pixels, could overflow 32 bits."""
+def come_in_vectors(strides: tuple[int, ...], channels: int, unit: int) -> bool:
+    """Whether the channels of every pixel are aligned vectors of `unit` elements, given an aligned pointer."""
+    first, channel, *pixel = strides
+    return channel == 1 and not any(value % unit for value in (channels, first, *pixel))
+
+
+def needs_64_bits(problem: ConvProblem, strides: Strides) -> bool:
+    """Whether an offset in some tensor, or the number of its pixels, could overflow 32 bits."""
 
     def last(shape: tuple[int, ...], of: tuple[int, ...]) -> int:
         sizes = (*shape[:2], *axes(shape[2:], 1))
         return sum((size - 1) * stride for size, stride in zip(sizes, of, strict=True) if size)
 
     x, w, y = problem.input_shape, problem.weight_shape, problem.output_shape
-    pixels = problem.batch * max(math.prod(problem.input_size), math.prod(problem.output_size))
     lasts = last(x, strides.x), last(w, strides.w), last(y, strides.y), last(y, strides.residual)
-    return max(*lasts, pixels) > _MOST_OFFSET
+    return overflows(*lasts, problem.input_pixels, problem.output_pixels)
 
 
-def conv(problem: ConvProblem, direction: Direction, strides: Strides, activation: Activation = IDENTITY) -> np.ndarray:
-    """The struct, without what depends on a tile."""
-    result = np.zeros((), CONV)
-    backwards = direction == "grad_input"
+def struct_of(
+    problem: ConvProblem, direction: Direction, strides: Strides, activation: Activation = IDENTITY
+) -> np.ndarray:
+    """The struct of a problem, without the fields that depend on a tile."""
+    struct = np.zeros((), CONV)
+    backward = direction == "grad_input"
     common, inverse = phase_steps(problem)
     for name, value in {
         "N": problem.batch,
-        "C": problem.in_channels // problem.groups,
-        "K": problem.out_channels // problem.groups,
+        "C": problem.group_channels,
+        "K": problem.group_filters,
         "groups": problem.groups,
         "in": axes(problem.input_size, 1),
         "out": axes(problem.output_size, 1),
@@ -169,14 +176,20 @@ def conv(problem: ConvProblem, direction: Direction, strides: Strides, activatio
         "common": axes(common, 1),
         "inverse": axes(inverse, 0),
         "splits": 1,
-        "step": axes(tuple(-d // q if backwards else d for d, q in zip(problem.dilation, common, strict=True)), 1),
+        "step": axes(tuple(-d // q if backward else d for d, q in zip(problem.dilation, common, strict=True)), 1),
         "w_tap": tuple(
-            stride * (u // q if backwards else 1)
+            stride * (u // q if backward else 1)
             for stride, u, q in zip(strides.w[2:], axes(problem.stride, 1), axes(common, 1), strict=True)
         ),
         "activation": ACTIVATIONS.index(activation.name),
         "slope": activation.slope,
         **{field.name: getattr(strides, field.name) for field in dataclasses.fields(strides)},
     }.items():
-        result[name] = value
-    return result
+        struct[name] = value
+    return struct
+
+
+def sum_partials(instance: Instance, elements: int, params: np.ndarray) -> Launch:
+    """The second launch of grad_weight, after `instance`: it adds the partial sums of `elements` results."""
+    add = dataclasses.replace(instance, function="sum_partials", threads=_SUM_THREADS, shared=0)
+    return Launch(add, math.ceil(elements / _SUM_THREADS), params)

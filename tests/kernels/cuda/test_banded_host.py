@@ -167,7 +167,7 @@ def test_order_of_threads_alignment_and_wide_offsets_do_not_change_a_bit(
         assert all(map(torch.equal, first, again))
     shifted = {name: moved_by_one(t) for name, t in given.items()}
     assert all(map(torch.equal, first, compute(problem, direction, tile, shifted)))
-    monkeypatch.setattr("gpuconv.backends.cuda.banded.wide", lambda *_: True)
+    monkeypatch.setattr("gpuconv.backends.cuda.banded.needs_64_bits", lambda *_: True)
     assert all(map(torch.equal, first, compute(problem, direction, tile, given)))
 
 
