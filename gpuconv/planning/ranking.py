@@ -15,12 +15,16 @@ from gpuconv.problem import ConvProblem, Direction
 def ranked(
     backend: Backend, tiles: Iterable[Tile], problem: ConvProblem, direction: Direction, gpu: Gpu, tf32: bool
 ) -> list[tuple[Tile, Prediction]]:
-    """Tiles of a backend, those that it predicts to be quickest first; among equals the smallest."""
+    """Tiles of a backend, those that it predicts to be quickest first.
+
+    Among equals the smallest, and of those the most oblong: which one is taken does not depend on how families list
+    their tiles.
+    """
     predicted = [(tile, backend.predict(problem, direction, tile, gpu, tf32)) for tile in tiles]
 
     def order(pair: tuple[Tile, Prediction]) -> tuple[float, ...]:
         tile, prediction = pair
-        return prediction.seconds, tile.splits, tile.rows * tile.columns, tile.depth
+        return prediction.seconds, tile.splits, tile.rows * tile.columns, tile.depth, -(tile.rows + tile.columns)
 
     return sorted(predicted, key=order)
 
