@@ -17,8 +17,7 @@ def ranked(
 ) -> list[tuple[Tile, Prediction]]:
     """Tiles of a backend, those that it predicts to be quickest first.
 
-    Among equals the smallest, and of those the most oblong: which one is taken does not depend on how families list
-    their tiles.
+    Among equals the smallest, of those the most oblong, and of those the first one listed.
     """
     predicted = [(tile, backend.predict(problem, direction, tile, gpu, tf32)) for tile in tiles]
 
