@@ -91,7 +91,7 @@ class Executor:
     # ---- what the driver calls ----
 
     def _prepare(self, launched: Any, image: int, size: int, parameters: Any, number: Any) -> int:
-        return _told(lambda: self._note(launched.contents, ctypes.string_at(image, size), parameters, number))
+        return _status_of(lambda: self._note(launched.contents, ctypes.string_at(image, size), parameters, number))
 
     def _perform(self, number: int, keep: int) -> int:
         def perform() -> None:
@@ -103,7 +103,7 @@ class Executor:
                 )  # fmt: skip
                 self.counters.append(counted)
 
-        return _told(perform)
+        return _status_of(perform)
 
     def _assemble(self, ptx: bytes, capability: int) -> int | None:
         """The address of the cubin of this PTX. It stays: whoever loads it copies it."""
@@ -173,7 +173,7 @@ def share_core(cache: Path) -> None:
     (cache / "emulator").symlink_to(cache_folder() / "emulator", target_is_directory=True)
 
 
-def _told(run: Callable[[], None]) -> int:
+def _status_of(run: Callable[[], None]) -> int:
     """Execute a launch. 0, or the driver's number of an error, whose message the driver keeps."""
     try:
         run()
