@@ -1,1 +1,1 @@
-"""Measurements. Imported as `gpuconv.bench`."""
+"""Measurements of speed and of machine code. Imported as `gpuconv.bench`."""

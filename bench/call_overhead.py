@@ -1,9 +1,9 @@
-"""Host-side cost of one forward call on the CPU, with gradients, side by side with `torch.nn.functional.conv2d`.
+"""Measures the host-side cost of one forward call on the CPU, with gradients, beside `torch.nn.functional.conv2d`.
 
     python -m gpuconv.bench.call_overhead [--json]
 
-The image is 4×4, so nearly all the time is the call itself. `aten` is a direct call of PyTorch. `trivial` is an op of
-ours whose backend only makes the output: validation, plan look-up, registration, autograd and allocation are all
+The image is 4×4, so nearly all the time is the call itself. `aten` is a direct call of PyTorch. `trivial` is gpuconv's
+op with a backend that only makes the output: validation, plan look-up, registration, autograd and allocation are all
 there, only the arithmetic is not. Each round times all variants one after the other; the fastest of all rounds is
 reported for each, in µs, so that other work on the machine matters little.
 """
@@ -42,7 +42,7 @@ class TrivialBackend(Backend):
 
 
 def measure(rounds: int = 200, calls: int = 100) -> dict[str, float]:
-    """µs a call of each variant."""
+    """Microseconds a call of each variant."""
     gpuconv.backends.register(TrivialBackend())
     x = torch.randn(1, 4, 4, 4, requires_grad=True)
     w = torch.randn(4, 4, 3, 3, requires_grad=True)

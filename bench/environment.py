@@ -1,4 +1,4 @@
-"""What every line of results says of where it was measured: device, driver, clocks, versions, commit, date."""
+"""Where a result was measured, as every record says: device, driver, clocks, versions, commit, date."""
 
 import datetime
 import functools
@@ -19,7 +19,7 @@ _SMI = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.lim
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """The fields that all lines of a run share."""
+    """The fields that all records of a run share."""
     on_gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else _cpu(),
@@ -47,7 +47,7 @@ def _cpu() -> str:
 
 
 def _driver(device: torch.device) -> dict[str, str | None]:
-    """What nvidia-smi knows of the device."""
+    """What nvidia-smi says about the device."""
     found: list[str | None] = [None] * len(_SMI)
     smi = shutil.which("nvidia-smi")
     if device.type == "cuda" and smi is not None:
@@ -62,7 +62,7 @@ def _driver(device: torch.device) -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that gpuconv runs from, '+' behind it where that was changed; None for a wheel."""
+    """The commit of the checkout that gpuconv runs from, with '+' where files were changed; None for a wheel."""
     git, folder = shutil.which("git"), Path(gpuconv.__file__).parent
     if git is None:
         return None
@@ -77,7 +77,7 @@ def commit() -> str | None:
 
 @functools.cache
 def source(backend: str) -> str:
-    """Twelve digits that change with the code of a backend: of gpuconv and its kernels, and of the file it is from."""
+    """A hash, twelve digits, of a backend's code: of gpuconv, its kernels, and the backend's own file."""
     from gpuconv import kernels
 
     roots = [Path(gpuconv.__file__).parent, *map(Path, kernels.__path__)]

@@ -1,10 +1,10 @@
-"""Host-side cost of a repeated call of the `triton` backend, by stage, with a null launch: needs no GPU.
+"""Measures the host-side cost of a repeated call of the `triton` backend, stage by stage. Needs no GPU.
 
     python -m gpuconv.bench.launch_overhead [--json]
 
-Everything runs as on a GPU, but that tensors lie on the CPU and that the innermost launch, Triton's C function that
-hands arguments to the driver, is replaced by one that does nothing (so its own one or two µs are missing). Stages, each
-including the one before it:
+Everything runs as on a GPU, except that tensors lie on the CPU, and that the innermost launch, Triton's C function that
+passes the arguments to the driver, is replaced by a null launch that does nothing (so its one or two µs are missing).
+The stages, each including the one before it:
 
     pointers     data_ptr() of every tensor, and whether all are aligned
     launch       `Launch` called with tensors: pointers, arguments, Triton's launcher, the null launch
@@ -31,7 +31,7 @@ from gpuconv.activations import Activation
 from gpuconv.backends.base import Tile
 from gpuconv.backends.triton import backend, launch as triton_launch
 from gpuconv.gpu import KNOWN
-from gpuconv.planning import plan, predict
+from gpuconv.planning import plan, ranking
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.settings import Settings
 
@@ -39,7 +39,7 @@ PROBLEM = ConvProblem.of((2, 64, 8, 8), (64, 64, 3, 3), padding=1, dtype=torch.f
 
 
 def _null_launcher() -> CudaLauncher:
-    """Triton's launcher as far as it is Python, without the C function at its end."""
+    """Triton's launcher with all its Python, but without the C function at its end."""
     launcher = object.__new__(CudaLauncher)
     launcher.__dict__.update(
         launch=lambda *arguments: None,
@@ -58,7 +58,7 @@ def _null_launcher() -> CudaLauncher:
 
 
 def _fastest(call: Callable[[], Any], rounds: int, calls: int) -> float:
-    """µs a call in the fastest round."""
+    """Microseconds a call in the fastest round."""
     best = float("inf")
     for _ in range(rounds):
         start = time.perf_counter()
@@ -69,15 +69,15 @@ def _fastest(call: Callable[[], Any], rounds: int, calls: int) -> float:
 
 
 def measure(direction: Direction, rounds: int = 50, calls: int = 200) -> dict[str, float]:
-    """µs a call of each stage."""
+    """Microseconds a call of each stage."""
     shapes = {"x": PROBLEM.input_shape, "w": PROBLEM.weight_shape, "y": PROBLEM.output_shape}
     first, second = {"forward": ("x", "w"), "grad_input": ("y", "w"), "grad_weight": ("y", "x")}[direction]
     a, b = (torch.randn(shapes[name]).half() for name in (first, second))
     operands = plan.contiguous_operands(PROBLEM, direction)
     gpu = KNOWN["H100"]
-    tile = predict.best_tile(
-        backend.TritonBackend().tiles(PROBLEM, direction, gpu, operands), PROBLEM, direction, gpu, False
-    )
+    triton_backend = backend.TritonBackend()
+    tiles = triton_backend.tiles(PROBLEM, direction, gpu, operands)
+    tile = ranking.best_tile(triton_backend, tiles, PROBLEM, direction, gpu, False)
     assert tile is not None
     tile = Tile(tile.rows, tile.columns, tile.depth, tile.warps, tile.stages)  # one launch, whatever the direction
     (launch,) = backend.launches(PROBLEM, direction, operands, tile)
@@ -100,9 +100,7 @@ def measure(direction: Direction, rounds: int = 50, calls: int = 200) -> dict[st
         mock.patch.dict(plan._plans, clear=True),
         mock.patch.object(backend, "INTERPRETING", False),
     ):
-        bound = backend.TritonBackend().bind(
-            PROBLEM, direction, torch.device("cuda", 0), Activation("none"), operands, tile
-        )
+        bound = triton_backend.bind(PROBLEM, direction, torch.device("cuda", 0), Activation("none"), operands, tile)
         with mock.patch.object(plan, "choose", lambda *_: SimpleNamespace(run=bound)):
             look_up[direction]()(a, b, *extra)  # which leaves it to be found
         launch.use(null)

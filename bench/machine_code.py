@@ -1,8 +1,9 @@
-"""Facts about machine code that should not get worse unnoticed: `python -m gpuconv.bench.machine_code` renews them.
+"""Records facts about the kernels' machine code, so that none gets worse unnoticed.
 
-bench/machine_code.json holds what some kernels compiled to, and with which compilers. A test compiles them again and
-fails where `regressions` finds something: more registers (by a twentieth), spills, more shared memory, fewer
-tensor-core instructions or more shared-memory traffic in the main loop. Needs no GPU.
+`python -m gpuconv.bench.machine_code` renews bench/machine_code.json, which holds what some kernels compiled to, and
+with which compilers. A test compiles them again and fails where `regressions` finds something: more registers (by a
+twentieth), spills, more shared memory, fewer tensor-core instructions or more shared-memory traffic in the main loop.
+Needs no GPU.
 """
 
 import importlib.metadata
@@ -14,7 +15,7 @@ import torch
 
 from gpuconv.bench import suites
 from gpuconv.gpu import REPRESENTATIVE
-from gpuconv.inspection.kernels import BACKENDS, examine
+from gpuconv.inspection.kernels import BACKENDS, inspect_kernels
 from gpuconv.problem import DIRECTIONS
 
 FILE = Path(__file__).with_name("machine_code.json")
@@ -25,19 +26,19 @@ _THROUGH_SHARED_MEMORY = ("LDS", "STS", "LDSM")
 
 
 def versions() -> dict[str, str]:
-    """What compiles: Triton, and the NVRTC that PyTorch brings."""
+    """The compilers: Triton, and the NVRTC that PyTorch brings."""
     packages = {name.lower(): dist.version for dist in importlib.metadata.distributions() if (name := dist.name)}
     nvrtc = [f"{name} {version}" for name, version in sorted(packages.items()) if name.startswith("nvidia-cuda-nvrtc")]
     return {"triton": packages.get("triton", "none"), "nvrtc": ", ".join(nvrtc) or "none"}
 
 
 def facts(architecture: str) -> dict[str, dict[str, Any]]:
-    """By 'backend direction kernel architecture': what the kernels that are planned for `LAYER` compile to."""
+    """What the kernels that are planned for `LAYER` compile to, by 'backend direction kernel architecture'."""
     problem = suites.layer(LAYER, dtype=torch.bfloat16, memory_format=torch.channels_last)
     found = {}
     for backend in BACKENDS:
         for direction in DIRECTIONS:
-            for kernel in examine(problem, direction, backend, REPRESENTATIVE[architecture]):
+            for kernel in inspect_kernels(problem, direction, backend, REPRESENTATIVE[architecture]):
                 loop = kernel.code.loop_instructions
                 found[f"{backend} {direction} {kernel.name} {architecture}"] = {
                     "registers": kernel.code.registers,
@@ -49,7 +50,7 @@ def facts(architecture: str) -> dict[str, dict[str, Any]]:
 
 
 def regressions(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> list[str]:
-    """What is worse in `new` than in `old`, a line each; kernels that are in one of them alone included."""
+    """A line for each fact that is worse in `new` than in `old`, and for each kernel that is in only one of them."""
     worse = [f"{name}: only in the {'old' if name in old else 'new'} facts" for name in sorted(old.keys() ^ new.keys())]
     for name in sorted(old.keys() & new.keys()):
         before, now = old[name], new[name]

@@ -1,10 +1,10 @@
-"""What the trainer costs beside a plain hand-written PyTorch loop: the same network, data, batches and arithmetic.
+"""Measures the trainer beside a plain hand-written PyTorch loop with the same network, data, batches and arithmetic.
 
     python -m gpuconv.bench.plain_loop [--data cifar10:DIR] [--model tutorial] [--device cuda] [--rounds 8] [--json]
 
 The plain loop holds normalised float images in memory and does nothing but train: no augmentation, no bookkeeping, a
-stock network. The trainer runs with backend `auto` and no augmentation either, and keeps its losses and accuracy. The
-two take turns, `--steps` steps at a time; a round's ratio is of its own two times, and the median of rounds is printed.
+stock network. The trainer runs with backend `auto`, without augmentation either, and keeps its losses and accuracy. The
+two take turns, `--steps` steps at a time. Each round gives a ratio of its two times; their median is printed.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import gpuconv
 from gpuconv import text
 from gpuconv.bench.environment import environment
 
-_WARM = 10  # steps
+_WARM_UP = 10  # steps
 
 
 def plain(
@@ -45,11 +45,11 @@ def plain(
 
 
 def measure(data: str, model: str, device: str, batch_size: int, steps: int, rounds: int) -> dict[str, Any]:
-    """Images a second of both, and the median ratio of rounds (trainer over plain)."""
+    """Images a second of both, and the median ratio of the rounds (trainer over plain)."""
     from gpuconv.train import data as datasets, loop, networks
     from gpuconv.train.config import Config
 
-    total = _WARM + steps * rounds + 1
+    total = _WARM_UP + steps * rounds + 1
     config = Config(data=data, model=model, device=device, batch_size=batch_size, steps=total)
     config.check()
     where = torch.device(device)
@@ -71,7 +71,7 @@ def measure(data: str, model: str, device: str, batch_size: int, steps: int, rou
     wait: Callable[[], Any] = torch.cuda.synchronize if where.type == "cuda" else lambda: None
     times: dict[str, list[float]] = {name: [] for name in loops}
     with gpuconv.use_backend("auto"):
-        for steps_now in (_WARM, *[steps] * rounds):
+        for steps_now in (_WARM_UP, *[steps] * rounds):
             for name in loops if len(times["plain"]) % 2 else reversed(loops):  # neither always goes first
                 wait()
                 start = time.perf_counter()

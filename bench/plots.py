@@ -1,7 +1,7 @@
-"""Results as PNGs, for each suite and kind of numbers: the roofline, and the speed-up over PyTorch.
+"""The records of `gpuconv bench` as PNG files, for each suite and number type: a roofline, and speed-ups over PyTorch.
 
-Series differ in marker or hatch as well as in colour (Okabe and Ito's, safe for colour-blind readers), so that they can
-be told apart in grey. Needs matplotlib: pip install 'gpuconv[bench]'.
+Series differ in marker or hatch as well as in colour (Okabe and Ito's, safe for colour-blind readers), so that they
+differ in grey, too. Needs matplotlib: pip install 'gpuconv[bench]'.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _STYLES = (
 
 
 def plot(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write the plots of these rows into `folder`; gives their paths. Raises ImportError without matplotlib."""
+    """Write the plots of these rows into `folder`, and return their paths. Raises ImportError without matplotlib."""
     from matplotlib.figure import Figure  # no pyplot: no state, no display
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def _machine(row: Row) -> str:
 
 
 def _label(line: Line, among: list[Line]) -> str:
-    """A layer's name, with its batch where not all have the same."""
+    """A layer's name; with its batch, where the layers have different ones."""
     name = line.layer.partition(".")[2]
     return name if len({other.batch for other in among}) == 1 else f"{name} ×{line.batch}"
 
@@ -57,7 +57,7 @@ def _style(names: Sequence[str], name: str) -> tuple[str, str, str]:
 
 
 def _roofline(make: Any, found: list[Line], title: str) -> Any:
-    """Each backend's best time of each layer, under this machine's ceilings; a panel for each direction."""
+    """Each backend's best rate on each layer, under this machine's ceilings; a panel for each direction."""
     names = backends_of(found)
     directions = [d for d in TIMED if any(line.direction == d for line in found)]
     best = [row for line in found for name in names if (row := line.best(name)) is not None and "ms" in row]
@@ -91,7 +91,7 @@ def _roofline(make: Any, found: list[Line], title: str) -> Any:
 
 
 def _speedup(make: Any, found: list[Line], title: str) -> Any:
-    """How many times as fast as PyTorch's best each backend's best is; left of the line it is slower."""
+    """Each backend's best speed over PyTorch's best; left of the line it is slower."""
     from matplotlib.ticker import NullLocator
 
     names = backends_of(found)

@@ -1,4 +1,4 @@
-"""Results as `gpuconv bench` writes them: reading, pairing with the baseline, comparing two runs."""
+"""The records that `gpuconv bench` writes: reading them, pairing them with the baseline, comparing two runs."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 Row = dict[str, Any]
 
-_CASE = ("layer", "direction", "numbers", "batch", "layout", "backend")
+_MEASURED = ("layer", "direction", "numbers", "batch", "layout", "backend")
 _MACHINE = ("device", "threads", "torch", "triton", "cudnn", "source")
 COLUMNS = (
     "suite", "layer", "direction", "numbers", "batch", "layout", "backend", "role", "ms", "ms_20", "ms_80", "runs",
@@ -21,13 +21,16 @@ COLUMNS = (
 
 
 def key(row: Row) -> tuple[Any, ...]:
-    """What a row measures, and with what: rows of one key measure the same."""
-    return tuple(row.get(name) for name in (*_CASE, *_MACHINE))
+    """What a row measures, and on which machine with which versions: rows with the same key measure the same."""
+    return tuple(row.get(name) for name in (*_MEASURED, *_MACHINE))
 
 
 def read(paths: Iterable[Path]) -> list[Row]:
-    """All rows of these files; of those that measure the same, the last. A last line cut short by an interruption is
-    left out. Raises ValueError for a file that cannot be read or is not of results."""
+    """The rows of these files; of several that measure the same, the last.
+
+    A last line that an interruption cut short is left out. Raises ValueError for a file that cannot be read, or that
+    holds something else.
+    """
     found: dict[tuple[Any, ...], Row] = {}
     for path in paths:
         try:
@@ -38,7 +41,7 @@ def read(paths: Iterable[Path]) -> list[Row]:
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
-                if not isinstance(row, dict) or any(name not in row for name in _CASE):
+                if not isinstance(row, dict) or any(name not in row for name in _MEASURED):
                     raise ValueError("not a result")
             except ValueError as error:
                 if number == len(lines):
@@ -49,7 +52,7 @@ def read(paths: Iterable[Path]) -> list[Row]:
 
 
 class Line(NamedTuple):
-    """All rows of one layer, direction, kind of numbers and batch."""
+    """All rows of one layer, direction, number type and batch: a line of the report."""
 
     layer: str
     direction: str
@@ -58,7 +61,7 @@ class Line(NamedTuple):
     rows: tuple[Row, ...]
 
     def best(self, backend: str) -> Row | None:
-        """The fastest row of a backend over layouts; one without a time where there is none with."""
+        """The row of a backend's faster layout; where none has a time, one that says why."""
         mine = [row for row in self.rows if row["backend"] == backend]
         return min(mine, key=lambda row: (row.get("ms", math.inf), "failed" not in row), default=None)
 
@@ -71,11 +74,11 @@ class Line(NamedTuple):
 
 
 def lines(rows: Iterable[Row]) -> list[Line]:
-    """Rows by what they compute, in their order; of different versions of one thing, the last."""
-    latest = {tuple(row[name] for name in _CASE): row for row in rows}
+    """The rows by what they compute, in their order; of different versions of one thing, the last."""
+    latest = {tuple(row[name] for name in _MEASURED): row for row in rows}
     groups: dict[tuple[Any, ...], list[Row]] = {}
-    for case, row in latest.items():
-        groups.setdefault(case[:4], []).append(row)
+    for measured, row in latest.items():
+        groups.setdefault(measured[:4], []).append(row)
     return [
         Line(layer, direction, numbers, batch, tuple(found))
         for (layer, direction, numbers, batch), found in groups.items()
@@ -100,7 +103,7 @@ def times_text(speedup: float) -> str:
 
 
 def as_csv(rows: Iterable[Row]) -> str:
-    """The rows as CSV, with a line of names."""
+    """The rows as CSV, with a line of column names."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
     writer.writeheader()
@@ -109,7 +112,7 @@ def as_csv(rows: Iterable[Row]) -> str:
 
 
 class Change(NamedTuple):
-    """How a result changed between two runs."""
+    """A result that changed between two runs."""
 
     kind: str  # slower, faster, wrong, failed
     row: Row
@@ -126,7 +129,7 @@ class Change(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What two runs have in common, and what changed."""
+    """The results that two runs have in common, and how they changed."""
 
     compared: int
     missing: int  # in the new run
@@ -134,25 +137,25 @@ class Comparison(NamedTuple):
 
     @property
     def regressions(self) -> list[Change]:
-        """What got worse, of ours and of kernels under test: a baseline that got slower is the machine's doing."""
+        """What got worse, baselines aside: a baseline that got slower is the machine's or PyTorch's doing."""
         return [c for c in self.changes if c.kind != "faster" and c.row["role"] != "baseline"]
 
 
 def compare(old: Iterable[Row], new: Iterable[Row], least: float = 0.05) -> Comparison:
-    """What changed beyond the noise: the ranges from 20 % to 80 % do not meet, and the medians differ by `least`.
+    """Compare two runs. A time has changed if the 20-to-80 % ranges do not overlap and the medians differ by `least`.
 
     Raises ValueError where the runs are of different devices or have nothing in common.
     """
-    before, after = ({tuple(r[name] for name in _CASE): r for r in rows} for rows in (old, new))
-    common = [case for case in after if case in before]
+    before, after = ({tuple(r[name] for name in _MEASURED): r for r in rows} for rows in (old, new))
+    common = [measured for measured in after if measured in before]
     if not common:
         raise ValueError("the two files have no measurement in common")
-    devices = [sorted({str(rows[case].get("device")) for case in common}) for rows in (before, after)]
+    devices = [sorted({str(rows[one].get("device")) for one in common}) for rows in (before, after)]
     if devices[0] != devices[1]:
         raise ValueError(f"the two files are of different devices: {', '.join(devices[0])} and {', '.join(devices[1])}")
     changes = []
-    for case in common:
-        a, b = before[case], after[case]
+    for measured in common:
+        a, b = before[measured], after[measured]
         if "ms" not in a:
             continue
         if "ms" not in b:

@@ -1,4 +1,4 @@
-"""Results as text: a table for each suite, with geometric means in which losses are as plain as wins."""
+"""The records of `gpuconv bench` as text: a table for each suite, with geometric means of all its layers."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ _LAYOUT_LETTER = {"contiguous": "c", "channels_last": "l"}
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A table for each suite, kind of numbers and batch, then the geometric means over all of them."""
+    """A table for each suite and number type, with geometric means, and then notes on what is wrong or missing."""
     found = lines(rows)
     if not found:
         return "no results"
@@ -24,7 +24,7 @@ def table(rows: Sequence[Row]) -> str:
 def _machine(row: Row) -> str:
     versions = "".join(f", {name} {row[name]}" for name in ("driver", "cudnn", "torch", "triton") if row.get(name))
     threads = f", {row['threads']} threads" if row["on"] == "cpu" else ""
-    note = " (no GPU: a check of the logic, and of what a CPU does)" if row["on"] == "cpu" else ""
+    note = " (no GPU: this says nothing about the speed of the GPU kernels)" if row["on"] == "cpu" else ""
     return f"{row['device']}{threads}{note}{versions}, gpuconv {row['gpuconv']} {row['commit'] or ''}, {row['date']}"
 
 
@@ -72,7 +72,7 @@ def _time(row: Row | None) -> str:
 
 
 def _allowed(line: Line) -> str:
-    """The part of the roofline that the fastest reaches, and whether memory or arithmetic is the roof."""
+    """What part of the roofline the fastest result reaches, and whether memory or arithmetic limits it."""
     timed = [row for row in line.rows if "roofline" in row]
     if not timed:
         return "-"
@@ -99,10 +99,10 @@ def _mean(name: str, direction: str, found: list[Line]) -> list[str]:
 
 
 def _notes(found: list[Line]) -> list[str]:
-    """What is wrong, refused or has failed, and what the columns mean."""
+    """What a column means, and what is wrong, was refused or has failed."""
     rows = [row for line in found for row in line.rows]
-    out = ["roofline: the time that this machine's copy and matrix product, measured in the same run, allow, as a part "
-           "of the fastest time; mem or ari is which of the two is the roof"]  # fmt: skip
+    out = ["roofline: the least time that this machine's rates of copying (mem) and of matrix products (ari) allow, "
+           "measured in the same run, as a part of the fastest time; and which of the two is the limit"]  # fmt: skip
     missed: dict[str, list[Row]] = {}
     for row in rows:
         if row.get("right") is False and row["role"] == "baseline":
@@ -124,13 +124,15 @@ def _notes(found: list[Line]) -> list[str]:
 
 
 def comparison(found: Comparison) -> str:
-    """What changed, the worst first, and the verdict."""
+    """What changed between two runs, the worst first, and a line with the totals."""
     out = [str(change) for change in found.changes if change.row["role"] != "baseline"]
     noise = [c for c in found.changes if c.row["role"] == "baseline"]
     if noise:
         ratios = [c.row["ms"] / c.before["ms"] for c in noise if "ms" in c.row and math.isfinite(c.row["ms"])]
         mean = f", by {geometric_mean(ratios):.2f} × in the geometric mean" if ratios else ""
-        out.append(f"the baseline changed on {len(noise)}{mean}: that is the machine or PyTorch, and does not count")
+        out.append(
+            f"the baseline changed on {len(noise)}{mean}: that is due to the machine or PyTorch, and does not count"
+        )
     worse = len(found.regressions)
     better = sum(c.kind == "faster" and c.row["role"] != "baseline" for c in found.changes)
     missing = f", {found.missing} not measured again" if found.missing else ""

@@ -8,13 +8,13 @@ beneath it, whose grad_input is that layer's forward pass (`Layer.transposed`). 
 listed once. Batches are those of the source where it names one, else ours.
 """
 
-import difflib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from gpuconv.problem import ConvProblem
+from gpuconv.text import did_you_mean
 
 
 class Layer(NamedTuple):
@@ -278,7 +278,7 @@ def names() -> tuple[str, ...]:
 def suite(name: str) -> Suite:
     """The suite called `name`. Raises ValueError, with close matches, for one that is not known."""
     if name not in SUITES:
-        raise ValueError(f"no suite is called {name!r}{_close(name, SUITES)}; there are {', '.join(SUITES)}")
+        raise ValueError(f"no suite is called {name!r}{did_you_mean(name, SUITES)}; there are {', '.join(SUITES)}")
     return SUITES[name]
 
 
@@ -287,7 +287,7 @@ def find(name: str) -> Layer:
     head, _, tail = name.partition(".")
     if tail not in getattr(SUITES.get(head), "layers", {}):
         inside = [f"{head}.{n}" for n in SUITES[head].layers] if head in SUITES else []
-        raise ValueError(f"no layer is called {name!r}{_close(name, inside or names())}")
+        raise ValueError(f"no layer is called {name!r}{did_you_mean(name, inside or names())}")
     return SUITES[head].layers[tail]
 
 
@@ -311,9 +311,3 @@ def layer(
         (found.filters, found.channels // found.groups, *found.filter_size),
         found.stride, found.padding, found.dilation, found.groups, dtype, memory_format,
     )  # fmt: skip
-
-
-def _close(name: str, known: Any) -> str:
-    """' (did you mean a, b?)', or nothing."""
-    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f" (did you mean {', '.join(matches)}?)" if matches else ""

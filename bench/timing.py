@@ -1,7 +1,7 @@
-"""Times of one call: on the device, replayed from a CUDA graph, on the host; and the ceilings of the machine.
+"""Measures times of one call: on the device, replayed from a CUDA graph, on the host; and the ceilings of the machine.
 
-On a GPU: by events, with the L2 cache flushed before each run, after runs to warm up. On a CPU: by the wall clock, with
-the caches flushed as far as a buffer of 64 MiB does.
+A GPU is timed by events, after runs to warm up, with the L2 cache flushed before each run. A CPU is timed by the wall
+clock, with its caches flushed as far as writing a buffer of 64 MiB does.
 """
 
 import functools
@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 
-from gpuconv.bench.workloads import NUMBERS
-from gpuconv.checking.precision import float32_as
+from gpuconv.checking.precision import NUMBERS, float32_as
 
 BUDGET = {"cuda": 0.1, "cpu": 0.15}  # seconds of runs for one measurement
 _FEWEST = {"cuda": 10, "cpu": 5}
 _MOST = 100
-_PATIENCE = 20  # budgets, after which two runs are enough
+_PATIENCE = 20  # after so many budgets two runs are enough
 
 
 @functools.cache
@@ -61,7 +60,7 @@ def times(run: Callable[[], Any], device: torch.device, budget: float | None = N
 
 
 def summary(found: list[float], prefix: str = "ms") -> dict[str, float]:
-    """Median, 20 % and 80 % quantile, and how many."""
+    """The median, the 20 % and 80 % quantiles, and the number of runs."""
     low, *_, high = statistics.quantiles(found, n=5, method="inclusive")
     return {prefix: statistics.median(found), f"{prefix}_20": low, f"{prefix}_80": high, "runs": len(found)}
 
@@ -82,7 +81,7 @@ def graph_times(run: Callable[[], Any], device: torch.device) -> list[float]:
 
 
 def host_microseconds(run: Callable[[], Any], device: torch.device, calls: int = 30) -> float:
-    """What one call costs on the host while the GPU is still busy with those before: the fastest of three rounds."""
+    """Microseconds of one call on the host, while the GPU is busy with earlier calls: the fastest of three rounds."""
     best = float("inf")
     for _ in range(3):
         _wait(device)
@@ -101,7 +100,7 @@ def _wait(device: torch.device) -> None:
 
 @functools.cache
 def ceilings(device: torch.device, numbers: str) -> dict[str, float]:
-    """What this machine does in the fastest of several runs: a copy (bytes read and written) and a large product."""
+    """This machine's best rates: of a copy (bytes read and written), and of a large matrix product."""
     big = device.type == "cuda"
     source = torch.randn(1 << (26 if big else 24), device=device)
     target = torch.empty_like(source)

@@ -1,8 +1,8 @@
-"""Which backend and tile is quickest on this device, measured, and recorded in `gpuconv.planning.tuned`.
+"""Measures which backend and tile is fastest on this device, and records it in `gpuconv.planning.tuned`.
 
-The candidates of a problem are, for each backend that can do it here, the tiles that the planner's formula finds most
-promising; PyTorch's own is one of them. A candidate whose result is not that of PyTorch in float64, within the bound,
-is not timed. What is found for a problem is recorded at once, so whatever stops a run loses no more than one problem.
+The candidates of a problem are, for each backend that supports it here, the tiles that the planner's formula ranks
+first; PyTorch's own convolution is one of them. A candidate is timed only if its result is right (`ExactResult`). The
+times of a problem are recorded at once, so that an interruption loses no more than one problem.
 """
 
 import time
@@ -15,32 +15,34 @@ from gpuconv import backends
 from gpuconv.activations import IDENTITY
 from gpuconv.backends.base import Operands, Tile, numbers
 from gpuconv.bench import timing
-from gpuconv.bench.verdict import Judge
+from gpuconv.bench.verdict import ExactResult
 from gpuconv.checking.precision import float32_as
 from gpuconv.gpu import Gpu
 from gpuconv.planning import distrust, plan, tuned
 from gpuconv.planning.plan import Asked
-from gpuconv.planning.predict import ranked
+from gpuconv.planning.ranking import ranked
 
-MOST_TILES = 6  # of a backend
+MOST_TILES = 6  # of each backend
 
 
 class Tuned(NamedTuple):
-    """What came of one problem."""
+    """What was measured for one problem."""
 
     asked: Asked
     winners: tuned.Winners
-    wrong: tuple[str, ...]  # candidates that gave a wrong result, or failed, and how
+    wrong: tuple[str, ...]  # the candidates that gave a wrong result or failed, and how
 
     @property
     def best(self) -> str:
-        """The quickest backend."""
+        """The fastest backend."""
         return min(self.winners, key=lambda name: self.winners[name].seconds)
 
 
 def candidates(asked: Asked, names: Sequence[str], most_tiles: int = MOST_TILES) -> Iterator[tuple[str, Tile | None]]:
-    """The backends of `names` that can do a problem, with the tiles worth trying; None where there are no tiles. What
-    failed the self-test is not among them."""
+    """The backends of `names` that support a problem, each with its most promising tiles, or with None if it has none.
+
+    What failed the self-test is not among them.
+    """
     problem, direction, device, operands = asked
     gpu, failed = Gpu.of(device), distrust.failed(plan.device_name(device))
     for name in names:
@@ -49,7 +51,7 @@ def candidates(asked: Asked, names: Sequence[str], most_tiles: int = MOST_TILES)
             continue
         menu = backend.tiles(problem, direction, gpu, operands)
         tiles, reasons = distrust.sift(menu, name, direction, numbers(problem.dtype, operands.tf32), failed, {})
-        in_order = ranked(tiles, problem, direction, gpu, operands.tf32)
+        in_order = ranked(backend, tiles, problem, direction, gpu, operands.tf32)
         yield from ((name, tile) for tile, _ in in_order[:most_tiles])
         if not menu and not reasons:
             yield name, None
@@ -61,12 +63,12 @@ def tune(asked: Asked, names: Sequence[str], budget: float | None = None) -> Tun
     a, b = operands_of(asked)
     winners: tuned.Winners = {}
     wrong = []
-    right = Judge(problem, direction, a, b, operands.tf32)
+    exact = ExactResult(problem, direction, a, b, operands.tf32)
     with float32_as("tf32" if operands.tf32 else "float32"):
         for name, tile in candidates(asked, names):
             try:
-                run = bound(asked, name, tile, a, b)
-                error = right.error(run())
+                run = bound_call(asked, name, tile, a, b)
+                error = exact.error_of(run())
                 if error > 1 and name != "aten":  # PyTorch's own is what a user would have otherwise
                     wrong.append(f"{name} {tile}: error {error:.3g} × the bound")
                     continue
@@ -86,7 +88,7 @@ def tune(asked: Asked, names: Sequence[str], budget: float | None = None) -> Tun
 
 
 def operands_of(asked: Asked) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random tensors for a problem, which lie in memory as they did when it was asked."""
+    """Random tensors for a problem, which lie in memory as those that it was planned for."""
     p = asked.problem
     first, second = p.operand_shapes(asked.direction)
     generator = torch.Generator(asked.device).manual_seed(1)
@@ -98,8 +100,8 @@ def operands_of(asked: Asked) -> tuple[torch.Tensor, torch.Tensor]:
     return draw(first, asked.operands.strides[0]), draw(second, asked.operands.strides[1])
 
 
-def bound(asked: Asked, name: str, tile: Tile | None, a: torch.Tensor, b: torch.Tensor) -> Callable[[], Any]:
-    """What computes a problem by a backend with a tile, past the planner."""
+def bound_call(asked: Asked, name: str, tile: Tile | None, a: torch.Tensor, b: torch.Tensor) -> Callable[[], Any]:
+    """A function that computes a problem by a backend with a tile, past the planner."""
     problem, direction, device, operands = asked
     plain = operands._replace(bias=False, residual=None)
     run = backends.get(name).bind(problem, direction, device, IDENTITY, *(() if tile is None else (plain, tile)))
@@ -111,7 +113,7 @@ def bound(asked: Asked, name: str, tile: Tile | None, a: torch.Tensor, b: torch.
 
 
 def distinct(found: Iterable[Asked]) -> list[Asked]:
-    """Those that can be recorded, once for each `tuned.key_of`; without bias and residual, which tiles do not mind."""
+    """The problems that can be recorded, each `tuned.key_of` once, without bias and residual, which tiles ignore."""
     by_key: dict[str, Asked] = {}
     for asked in found:
         asked = asked._replace(operands=Operands(asked.operands.strides, tf32=asked.operands.tf32))
@@ -121,10 +123,12 @@ def distinct(found: Iterable[Asked]) -> list[Asked]:
     return list(by_key.values())
 
 
-def run(todo: Sequence[Asked], names: Sequence[str], limit: float, budget: float | None = None) -> Iterator[Tuned]:
-    """Tune one problem after the other; starts none after `limit` seconds."""
+def tune_each(
+    problems: Sequence[Asked], names: Sequence[str], limit: float, budget: float | None = None
+) -> Iterator[Tuned]:
+    """Tune one problem after the other; start none after `limit` seconds."""
     start = time.monotonic()
-    for asked in todo:
+    for asked in problems:
         if time.monotonic() - start > limit:
             return
         yield tune(asked, names, budget)

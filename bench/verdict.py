@@ -1,8 +1,8 @@
-"""Whether a result is right: its largest error as a fraction of the bound of `gpuconv.reference`.
+"""The verdict on a result: its largest error as a fraction of the bound of `gpuconv.reference`.
 
-Small problems are held to the oracle. Larger ones are held to PyTorch's convolution in float64, some images at a time,
-so that problems of any size can be judged on the device that computed them; a float64 result is then held to twice the
-bound, since both may err.
+Results of small problems are compared with the oracle, those of larger ones with PyTorch's convolution in float64, some
+images at a time, so that problems of any size can be judged on the device that computed them. A float64 result then has
+twice the bound, since both may err.
 """
 
 import math
@@ -18,13 +18,13 @@ from gpuconv.reference import as_numpy
 
 MOST_FLOPS_FOR_THE_ORACLE = 2e7
 _ELEMENTS_AT_ONCE = 1 << 27
-_KEEP = 1 << 28  # elements of exact values that are kept for the next result
+_KEEP = 1 << 28  # up to so many elements, exact values are kept for the next result
 
 Part = tuple[slice, torch.Tensor, torch.Tensor]  # which images, exact values, sums of absolute values
 
 
-class Judge:
-    """The exact result of one direction of a problem on operands a and b; `error` compares results with it.
+class ExactResult:
+    """The exact result of one direction of a problem on operands a and b, with which `error_of` compares results.
 
     bias: forward adds it, and ends with a ReLU.
     """
@@ -42,8 +42,8 @@ class Judge:
         self._operands = (a, b)
         self._oracle = None
         self._parts: list[Part] | None = None
-        self.by = "oracle" if p.flops <= MOST_FLOPS_FOR_THE_ORACLE else "PyTorch in float64"
-        if self.by == "oracle":
+        self.computed_by = "oracle" if p.flops <= MOST_FLOPS_FOR_THE_ORACLE else "PyTorch in float64"
+        if self.computed_by == "oracle":
             precision = reference.precision_for(p.dtype)
             x, y = as_numpy(a), as_numpy(b)
             if direction == "forward":
@@ -53,7 +53,7 @@ class Judge:
             else:
                 self._oracle = getattr(reference, direction)(p, x, y, precision)
 
-    def error(self, got: torch.Tensor) -> float:
+    def error_of(self, got: torch.Tensor) -> float:
         """The largest error over its bound; infinite for a wrong shape or type, or a NaN."""
         p = self.problem
         shapes = {"forward": p.output_shape, "grad_input": p.input_shape, "grad_weight": p.weight_shape}

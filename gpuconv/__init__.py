@@ -23,8 +23,8 @@ __version__ = "0.1.0"
 def _is_the_command_line() -> bool:
     """Whether this process is `gpuconv …` or `python -m gpuconv …`.
 
-    That has answers which need no PyTorch, whose import takes more than a second: the version, help, completion of
-    words. `gpuconv.cli.main` loads the rest when it knows the command.
+    Some of its answers need no PyTorch, whose import takes more than a second: the version, help, completion of words.
+    `gpuconv.cli.main` loads the rest when it knows the command.
     """
     program, words = sys.argv[0] if sys.argv else "", sys.orig_argv
     if program == "-m":  # whatever it is to be, it is just being looked for
@@ -38,7 +38,7 @@ if TYPE_CHECKING or not _is_the_command_line():
 else:
 
     def __getattr__(name: str) -> Any:
-        """What `gpuconv.api` has. The modules in here the import statement finds by itself."""
+        """A public name, from `gpuconv.api`. Modules of this package are found by the import statement itself."""
         if not name.startswith("__") and find_spec(f"{__name__}.{name}") is None:
             api = vars(import_module("gpuconv.api"))
             if name in api:

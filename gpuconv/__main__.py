@@ -1,4 +1,4 @@
-"""`gpuconv` and `python -m gpuconv`: the command line, or, without the packages that it needs, what can do without."""
+"""`gpuconv` and `python -m gpuconv`: the command line; without the packages that it needs, `--version` and `doctor`."""
 
 import sys
 from argparse import ArgumentParser
@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def _base(arguments: list[str], missing: list[str]) -> int:
-    """What the base install answers: the version, and what `doctor` finds. The rest is one line; gives the status."""
+    """The base install's command line: version, `doctor`, else a line with what is missing. Returns the status."""
     needs = f"the command line needs: {packages.install('train', missing)}"
     parser = ArgumentParser("gpuconv", epilog=needs, add_help=False, exit_on_error=False)
     parser.add_argument("-h", "--help", action="store_true")
@@ -40,10 +40,10 @@ def _base(arguments: list[str], missing: list[str]) -> int:
     elif given.command == "doctor" and not rest:
         import json
 
-        from gpuconv.checking import doctor
+        from gpuconv.checking import installation
 
-        found = doctor.report()
-        print(json.dumps(found, indent=2) if given.json else doctor.text(found))
+        found = installation.report()
+        print(json.dumps(found, indent=2) if given.json else installation.text(found))
         return 0
     else:
         print(f"error: {needs}", file=sys.stderr)

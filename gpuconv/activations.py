@@ -1,6 +1,6 @@
 """The activations that forward may end with: by name, as NumPy and as PyTorch compute them, and their derivatives.
 
-    name(slope)   y = act(z)                     act'(z), told from y or from z           PyTorch
+    name(slope)   y = act(z)                     act'(z), as a function of y or z         PyTorch
     none          z                              1
     relu          max(z, 0)                      y: y > 0                                 relu
     relu6         min(max(z, 0), 6)              y: 0 < y < 6                             relu6
@@ -12,9 +12,9 @@
     gelu          z · Φ(z)                       z: Φ + z φ                               gelu
     gelu_tanh     z · (1 + tanh u) / 2           z: see `derivative`                      gelu(approximate="tanh")
 
-(Φ and φ are the normal distribution and its density; u = √(2/π) (z + 0.044715 z³).) Where y tells the derivative a
-backward pass needs nothing that the next layer does not keep anyway. Where it does not, y having two z for some values,
-z is computed again.
+(Φ and φ are the normal distribution and its density; u = √(2/π) (z + 0.044715 z³).) Where the derivative is a function
+of y, a backward pass needs nothing that the next layer does not keep anyway. Where it is not, because two z give the
+same y, z is computed again.
 """
 
 import math
@@ -49,8 +49,7 @@ class Activation(NamedTuple):
 
     @classmethod
     def of(cls, what: Any) -> "Activation":
-        """The activation that `what` is: one's text, a module of PyTorch's or its class, a function of PyTorch's, or
-        None for none.
+        """The activation that `what` means: its text, PyTorch's module, class or function for it, or None for none.
 
         Raises TypeError for anything else; ValueError for text, a module or a function that is none of these.
         """
@@ -80,13 +79,13 @@ class Activation(NamedTuple):
 
     @property
     def from_output(self) -> bool:
-        """Whether y tells the derivative; else z is needed."""
+        """Whether the derivative is a function of y, the output; else z is needed."""
         return self.name in _FROM_OUTPUT or (self.name == "leaky_relu" and self.slope >= 0)
 
 
 IDENTITY = Activation("none")
 
-# The largest slope of each activation: how much it can magnify an error of its argument.
+# The largest slope of each activation: how much it can magnify an error of its argument (rounded up).
 LIPSCHITZ = {
     "none": 1.0,
     "relu": 1.0,
@@ -99,7 +98,7 @@ LIPSCHITZ = {
     "sigmoid": 1.0,  # 1/4, but the function itself has to be computed
     "tanh": 1.0,
 }
-# What PyTorch's modules and functions are, by what they are called.
+# The activations that PyTorch's modules and functions compute.
 MODULES: dict[type, Callable[[Any], str | None]] = {
     torch.nn.Identity: lambda m: "none",
     torch.nn.ReLU: lambda m: "relu",
@@ -131,7 +130,7 @@ def _sigmoid(z: Array) -> Array:
 
 
 def _normal(z: Array) -> Array:
-    """Φ(z)"""
+    """The normal distribution Φ(z)."""
     return (1 + _erf(z / math.sqrt(2)).astype(z.dtype)) / 2 if z.size else z
 
 
@@ -160,7 +159,7 @@ def activate(activation: Activation, z: Array) -> Array:
 
 
 def derivative(activation: Activation, s: Array) -> Array:
-    """act', element by element, in s's dtype. s: y where `activation.from_output`, else z."""
+    """The derivative act', element by element, in s's dtype. s: y where `activation.from_output`, else z."""
     name, slope = activation
 
     def gelu_tanh() -> Array:
@@ -223,7 +222,7 @@ def backward_tensor(activation: Activation, grad: Tensor, s: Tensor) -> Tensor:
 
 
 def second_derivative(activation: Activation, s: Tensor) -> Tensor | None:
-    """What `derivative` changes by with s, by PyTorch's functions; None where that is 0 almost everywhere."""
+    """The derivative of `derivative` by s, by PyTorch's functions; None where it is 0 almost everywhere."""
     name = activation.name
     if name == "sigmoid":
         return 1 - 2 * s

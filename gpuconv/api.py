@@ -1,11 +1,11 @@
-"""What `import gpuconv` gives."""
+"""The public names of gpuconv."""
 
 import os
 
 from gpuconv import arrays, backends, emulator, functional, nn, ops
 from gpuconv.backends import BackendUnavailable, use_backend
 from gpuconv.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
-from gpuconv.models.convert import Report, convert, patch, revert
+from gpuconv.models.convert import ConversionReport, convert, patch, revert
 from gpuconv.models.fuse import FusionReport, fuse
 from gpuconv.models.warmup import warmup
 from gpuconv.ops import flops
@@ -14,13 +14,13 @@ from gpuconv.problem import ConvProblem
 if os.environ.get("GPUCONV_EMULATE"):
     from gpuconv.emulator import device
 
-    device.as_asked()
+    device.from_environment()
 
 __all__ = [
     "BackendUnavailable",
     "ConvProblem",
+    "ConversionReport",
     "FusionReport",
-    "Report",
     "arrays",
     "backends",
     "conv1d",

@@ -30,7 +30,7 @@ def conv1d(
     *,
     backend: str | None = None,
 ) -> Any:
-    """input [N, C, L] or [C, L], weight [K, C/groups, R], bias [K]; gives [N, K, P]. See `conv2d`."""
+    """Convolution of input [N, C, L] or [C, L], weight [K, C/groups, R], bias [K]; gives [N, K, P]. See `conv2d`."""
     return _call(functional.conv1d, input, weight, bias, (stride, padding, dilation, groups), backend)
 
 
@@ -45,10 +45,12 @@ def conv2d(
     *,
     backend: str | None = None,
 ) -> Any:
-    """input [N, C, H, W] or [C, H, W], weight [K, C/groups, R, S], bias [K]; gives [N, K, P, Q], of their kind.
+    """Convolution of input [N, C, H, W] or [C, H, W] with weight [K, C/groups, R, S] and bias [K].
 
-    Raises TypeError for arrays of different kinds, for what is no NumPy or CuPy array and for a dtype that PyTorch does
-    not have, and else what `gpuconv.functional.conv2d` raises.
+    Gives [N, K, P, Q], a NumPy array for NumPy arrays and a CuPy array for CuPy arrays.
+
+    Raises TypeError for arrays of different kinds, for other objects and for a dtype that PyTorch does not have; else
+    what `gpuconv.functional.conv2d` raises.
     """
     return _call(functional.conv2d, input, weight, bias, (stride, padding, dilation, groups), backend)
 
@@ -64,7 +66,7 @@ def conv3d(
     *,
     backend: str | None = None,
 ) -> Any:
-    """input [N, C, D, H, W] or [C, D, H, W], weight [K, C/groups, T, R, S], bias [K]. See `conv2d`."""
+    """Convolution of input [N, C, D, H, W] or [C, D, H, W], weight [K, C/groups, T, R, S], bias [K]. See `conv2d`."""
     return _call(functional.conv3d, input, weight, bias, (stride, padding, dilation, groups), backend)
 
 
@@ -80,7 +82,7 @@ def conv_transpose1d(
     *,
     backend: str | None = None,
 ) -> Any:
-    """input [N, C, L] or [C, L], weight [C, K/groups, R], bias [K]; gives [N, K, P]. See `conv2d`."""
+    """Transposed convolution of input [N, C, L] or [C, L] with weight [C, K/groups, R], bias [K]. See `conv2d`."""
     settings = (stride, padding, output_padding, groups, dilation)
     return _call(functional.conv_transpose1d, input, weight, bias, settings, backend)
 
@@ -97,7 +99,10 @@ def conv_transpose2d(
     *,
     backend: str | None = None,
 ) -> Any:
-    """input [N, C, H, W] or [C, H, W], weight [C, K/groups, R, S], bias [K]; gives [N, K, P, Q]. See `conv2d`."""
+    """Transposed convolution of input [N, C, H, W] or [C, H, W] with weight [C, K/groups, R, S], bias [K].
+
+    Gives [N, K, P, Q]. Raises as `conv2d` does.
+    """
     settings = (stride, padding, output_padding, groups, dilation)
     return _call(functional.conv_transpose2d, input, weight, bias, settings, backend)
 
@@ -114,7 +119,7 @@ def conv_transpose3d(
     *,
     backend: str | None = None,
 ) -> Any:
-    """input [N, C, D, H, W] or [C, D, H, W], weight [C, K/groups, T, R, S], bias [K]. See `conv2d`."""
+    """Transposed convolution of input [N, C, D, H, W] or [C, D, H, W] with weight [C, K/groups, T, R, S], bias [K]."""
     settings = (stride, padding, output_padding, groups, dilation)
     return _call(functional.conv_transpose3d, input, weight, bias, settings, backend)
 
@@ -151,7 +156,7 @@ def _kind(name: str, array: Any) -> str:
 
 
 class _Writable:
-    """A read-only array's memory, called writable: DLPack exports no read-only array to everyone, and nobody writes."""
+    """The memory of a read-only array, presented as writable: DLPack may not export it otherwise. It is only read."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array  # stays alive
@@ -172,7 +177,7 @@ def _from_numpy(name: str, array: np.ndarray) -> Tensor:
 
 
 def _on_stream_of(cupy: Any, device: int) -> contextlib.AbstractContextManager[None]:
-    """PyTorch computes on CuPy's current stream of `device`, which is also the current device."""
+    """A context in which PyTorch computes on CuPy's current stream of `device`, the current device."""
     pointer = cupy.cuda.get_current_stream().ptr
     if pointer == 0:  # the default stream; ExternalStream would take a null pointer for a request to make a stream
         return torch.cuda.stream(torch.cuda.default_stream(device))

@@ -15,16 +15,57 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpuconv import ops
+from gpuconv import calls, ops
 from gpuconv.ops.modes import transforming
 from gpuconv.problem import check_tensors
 from gpuconv.settings import Settings
 
-WIDTHS = range(2, 9)
+_WIDTHS = range(2, 9)
 _ACTIVATIONS = {None: "none", "silu": "silu", "swish": "silu"}
 
 
-def check(
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    initial_states: Tensor | None = None,
+    return_final_states: bool = False,
+    final_states_out: Tensor | None = None,
+    activation: str | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Convolution of sequences with padding on the left alone: `causal_conv1d_fn` of the package causal_conv1d.
+
+    x [B, D, L], weight [D, W] with W from 2 to 8, bias [D], activation None, 'silu' or 'swish'. Gives [B, D, L], with
+    channels first or last as in x. initial_states, [B, D, W − 1], come before x, instead of zeros. With
+    return_final_states the result is (y, the last W − 1 elements of the sequence), the latter in final_states_out if
+    that is given. Differentiable in x, weight, bias and initial_states. weight and bias may have another dtype than x
+    and its states, float32 say: it is computed in the wider one, and the results have that of x. Raises TypeError,
+    RuntimeError, ValueError or (for an unknown activation) NotImplementedError for arguments that do not fit together.
+
+    seq_idx, integers [B, L], says to which of several sequences in a row an element belongs; none sees another's
+    elements. Elements with a negative one are padding, and give 0. It is then computed by PyTorch's elementwise
+    operations, one after the other, and takes neither initial nor final states.
+    """
+    device_type = x.device.type if isinstance(x, Tensor) else "cpu"
+    cast = calls.autocasts(device_type)
+    _check(
+        x, weight, bias, seq_idx, initial_states, return_final_states, final_states_out, activation, not cast
+    )  # fmt: skip
+    if cast:
+        x, weight, bias, initial_states = calls.autocast(device_type, x, weight, bias, initial_states)
+    if seq_idx is not None:
+        return _compute_packed(x, weight, bias, seq_idx, activation)
+    y = _compute(x, weight, bias, initial_states, activation, calls.resolve(backend, device_type))
+    if not return_final_states:
+        return y
+    last = _final_states(x, initial_states, weight.shape[1])
+    return y, last if final_states_out is None else final_states_out.copy_(last)
+
+
+def _check(
     x: Any,
     weight: Any,
     bias: Any,
@@ -50,9 +91,9 @@ def check(
         if not t.is_floating_point():
             raise RuntimeError(f"{name} must be of a floating type, but got {t.dtype}")
     batch, channels, length = x.shape
-    if weight.shape[0] != channels or not WIDTHS[0] <= weight.shape[1] <= WIDTHS[-1]:
+    if weight.shape[0] != channels or not _WIDTHS[0] <= weight.shape[1] <= _WIDTHS[-1]:
         raise RuntimeError(
-            f"weight must have shape [{channels}, W] with W from {WIDTHS[0]} to {WIDTHS[-1]}, "
+            f"weight must have shape [{channels}, W] with W from {_WIDTHS[0]} to {_WIDTHS[-1]}, "
             f"but got {list(weight.shape)}"
         )
     if length == 0:
@@ -89,17 +130,17 @@ def check(
             raise RuntimeError(f"expected weight on the device of x ({x.device}), but got {weight.device}")
 
 
-def compute(
+def _compute(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial_states: Tensor | None, activation: str | None, backend: str
 ) -> Tensor:
-    """The result, [B, D, L], by the ops of gpuconv; `backend` is 'aten' for PyTorch's own.
+    """The result, [B, D, L], by the ops of gpuconv; by PyTorch's own convolution where `backend` is 'aten'.
 
-    Of two dtypes the wider one is computed in, and the result is rounded to that of x.
+    Where x and weight have two dtypes it is computed in the wider one and rounded to that of x.
     """
     if weight.dtype != x.dtype:
         wide = torch.promote_types(x.dtype, weight.dtype)
         bias, initial_states = (t if t is None else t.to(wide) for t in (bias, initial_states))
-        return compute(x.to(wide), weight.to(wide), bias, initial_states, activation, backend).to(x.dtype)
+        return _compute(x.to(wide), weight.to(wide), bias, initial_states, activation, backend).to(x.dtype)
     before = weight.shape[1] - 1
     y = _convolve(x, weight, bias, before, activation, backend)
     if initial_states is None:
@@ -114,7 +155,7 @@ def compute(
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, before: int, activation: str | None, backend: str
 ) -> Tensor:
-    """With `before` zeros on the left. [B, D, L] → [B, D, before + L − (W − 1)]"""
+    """The convolution with `before` zeros on the left: [B, D, L] → [B, D, before + L − (W − 1)]."""
     if backend == "aten":
         z = torch.conv1d(F.pad(x, (before, 0)) if before else x, weight.unsqueeze(1), bias, groups=x.shape[1])
         return z if activation is None else F.silu(z)
@@ -122,9 +163,10 @@ def _convolve(
     return ops.forward(x.unsqueeze(2), weight[:, None, None], bias, None, settings.encode()).squeeze(2)
 
 
-def compute_packed(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor, activation: str | None) -> Tensor:
-    """The same of several sequences in a row: no element sees one whose seq_idx, [B, L], is another's. Where that is
-    negative there is padding, and the result is 0.
+def _compute_packed(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor, activation: str | None) -> Tensor:
+    """The result for several sequences in a row: each element sees those alone that have its own seq_idx, [B, L].
+
+    A negative seq_idx marks padding, where the result is 0.
 
     Tap by tap, by PyTorch's elementwise operations: which products count depends on the data, which the ops of gpuconv
     do not look at. Summed in float32 at least.
@@ -141,7 +183,7 @@ def compute_packed(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tens
     return (z if activation is None else F.silu(z)).to(x.dtype)
 
 
-def final_states(x: Tensor, initial_states: Tensor | None, width: int) -> Tensor:
+def _final_states(x: Tensor, initial_states: Tensor | None, width: int) -> Tensor:
     """The last width − 1 elements of the sequence, initial states (or zeros) included where it is shorter."""
     last = x[..., -(width - 1) :]
     if initial_states is not None:

@@ -1,5 +1,5 @@
-"""The error for what a user can put right."""
+"""The error that a user can put right."""
 
 
 class UserError(Exception):
-    """A bad setting, a damaged run folder, a full disk: one line says what, and no traceback is wanted."""
+    """A bad setting, a damaged run folder, a full disk: the command line prints its one line, without a traceback."""

@@ -23,10 +23,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def writable_or_raise(path: Path, folder: bool = False) -> None:
-    """Return where a file could be written at `path`, or files in a folder there, which need not be there yet.
+    """Raise OSError, which names `path` and says why, unless a file could be written there; `folder`: files in it.
 
-    For whoever is about to compute what shall be written. Leaves no trace. Raises OSError, whose text names `path` and
-    says what is in the way.
+    Called before a long computation whose result is to be written. Neither need exist yet, and nothing is left behind.
     """
     nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
     try:
@@ -41,17 +40,17 @@ def writable_or_raise(path: Path, folder: bool = False) -> None:
 
 
 def cache_folder() -> Path:
-    """$GPUCONV_CACHE, else $XDG_CACHE_HOME/gpuconv, else ~/.cache/gpuconv. Makes nothing."""
+    """The user's cache: $GPUCONV_CACHE, else $XDG_CACHE_HOME/gpuconv, else ~/.cache/gpuconv. It is not created."""
     folder = os.environ.get("GPUCONV_CACHE")
     return Path(folder) if folder else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "gpuconv")
 
 
 @contextmanager
 def alone(lock: Path) -> Iterator[None]:
-    """While no other process is in here with the same lock, a file (where the system has such locks)."""
+    """A context that one process at a time is in, by a lock on the file `lock` (where the system has such locks)."""
     try:
         import fcntl
-    except ImportError:  # Windows: whoever comes goes in
+    except ImportError:  # Windows: without a lock
         yield
         return
     with open(lock, "w") as file:

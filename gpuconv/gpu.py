@@ -1,4 +1,4 @@
-"""What the planner knows of a GPU: `Gpu.of(device)` asks the driver, `KNOWN` has a few to plan for without one.
+"""GPUs as the planner sees them: `Gpu.of(device)` from the driver, and `KNOWN`, a few to plan for without one.
 
 Rates are peak dense rates from the vendors' data sheets, in operations a second; only their proportions matter here.
 """
@@ -27,7 +27,7 @@ class Gpu:
     rate_tf32: float
     rate_32: float  # float32 without tensor cores
     rate_64: float
-    step_latency: float = 0.6e-6  # seconds until a tile that is asked for has come: the least time of one loop step
+    step_latency: float = 0.6e-6  # seconds from the load of a tile to its arrival: the least time of one loop step
 
     def rate(self, dtype: torch.dtype, tf32: bool) -> float:
         """Peak operations a second on operands of `dtype`; `tf32`: float32 on tensor cores."""
@@ -39,8 +39,7 @@ class Gpu:
 
     @staticmethod
     def of(device: torch.device) -> "Gpu":
-        """The GPU that `device` is. The CPU is the one that is emulated, if one is; else, where Triton interprets its
-        kernels, `INTERPRETER`."""
+        """The GPU that `device` is: for the CPU the one that is emulated, if any, else `INTERPRETER`."""
         if device.type == "cpu" and emulation is not None:
             return emulation.gpu
         if device.type != "cuda":
@@ -49,7 +48,11 @@ class Gpu:
 
 
 def _gpu(name: str, capability: tuple[int, int], sms: int, l2_mb: float, gbs: float, tflops: tuple[float, ...]) -> Gpu:
-    """A Gpu with the limits of its capability; tflops: 16-bit (before sm_80 float16), TF32, float32, float64."""
+    """A Gpu with the limits of its capability.
+
+    l2_mb in MiB, gbs in 10⁹ bytes a second, tflops in 10¹² operations a second: 16-bit (before sm_80 float16), TF32,
+    float32, float64.
+    """
     shared, threads = _LIMITS[capability]
     return Gpu(name, capability, sms, shared, threads, int(l2_mb * 2**20), gbs * 1e9, *(t * 1e12 for t in tflops))
 
@@ -89,8 +92,11 @@ REPRESENTATIVE = {
 
 
 def named(name: str, called: str = "gpu") -> Gpu:
-    """The known GPU called `name`, whatever its capitals and spaces ("h100", "rtx4090"), or the one that stands for an
-    architecture ("sm_90"). Raises ValueError for another name; `called`: what it is there, 'gpu', 'arch', …"""
+    """The known GPU called `name` ("h100", "rtx4090"), or the one that stands for an architecture ("sm_90").
+
+    Capitals, spaces and hyphens do not matter. Raises ValueError for another name. called: what the name is called
+    there: 'gpu', 'arch', …
+    """
 
     def plain(text: str) -> str:
         return re.sub(r"[\s_-]", "", text.lower())
@@ -107,11 +113,11 @@ INTERPRETER = Gpu("Triton's interpreter", (0, 0), 1, 1 << 40, 128, 1 << 40, 1e15
 
 
 class Emulation(Protocol):
-    """A GPU that CPU tensors stand for those of (`gpuconv.emulator`), and what runs there what is launched for it."""
+    """A GPU that the CPU stands for (`gpuconv.emulator`), and the runtimes that launches for it go to."""
 
     @property
     def gpu(self) -> Gpu:
-        """Which. Raises RuntimeError where it cannot be emulated on this machine."""
+        """The GPU. Raises RuntimeError where it cannot be emulated on this machine."""
 
     @property
     def triton(self) -> Any:
@@ -119,7 +125,7 @@ class Emulation(Protocol):
 
     @property
     def cuda(self) -> Any:
-        """The same of CUDA C's."""
+        """The `gpuconv.backends.cuda.launch.Runtime` of CUDA C's launches."""
 
 
 emulation: Emulation | None = None  # of this process, now; `gpuconv.planning.plan.emulate` changes it
@@ -145,8 +151,11 @@ def _properties(index: int) -> Gpu:
 
 
 def nearest(name: str, capability: tuple[int, int], multiprocessors: int) -> Gpu:
-    """The known GPU that one with these properties is most like: of the highest capability that it has (the lowest
-    known if it has none), then of its name, then nearest in multiprocessors."""
+    """The known GPU that is most like one with these properties.
+
+    One of the highest capability up to its own (else of the lowest known), then of its name, then nearest in
+    multiprocessors.
+    """
     known = {gpu.capability for gpu in KNOWN.values()}
     most = max((has for has in known if has <= capability), default=min(known))
     alike = [gpu for gpu in KNOWN.values() if gpu.capability == most]

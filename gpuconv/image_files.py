@@ -1,31 +1,33 @@
-"""Picture files as arrays, in the one way in which the trainer and `gpuconv see` read them, and the files of a folder.
+"""Reading picture files as arrays, for the trainer and `gpuconv see` alike, and finding them in folders.
 
-Eight bits a pixel stay eight bits. More become float32 from 0 to 1: integers (16 bits) by 65,535; floats by the first
-of 1, 255 and 65,535 that is no less than any pixel, which is told. What is transparent is laid on white, a camera's
-orientation is obeyed, and of several frames (animations, TIFF's pages) the first is taken, which is told too.
+Eight bits per pixel stay eight bits. Others become float32 from 0 to 1: integers (16 bits) are divided by 65,535,
+floats by the least of 1, 255 and 65,535 that no pixel exceeds. Transparent pixels become white, a camera's orientation
+is applied, and of several frames (animations, pages of TIFF) the first is taken. A remark says where floats were
+divided or frames left out.
 """
 
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpuconv.text import first_few
+
 Pixels = Any  # a NumPy array [C, H, W]: uint8, or float32 from 0 to 1
 
 _DEEP = 65535
 _WHITES = (1, 255, _DEEP)
-_ABOVE_1 = 1e-3  # what rounding may add to white
+_ABOVE_1 = 1e-3  # how far rounding may exceed white
 _TURNED = (5, 6, 7, 8)  # EXIF: the picture lies on its side
 _ORIENTATION = 0x0112
-_NAMES = 8
 
 
 class Picture(NamedTuple):
-    """What was read, what stands for white if it is of floats and not all black, and what ought to be said of it."""
+    """A picture: its pixels, the value of white if they are floats and not all black, and a remark for the user."""
 
     pixels: Pixels
     white: int | None
@@ -33,19 +35,19 @@ class Picture(NamedTuple):
 
 
 def read(file: Path, channels: int) -> Picture:
-    """A picture file in grey (one channel) or in colours (three), or else with its own channels, however many.
+    """A picture file as grey (channels = 1) or coloured (3) pixels; for other values with the channels of the file.
 
-    Raises ValueError, which says in a line what is wrong, without the file's name.
+    Raises ValueError with one line that says what is wrong, without the file's name.
     """
     from PIL import Image
 
     try:
         with warnings.catch_warnings(), Image.open(file) as opened:
-            warnings.simplefilter("ignore")  # of Pillow: a picture that is large, or odd, and can be read
+            warnings.simplefilter("ignore")  # from Pillow, on large or odd pictures that it can read
             frames = getattr(opened, "is_animated", False)
             pixels, top = pixels_of(opened, channels)
             white = top if opened.mode == "F" and pixels.any() else None
-    except Exception as error:  # Pillow raises whatever a damaged file makes it stumble over
+    except Exception as error:  # Pillow raises anything for a damaged file
         raise ValueError(_reason(error, file)) from None
     remarks = ["the first of several frames is taken"] * frames
     if white not in (None, 1):
@@ -54,14 +56,14 @@ def read(file: Path, channels: int) -> Picture:
 
 
 def size_of(file: Path) -> tuple[int, int]:
-    """(H, W) of a picture file as `read` gives it, told from its first bytes. Raises ValueError as `read` does."""
+    """The (H, W) that `read` gives for a picture file, from its first bytes. Raises ValueError as `read` does."""
     from PIL import Image
 
     try:
         with warnings.catch_warnings(), Image.open(file) as image:
             warnings.simplefilter("ignore")
             width, height = image.size
-            # Of a PNG without it up to here Pillow would decode all pixels to look behind them.
+            # For a PNG without EXIF up to here, Pillow would decode all pixels to look behind them.
             known = image.format != "PNG" or "exif" in image.info
             turned = known and image.getexif().get(_ORIENTATION) in _TURNED
     except Exception as error:
@@ -70,7 +72,7 @@ def size_of(file: Path) -> tuple[int, int]:
 
 
 def fit(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """[C, H, W] made (H, W): scaled until it covers that, then the middle cut out."""
+    """Pixels [C, H, W] resized to (H, W): scaled to cover that size, then cropped to the middle."""
     from PIL import Image, ImageOps
 
     if pixels.shape[1:] == size:
@@ -80,7 +82,7 @@ def fit(pixels: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 def pixels_of(image: Any, channels: int) -> tuple[Pixels, int]:
-    """An image of Pillow as `read` gives a file, and what stands for white in it. Raises ValueError likewise."""
+    """The pixels of an image of Pillow, as `read` gives those of a file, and the value of white. Raises ValueError."""
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)
@@ -99,7 +101,7 @@ def pixels_of(image: Any, channels: int) -> tuple[Pixels, int]:
 
 
 def _deep(image: Any) -> tuple[Any, int]:
-    """An image of integers or floats [H, W] as float32 from 0 to 1, and what stands for white in it."""
+    """An image of integers or floats [H, W] as float32 from 0 to 1, and the value of white."""
     array = np.asarray(image)
     if not np.isfinite(array).all():
         raise ValueError("it holds values that are not finite")
@@ -131,7 +133,7 @@ def _reason(error: Exception, file: Path) -> str:
 
 @dataclasses.dataclass
 class LeftOut:
-    """What lies in a folder and is not used, by what it is: words with {s} where several have an s."""
+    """The paths in a folder that are not used, by kind; {s} in the name of a kind stands for a plural s."""
 
     found: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
@@ -139,17 +141,11 @@ class LeftOut:
         self.found.setdefault(what, []).append(str(path))
 
     def lines(self) -> list[str]:
-        """A line for each kind, with how many there are and their names, the first ones of many."""
+        """A line for each kind, with the number of paths and the first few of them."""
         return [
-            f"left out {len(paths):,} {what.format(s='s' * (len(paths) > 1))}: {some(paths)}"
+            f"left out {len(paths):,} {what.format(s='s' * (len(paths) > 1))}: {first_few(paths)}"
             for what, paths in self.found.items()
         ]
-
-
-def some(names: Sequence[str]) -> str:
-    """Names with commas; of many the first ones, and how many more there are."""
-    more = len(names) - _NAMES
-    return ", ".join(names[:_NAMES]) + (f" … and {more:,} more" if more > 0 else "")
 
 
 HIDDEN, BROKEN, _NO_IMAGES = "hidden file{s} or folder{s}", "broken images", "file{s} without an image"
@@ -158,12 +154,12 @@ _NOWHERE, _SPECIAL = "link{s} to nothing", "special file{s}"
 
 
 def files_in(folder: Path, left_out: LeftOut, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """The picture files of a folder and of all folders in it, in the order of their names.
+    """The picture files of a folder and of all folders in it, ordered by name.
 
-    A picture is told by an ending that Pillow knows, or else by what is in the file; the rest goes to `left_out`. Links
-    are followed. Raises OSError for a folder that cannot be read.
+    A picture has a suffix that Pillow knows, or else content that Pillow can read; the rest is added to `left_out`.
+    Links are followed. Raises OSError for a folder that cannot be read.
     """
-    above |= way_to(folder)
+    above |= folder_and_parents(folder)
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             left_out.add(HIDDEN, path)
@@ -181,14 +177,14 @@ def files_in(folder: Path, left_out: LeftOut, above: frozenset[Path] = frozenset
             left_out.add(_NOWHERE if path.is_symlink() and not os.path.exists(path) else _SPECIAL, path)
 
 
-def way_to(folder: Path) -> frozenset[Path]:
-    """The folder and those above it, as they are without links."""
+def folder_and_parents(folder: Path) -> frozenset[Path]:
+    """The folder and those above it, with links resolved."""
     real = folder.resolve()
     return frozenset([real, *real.parents])
 
 
 def is_picture(file: Path) -> bool:
-    """Whether its ending says that it is a picture, or, where that says nothing, its first bytes."""
+    """Whether a file is a picture, by its suffix or else by its first bytes."""
     from PIL import Image
 
     if Image.registered_extensions().get(file.suffix.lower()) in Image.OPEN:

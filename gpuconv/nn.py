@@ -1,4 +1,4 @@
-"""PyTorch's convolution layers, computed by gpuconv: same constructor, parameters, initialisation, state_dict."""
+"""PyTorch's convolution layers, computed by gpuconv: same constructors, parameters, initialisation and state_dict."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from gpuconv.activations import Activation
 
 
 class _Layer:
-    """What PyTorch's own tools, which look for its very classes, find in ours."""
+    """How gpuconv's layers answer tools of PyTorch that look for its own classes: tracing, scripting, quantisation."""
 
     _instead = "call gpuconv.revert(model) first"
 
@@ -25,7 +25,7 @@ class _Layer:
 
     @property
     def qconfig(self) -> Any:
-        """How torch.ao.quantization is to quantise this layer: not at all."""
+        """The setting by which torch.ao.quantization quantises a layer: there is none, and setting one raises."""
         if "qconfig" in vars(self):
             return vars(self)["qconfig"]
         raise AttributeError("qconfig")
@@ -45,13 +45,13 @@ class _Layer:
         raise RuntimeError(f"torch.ao.quantization cannot quantise gpuconv's {name}: {self._instead}")
 
     def _check_traced(self, input: Any) -> None:
-        """Looks at an input that is no plain tensor: the quantisation by torch.fx sets no qconfig."""
+        """Refuse an input that quantisation by torch.fx traces with: it sets no qconfig."""
         if isinstance(input, torch.fx.Proxy) and type(input.tracer).__module__.startswith("torch.ao."):
             self._refuse_quantising()
 
 
 class _Convolution(_Layer):
-    """Mixed in before one of PyTorch's layers: its forward is `_function`."""
+    """Mixed in before one of PyTorch's convolution layers: its forward is `_function`."""
 
     _function: Callable[..., Tensor]
 
@@ -66,7 +66,7 @@ class _Convolution(_Layer):
 
 
 class _Activated(_Convolution):
-    """The same for a layer of ours that ends with an activation."""
+    """Mixed in before one of our convolution layers: its forward adds a residual and ends with an activation."""
 
     _instead = "PyTorch has no such layer; take the model as it was before gpuconv.fuse"
 
@@ -76,7 +76,7 @@ class _Activated(_Convolution):
         self.activation = name
 
     def forward(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """residual: added before the activation; the shape of the output."""
+        """activation(convolution(input) + residual). residual: of the shape and dtype of the output."""
         fused = {"activation": self.activation, "residual": residual}
         return self._conv_forward(input, self.weight, self.bias, **fused)
 
@@ -85,12 +85,15 @@ class _Activated(_Convolution):
 
 
 class _Transposed(_Layer):
-    """The same for PyTorch's transposed layers."""
+    """Mixed in before one of PyTorch's transposed layers: its forward is `_function`."""
 
     _function: Callable[..., Tensor]
 
     def forward(self: Any, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        """input: [N, C, *size] or [C, *size]; output_size: one of the sizes that a convolution would reduce to it."""
+        """The transposed convolution of input, [N, C, *size] or [C, *size].
+
+        output_size: one of the sizes, [*size] or with batch and channels, that the convolution would reduce to input's.
+        """
         if type(input) is not Tensor:
             self._check_traced(input)
         ndim = len(self.kernel_size)
@@ -145,9 +148,11 @@ class ConvAct1d(_Activated, Conv1d):
 
 
 class ConvAct2d(_Activated, Conv2d):
-    """activation(Conv2d(input) + residual) in one kernel: `Conv2d`'s arguments, parameters and state_dict, and
-    `activation`: a name of `gpuconv.functional.conv2d_act`, or PyTorch's module or function for it (`torch.nn.SiLU()`).
-    Raises ValueError for one that is not known."""
+    """activation(Conv2d(input) + residual) in one kernel, with the arguments, parameters and state_dict of `Conv2d`.
+
+    activation: a name of `gpuconv.functional.conv2d_act`, or PyTorch's module or function for it (`torch.nn.SiLU()`).
+    Raises ValueError for one that is not known, TypeError for anything else.
+    """
 
     _function = staticmethod(functional.conv2d_act)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
-# By the name that is imported: the name that is installed. Also in pyproject.toml.
+# The packages of an extra by the module that is imported; pyproject.toml lists them too.
 TRAIN = {
     "matplotlib": "matplotlib",
     "PIL": "pillow",
@@ -26,12 +26,12 @@ BENCH = {"matplotlib": "matplotlib"}
 
 
 def missing(needs: dict[str, str]) -> list[str]:
-    """Those of the packages that are not installed; none is imported."""
+    """The packages that are not installed. `needs`: package by module; none is imported."""
     return [package for module, package in needs.items() if find_spec(module) is None]
 
 
 def install(extra: str, packages: Iterable[str]) -> str:
-    """How to get an extra, in words that hold wherever gpuconv came from, and which packages are missing."""
+    """How to install an extra, from an index or in a checkout, and which of its packages are missing."""
     return f"pip install 'gpuconv[{extra}]', or in a checkout pip install -e '.[{extra}]' (no {', '.join(packages)})"
 
 
@@ -46,7 +46,7 @@ PACKAGES = {
 
 @functools.cache
 def installed(package: str) -> str | None:
-    """The version of the one of `PACKAGES` that is installed, None where it is not."""
+    """The installed version of a package of `PACKAGES`; None where it is not installed."""
     for name in PACKAGES[package]:
         try:
             return importlib.metadata.version(name)
@@ -57,7 +57,7 @@ def installed(package: str) -> str | None:
 
 @functools.cache
 def driver() -> str | None:
-    """The version of the NVIDIA driver, from the system or from the driver's own library; None without."""
+    """The version of the NVIDIA driver, from the system or from the driver's own library; None without a driver."""
     try:
         first = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
         found = re.search(r"\b\d+\.\d+(\.\d+)?\b", first)

@@ -19,7 +19,7 @@ from gpuconv.sizes import Pads, check_shapes, normalize_padding, output_size, pe
 Direction = Literal["forward", "grad_input", "grad_weight"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "grad_input", "grad_weight")
 
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class View(NamedTuple):
@@ -36,7 +36,7 @@ class View(NamedTuple):
 
 def is_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether PyTorch reads these strides as channels last (`suggest_memory_format`), ambiguities included."""
-    if len(shape) not in _CHANNELS_LAST or strides[1] == 0:
+    if len(shape) not in CHANNELS_LAST or strides[1] == 0:
         return False
     least = 0
     for axis in (1, *range(len(shape) - 1, 1, -1), 0):  # innermost first: C, W, H, (D,) N
@@ -51,7 +51,7 @@ def is_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
 def memory_format_of(*tensors: torch.Tensor) -> torch.memory_format:
     """The format of a result computed from `tensors`: channels last if any of them is, as PyTorch's convolution."""
     if any(is_channels_last(t.shape, t.stride()) for t in tensors):
-        return _CHANNELS_LAST[tensors[0].dim()]
+        return CHANNELS_LAST[tensors[0].dim()]
     return torch.contiguous_format
 
 

@@ -1,4 +1,4 @@
-"""Everything about a call that is not a tensor or a size, as a value and as the one string that the ops take."""
+"""The settings of a call, all but its tensors and sizes: as a value, and as the one string that the ops take."""
 
 import functools
 from operator import index
@@ -8,7 +8,7 @@ from gpuconv.sizes import Pads
 
 
 class Settings(NamedTuple):
-    """The settings of a call. Their text form is what the ops take."""
+    """The settings of a convolution: stride, padding, dilation and groups as in PyTorch, activation and backend."""
 
     stride: tuple[int, ...]
     padding: Pads
@@ -18,7 +18,7 @@ class Settings(NamedTuple):
     backend: str = "auto"
 
     def encode(self) -> str:
-        """'stride=2,1 padding=1:1,0:0 dilation=1,1 groups=1 activation=none backend=auto'"""
+        """The text of the settings: 'stride=2,1 padding=1:1,0:0 dilation=1,1 groups=1 activation=none backend=auto'."""
         # index(): a compiler has symbols for what depends on an input, and is to compile anew for another number.
         return (
             f"stride={','.join([str(index(s)) for s in self.stride])} "
@@ -30,7 +30,7 @@ class Settings(NamedTuple):
     @staticmethod
     @functools.lru_cache(maxsize=4096)
     def decode(key: str) -> "Settings":
-        """The inverse of `encode`. Raises ValueError, showing the form, for a string that is not of it."""
+        """The inverse of `encode`. Raises ValueError, showing the form, for any other string."""
         try:
             fields = dict(field.split("=", 1) for field in key.split(" "))
             return Settings(

@@ -1,4 +1,4 @@
-"""The arithmetic of a convolution's sizes, and what is said of sizes that do not fit together, in PyTorch's words.
+"""The arithmetic of a convolution's sizes, and the errors for sizes that do not fit together, in PyTorch's words.
 
 Pure arithmetic and comparisons, so that it works on the symbolic sizes of torch.compile too.
 """
@@ -11,7 +11,7 @@ Pads = tuple[tuple[int, int], ...]  # (low, high) for each spatial axis
 
 
 def whole(name: str, value: Any) -> int:
-    """`value` as an int, if it is one, or a tensor or NumPy scalar of one. Raises TypeError for all else, even bool."""
+    """`value`, an int or a tensor or NumPy scalar of one, as an int. Raises TypeError for all else, even bool."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -21,7 +21,10 @@ def whole(name: str, value: Any) -> int:
 
 
 def per_axis(name: str, value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    """`value` for each of `ndim` axes; an int or a sequence of one stands for all of them, as in PyTorch."""
+    """`value` for each of `ndim` axes; an int or a sequence of one stands for all of them, as in PyTorch.
+
+    Raises RuntimeError for a sequence of another length, TypeError for other than ints.
+    """
     given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     values = given * ndim if len(given) == 1 else given
     if len(values) != ndim:
@@ -41,9 +44,10 @@ def normalize_padding(
     stride: Sequence[int],
     dilation: Sequence[int],
 ) -> Pads:
-    """(low, high) for each axis from what `torch.nn.functional.conv2d` accepts as `padding`.
+    """(low, high) for each axis, in pixels, from what `torch.nn.functional.conv2d` accepts as `padding`.
 
-    'same' puts the odd element of an even filter on the high side, as PyTorch does.
+    'same' puts the odd element of an even filter on the high side, as PyTorch does. Raises RuntimeError for another
+    word, and for 'same' with a stride.
     """
     if isinstance(padding, str):
         if padding == "valid":
@@ -66,7 +70,7 @@ def output_size(
     padding: Pads,
     dilation: Sequence[int],
 ) -> tuple[int, ...]:
-    """Spatial size of the output."""
+    """Spatial size of the output of a convolution."""
     return tuple(
         (h + low + high - d * (r - 1) - 1) // s + 1
         for h, r, s, (low, high), d in zip(input_size, filter_size, stride, padding, dilation, strict=True)
@@ -91,7 +95,7 @@ def transposed_size(
 
 
 def check_settings(stride: Sequence[int], padding: Pads, dilation: Sequence[int], groups: int) -> None:
-    """Raise RuntimeError unless these are settings of some convolution."""
+    """Raise RuntimeError unless some convolution has these settings."""
     if any(low < 0 or high < 0 for low, high in padding):
         raise RuntimeError(f"negative padding is not supported, but got padding={padding} (low, high for each axis)")
     if any(s <= 0 for s in stride):
@@ -201,7 +205,7 @@ def check_transposed(
 
 
 def check_bias(weight_shape: Sequence[int], bias_shape: Sequence[int], out_channels: int | None = None) -> None:
-    """Raise RuntimeError unless bias has one element for each output channel (as many as filters, if not said)."""
+    """Raise RuntimeError unless bias has one element for each output channel (None: for each filter)."""
     channels = weight_shape[0] if out_channels is None else out_channels
     if len(bias_shape) != 1 or bias_shape[0] != channels:
         raise RuntimeError(

@@ -1,21 +1,21 @@
-"""Text made fit to be printed: names from outside gpuconv, and characters that the terminal's encoding lacks."""
+"""Text that is safe to print: names from outside gpuconv, and characters that the terminal's encoding lacks."""
 
 import codecs
 import difflib
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from io import TextIOWrapper
 
 # What ends a line, moves the cursor, colours the terminal, turns the direction of writing, or cannot be encoded.
 # Joiners stay: Persian and emoji need them.
 _KINDS = frozenset({"Cc", "Cs", "Zl", "Zp"})
-_ALIKE = 0.7  # of difflib: resnet81 and resnet18 have 0.88, nope and any that timm has less than 0.6
+_SIMILAR = 0.7  # difflib's ratio: resnet81 and resnet18 have 0.88, nope and any name in timm less than 0.6
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def printable(text: object) -> str:
-    """`str(text)` with control characters escaped as in Python's literals: `a\\x1b[31mb`, whatever prints it."""
+    """`str(text)` with control characters escaped as in Python's literals: `a\\x1b[31mb`."""
     shown = str(text)
     if shown.isprintable():
         return shown
@@ -23,7 +23,7 @@ def printable(text: object) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The same for a text of several lines, which stay lines."""
+    """`printable` for a text of several lines, which stay lines."""
     return "\n".join(map(printable, text.split("\n")))
 
 
@@ -31,20 +31,23 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode()
 
 
-def like(name: str, names: Sequence[str], count: int = 3) -> str:
-    """`; the nearest names are A, B`: those that are nearly this one, or else begin with it. '' where none does."""
+def did_you_mean(name: str, names: Iterable[str], count: int = 3) -> str:
+    """` (did you mean A, B?)`: names that are similar to this one, or else contain it; empty where there are none."""
     small = {other.lower(): other for other in names}
-    near: Sequence[str] = difflib.get_close_matches(name.lower(), small, n=count, cutoff=_ALIKE)
-    near = near or [other for other in small if len(name) > 2 and other.startswith(name.lower())][:count]
-    return f"; the nearest names are {some([small[other] for other in near])}" if near else ""
+    near = difflib.get_close_matches(name.lower(), small, n=count, cutoff=_SIMILAR)
+    if not near and len(name) > 2:
+        containing = [other for other in small if name.lower() in other]
+        near = sorted(containing, key=lambda other: other.find(name.lower()))[:count]  # those that begin with it first
+    return f" (did you mean {first_few([small[other] for other in near])}?)" if near else ""
 
 
-def some(names: Sequence[str], count: int = 3) -> str:
-    """Names with commas, the first ones of many."""
-    return ", ".join(printable(name) for name in names[:count]) + (", …" if len(names) > count else "")
+def first_few(names: Sequence[str], count: int = 8) -> str:
+    """The names with commas; of many the first ones, and how many more there are."""
+    more = len(names) - count
+    return ", ".join(map(printable, names[:count])) + (f" … and {more:,} more" if more > 0 else "")
 
 
-# What text of ours has, and terminals that are not UTF-8 may lack.
+# Characters of gpuconv's texts that terminals without UTF-8 may lack.
 _PLAIN = {
     "×": "x", "·": "*", "µ": "u", "…": "...", "→": "->", "−": "-", "±": "+/-", "≤": "<=", "≥": ">=", "⌈": "", "⌉": "",
     "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"', "²": "^2", "³": "^3", "√": "sqrt", "▀": "#",
@@ -52,7 +55,7 @@ _PLAIN = {
 
 
 def print_anything() -> None:
-    """From now on stdout and stderr take any text: what their encoding lacks is printed in ASCII."""
+    """Make stdout and stderr accept any text: characters that their encoding lacks are printed in ASCII."""
     codecs.register_error("gpuconv", _plainly)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

@@ -1,4 +1,4 @@
-"""causal_conv1d: against the oracle, under autograd, compiled, under autocast; and what it says of wrong arguments."""
+"""causal_conv1d: against the oracle, under autograd, compiled, under autocast; and its errors for wrong arguments."""
 
 import pytest
 import torch
@@ -194,7 +194,7 @@ def test_padding_gives_zeros_and_takes_no_part() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("states", [False, True], ids=["no states", "states"])
 def test_filters_may_be_float32_where_the_sequence_is_not(lane: Lane, dtype: torch.dtype, states: bool) -> None:
-    """As in the tests of causal_conv1d: the filters are not rounded, and the result is rounded once."""
+    """The filters are not rounded, and the result is rounded once, as in the tests of causal_conv1d."""
     given = draw(4, channels_last=True, device=lane.device)
     rounded = {name: given[name].to(dtype) for name in ("x", "initial_states")[: 1 + states]}
     filters = {name: given[name].clone().requires_grad_() for name in ("weight", "bias")}

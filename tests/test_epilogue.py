@@ -1,4 +1,4 @@
-"""conv2d_act and ConvAct2d: the same as convolution, addition and activation one after the other, and so trained."""
+"""The fused epilogue, conv2d_act and ConvAct2d: equal to convolution, addition and activation one after the other."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""Whether a file can be written is told before anything is computed for it."""
+"""Whether a file can be written is checked before anything is computed for it."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Pictures of every kind have one reading, whoever reads them."""
+"""Training, prediction and `gpuconv see` read pictures of every kind in the same way."""
 
 import os
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from PIL import Image
 
 from gpuconv import image_files
 from gpuconv.image_files import LeftOut, fit, read, size_of
-from gpuconv.see.models import read_image
+from gpuconv.see.input_images import read_image
 from gpuconv.train import data as datasets
 from gpuconv.train.config import Config
 
@@ -163,4 +163,3 @@ def test_a_folder_gives_its_pictures_and_names_and_counts_all_else(tmp_path: Pat
         f"left out 2 hidden files or folders: {tmp_path}/.DS_Store, {tmp_path}/b/.hidden",
         f"left out 2 links to nothing: {tmp_path}/b/self, {tmp_path}/gone.png",
     ]
-    assert image_files.some([str(k) for k in range(1200)]) == "0, 1, 2, 3, 4, 5, 6, 7 … and 1,192 more"

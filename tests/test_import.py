@@ -40,7 +40,7 @@ print("fine")
 
 
 def test_takes_a_tenth_of_a_second_at_most_beyond_torch(clean_environment) -> None:
-    """Of processor time, which other processes do not take from this one."""
+    """Processor time is measured, which other processes do not take from this one."""
     code = """
 import time, torch
 start = time.process_time()

@@ -1,4 +1,4 @@
-"""What comments and docstrings call by name exists."""
+"""Names in backticks, in comments and docstrings, exist."""
 
 import re
 from pathlib import Path

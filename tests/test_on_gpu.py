@@ -1,4 +1,4 @@
-"""What only a GPU can show of our GPU backends: graphs, streams, a second GPU, compiled code around the ops."""
+"""The GPU backends on a real GPU: CUDA graphs, streams, a second GPU, compiled code around the ops."""
 
 from collections.abc import Callable
 

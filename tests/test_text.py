@@ -1,4 +1,4 @@
-"""What comes from outside is printed without doing anything to the terminal."""
+"""Text from outside is printed without effect on the terminal."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 
 import gpuconv
 from gpuconv.cli import main
-from gpuconv.text import like, printable, printable_lines
+from gpuconv.text import did_you_mean, first_few, printable, printable_lines
 from gpuconv.train import run as runs
 from gpuconv.train.config import Config
 
@@ -38,7 +38,12 @@ def test_lines_stay_lines() -> None:
 )
 def test_names_are_suggested_that_are_like_the_one_given(name: str, near: str) -> None:
     names = ["aimv2_huge", "resnet18", "convnext_tiny", "nest_base", "vgg16"]
-    assert like(name, names) == (f"; the nearest names are {near}" if near else "")
+    assert did_you_mean(name, names) == (f" (did you mean {near}?)" if near else "")
+
+
+def test_of_many_names_the_first_few_are_listed_and_the_rest_counted() -> None:
+    assert first_few([str(k) for k in range(1200)]) == "0, 1, 2, 3, 4, 5, 6, 7 … and 1,192 more"
+    assert first_few(["a\x1b", "b", "c"], 3) == "a\\x1b, b, c"
 
 
 RED = "\x1b[31mred"

@@ -3,7 +3,7 @@
 A call names its backend by argument, else by the innermost `use_backend`, else by the environment variable
 GPUCONV_BACKEND (read when gpuconv is imported), else it is `auto`. Two names leave the choice to the planner:
 
-    auto      our kernels on a GPU, PyTorch's own where none of ours can do it and on any other device
+    auto      gpuconv's kernels on a GPU; PyTorch's own where they cannot do it, and on any other device
     fastest   what `gpuconv tune` found quickest on this device, PyTorch's own included; otherwise as `auto`
 """
 
@@ -31,7 +31,7 @@ __all__ = [
     "use_backend",
 ]
 
-# Where each backend of ours lives; imported when first asked for, so that importing gpuconv stays cheap.
+# The modules of the backends, imported when first needed, so that importing gpuconv stays cheap.
 _MODULES = {
     "triton": ("gpuconv.backends.triton.backend", "TritonBackend"),
     "cuda": ("gpuconv.backends.cuda.backend", "CudaBackend"),
@@ -42,7 +42,7 @@ CHOICES = ("auto", "fastest")
 _loaded: dict[str, Backend] = {}
 _on_register: list[Callable[[], None]] = []
 
-# What `auto` tries, in this order, for tensors on each type of device; for any other type PyTorch's own.
+# The backends that `auto` tries, in order, by the type of device; for any other type PyTorch's own.
 _AUTO: dict[str, tuple[str, ...]] = {"cuda": ("triton", "cuda", "aten")}
 _ATEN_ONLY = ("aten",)
 
@@ -52,7 +52,7 @@ _traced: str | None = None  # the same for code under compilation, on any thread
 
 
 def names() -> tuple[str, ...]:
-    """All backends that can be asked for by name, `CHOICES` aside."""
+    """The names of all backends, `CHOICES` aside."""
     return tuple(dict.fromkeys((*_MODULES, *_loaded)))
 
 

@@ -1,7 +1,7 @@
 """Backend `aten`: PyTorch's own convolution, the baseline.
 
 `gpuconv.functional` calls PyTorch directly where this backend is chosen, so this module serves the ops themselves: an
-op called by hand with `backend=aten`, and a problem that `auto` could give to no kernel of ours.
+op called by hand with `backend=aten`, and a problem that no other backend supports.
 """
 
 import torch

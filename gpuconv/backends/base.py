@@ -1,9 +1,9 @@
-"""What a backend is: an implementation of the three functions that says which problems it can do.
+"""`Backend`: an implementation of the three functions, which says for each problem whether it can do it.
 
 To bring your own, subclass `Backend`, give it a `name`, and implement those of the three functions that you have. Then
 
     gpuconv check --backend package.module:Class     # is it right? Everything that the oracle suite asks
-    gpuconv bench --backend package.module:Class     # is it quick? Beside ours and PyTorch's, each result checked first
+    gpuconv bench --backend package.module:Class     # is it quick? Beside the others, each result checked first
     gpuconv.backends.register(Class())               # use it: gpuconv.conv2d(…, backend=name), use_backend(name)
 
 What holds for every call: the problem is validated; tensors are of its dtype, on one device, with any strides (sliced,
@@ -13,7 +13,6 @@ untouched, the same bits for the same inputs, values within the bound of `gpucon
 in `refuses`, with the reason; an epilogue that it lacks it may answer with NotImplementedError.
 """
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,16 +21,18 @@ import torch
 
 from gpuconv.activations import Activation
 from gpuconv.backends.elementwise import Elementwise, Run, by_pytorch
+from gpuconv.backends.roofline import Prediction, implicit_gemm
+from gpuconv.backends.tile import Tile as Tile  # here for all who write backends
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
 
 class BackendUnavailable(RuntimeError):
-    """The backend asked for cannot run here or cannot do this problem. Says why, and what to use instead."""
+    """A backend that was named cannot run here, or cannot do this problem. Says why, and what to use instead."""
 
 
 class Operands(NamedTuple):
-    """What a plan depends on beside the problem: how the tensors of the call lie in memory, and the float32 setting."""
+    """How the tensors of a call lie in memory, and the float32 setting: what a plan depends on beside the problem."""
 
     strides: tuple[tuple[int, ...], tuple[int, ...]]  # of the two tensors that the op multiplies, in its order
     residual: tuple[int, ...] | None = None  # its strides
@@ -40,7 +41,7 @@ class Operands(NamedTuple):
 
 
 def numbers(dtype: torch.dtype, tf32: bool) -> str:
-    """The name of what is multiplied: 'float16', …, 'tf32'."""
+    """The name of a type of numbers that are multiplied: 'float16', …, 'tf32'."""
     return "tf32" if tf32 else str(dtype).removeprefix("torch.")
 
 
@@ -53,38 +54,6 @@ def contiguous_operands(
         for shape in problem.operand_shapes(direction)
     )
     return Operands((first, second))
-
-
-@dataclasses.dataclass(frozen=True)
-class Tile:
-    """What one program of a kernel computes: rows × columns of the result, `depth` terms of the sum in each step.
-
-    Rows, columns and depth are those of `ConvProblem.view`, for one filter tap. `splits` programs share one sum. Where
-    the rows are a window of the image that is fetched once, with its margin, for all filter taps of a plane, `windows`
-    and `halo` tell the planner about it.
-    """
-
-    rows: int
-    columns: int
-    depth: int
-    warps: int
-    stages: int
-    splits: int = 1
-    kernel: str = "gather"  # which family, where a backend has several
-    windows: int = 0  # of a group; 0: rows follow each other, and are fetched for each tap
-    halo: int = 0  # pixels of a window with its margin
-    width: int = 0  # of a window, where a family lets it be chosen
-    persistent: int = 0  # programs that take tiles in turn, of each phase and split; 0: one program for each tile
-    addressed: int = 0  # elements of a step that are fetched one by one, each with an address of its own
-
-    @property
-    def sizes(self) -> str:
-        """What it computes, in a few words."""
-        splits = f", {self.splits} splits" if self.splits > 1 else ""
-        return f"{self.rows}×{self.columns}×{self.depth}, {self.warps} warps, {self.stages} stages{splits}"
-
-    def __str__(self) -> str:
-        return f"{self.kernel} {self.sizes}"
 
 
 class Backend:
@@ -133,10 +102,18 @@ class Backend:
         """The tiles that this backend could use on `gpu`, for the planner to choose from. Empty: nothing to choose."""
         return ()
 
+    def predict(self, problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+        """How long `direction` takes on `gpu` with one of `tiles`, and why: the planner takes the quickest.
+
+        It has to compare tiles well; it need not tell the time. By default the roofline of an implicit GEMM.
+        """
+        return implicit_gemm(problem, direction, tile, gpu, tf32)
+
     def refused_families(
         self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands
     ) -> dict[str, str]:
-        """Why families of its kernels have no tiles for this problem, where it has several."""
+        """Why families of its kernels have no tiles for this problem, by their names; a backend without families has
+        nothing to say."""
         return {}
 
     def bind(
@@ -148,7 +125,7 @@ class Backend:
         operands: Operands | None = None,
         tile: Tile | None = None,
     ) -> Callable[..., Any]:
-        """What the planner keeps and calls for every call of this problem: the function with all but tensors fixed.
+        """The function with all but tensors fixed: what the planner keeps, and calls for every call of this problem.
 
         A backend with work to do once for a problem (preparing a launch) does it here. `operands` holds for every call,
         and `tile` is one of `tiles`; a backend without `tiles` is given neither and need not take them.
@@ -163,8 +140,8 @@ class Backend:
         return False
 
     def bind_act_backward(self, elementwise: Elementwise, device: torch.device) -> Run:
-        """What computes an activation's backward pass: grad_output, saved → gz, gb (None without bias).
+        """The function that computes an activation's backward pass: grad_output, saved → gz, gb (None without bias).
 
-        No convolution, so that a backend need not have a kernel for it: PyTorch's own functions do it else.
+        It is no convolution, and a backend need not have a kernel for it: PyTorch's own functions do it otherwise.
         """
         return by_pytorch(elementwise)

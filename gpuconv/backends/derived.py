@@ -1,4 +1,4 @@
-"""What the Triton and the CUDA C kernels are both told of a problem, and how both split the sum of grad_weight."""
+"""What follows from a problem for the Triton and the CUDA C kernels alike: axes, phases, offsets, splits of a sum."""
 
 import dataclasses
 import math
@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import torch
 
-from gpuconv.backends.base import Tile
 from gpuconv.backends.elementwise import Elementwise
+from gpuconv.backends.tile import Tile
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem
 
 WORKSPACE = 256 << 20  # bytes of partial sums at most
-_MOST_MEMBERS = 8  # filters for each channel that depthwise kernels are made for
+_MOST_OFFSET = 2**31 - 2**20  # beyond it offsets are 64-bit; the slack is for tiles that reach beyond the last element
 _FEWEST_STEPS = 8  # of a split
 _ADDING = 8  # programs of act_backward that add up channels, for each multiprocessor
 
@@ -23,8 +23,8 @@ def axes(values: tuple[int, ...], missing: int) -> tuple[int, ...]:
 
 
 def phase_steps(problem: ConvProblem) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """For each axis q = gcd(stride u, dilation d), and the inverse of d/q modulo u/q: what the output phases of a
-    strided grad_input are told apart by."""
+    """For each axis q = gcd(stride u, dilation d), and the inverse of d/q modulo u/q: from both a kernel finds the taps
+    that meet an output phase of a strided grad_input."""
     common = tuple(math.gcd(u, d) for u, d in zip(problem.stride, problem.dilation, strict=True))
     inverse = tuple(
         0 if u == q else pow(d // q, -1, u // q)
@@ -51,21 +51,9 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-def refuses_depthwise(problem: ConvProblem, most_taps: int) -> str | None:
-    """Why the direct depthwise kernels of either backend cannot, or should not, do it; None if they can."""
-    if problem.in_channels != problem.groups:
-        return "filters of several channels are for other kernels"
-    if problem.out_channels > _MOST_MEMBERS * problem.groups:
-        return f"more than {_MOST_MEMBERS} filters for each channel are for other kernels"
-    if problem.ndim > 2:
-        return "it has one or two axes"
-    if max(problem.stride) > 2:
-        return "it has strides 1 and 2"
-    if max(problem.filter_size) > most_taps:
-        return f"it has filters up to {most_taps} taps on an axis"
-    if not math.prod(problem.output_shape) or not math.prod(problem.input_shape):
-        return "there is nothing to compute"
-    return None
+def overflows(*extents: int) -> bool:
+    """Whether any of these offsets, or one beyond a tensor's last, needs 64 bits."""
+    return max(extents) > _MOST_OFFSET
 
 
 def all_aligned(*tensors: torch.Tensor | None) -> bool:
@@ -74,19 +62,19 @@ def all_aligned(*tensors: torch.Tensor | None) -> bool:
 
 
 def splits_of(problem: ConvProblem, tile: Tile) -> int:
-    """The splits that grad_weight makes of `tile.splits`: none of them empty."""
+    """How many programs share a sum of grad_weight: `tile.splits`, or fewer, so that each has a step to do."""
     steps = _steps(problem, tile)
     return math.ceil(steps / math.ceil(steps / tile.splits)) if steps else 1
 
 
 def _steps(problem: ConvProblem, tile: Tile) -> int:
-    """Of grad_weight without splits: windows, or pixels by `depth`."""
-    return tile.windows or math.ceil(problem.batch * math.prod(problem.output_size) / tile.depth)
+    """Steps of a grad_weight that is not split: windows, or pixels by `depth`."""
+    return tile.windows or math.ceil(problem.output_pixels / tile.depth)
 
 
 def splits_to_choose(problem: ConvProblem, tile: Tile, gpu: Gpu, programs: int) -> list[int]:
-    """Numbers of splits worth considering where `programs` compute the whole: none, and enough to give each
-    multiprocessor one, two or four."""
+    """Numbers of splits worth considering where `programs` compute the whole: one, and enough to give each
+    multiprocessor one program, two or four."""
     partial = (math.prod(problem.weight_shape) + problem.out_channels) * accumulator(problem.dtype).itemsize
     most = max(1, min(_steps(problem, tile) // _FEWEST_STEPS, WORKSPACE // max(1, partial)))
     wanted = (math.ceil(each * gpu.multiprocessors / max(1, programs)) for each in (1, 2, 4))
@@ -94,16 +82,20 @@ def splits_to_choose(problem: ConvProblem, tile: Tile, gpu: Gpu, programs: int) 
 
 
 def programs_of_grad_weight(problem: ConvProblem, tile: Tile) -> int:
-    """How many tiles of rows × columns all filters have, one for each tap and group."""
-    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
-    return math.ceil(k / tile.rows) * math.ceil(c / tile.columns) * problem.taps * problem.groups
+    """How many programs compute a grad_weight that is not split: one for each tile, tap and group."""
+    return tiles_of_weight(problem, tile) * problem.taps * problem.groups
+
+
+def tiles_of_weight(problem: ConvProblem, tile: Tile) -> int:
+    """How many tiles of filters × channels one tap of one group has."""
+    return math.ceil(problem.group_filters / tile.rows) * math.ceil(problem.group_channels / tile.columns)
 
 
 # ---- act_backward ----------------------------------------------------------------------------------------------------
 
 
 class Matrix(NamedTuple):
-    """s and gz as rows × columns, the columns side by side in memory, and where gy has the same elements."""
+    """The elements of s and gz as rows × columns, the columns side by side in memory, and where gy has them."""
 
     rows: int
     columns: int
@@ -115,7 +107,7 @@ class Matrix(NamedTuple):
 
 
 def matrix(e: Elementwise) -> Matrix:
-    """The matrix of `act_backward` in the kernels' sense (gpuconv.kernels.triton.act_backward)."""
+    """The matrix that the kernels of act_backward walk (`gpuconv.kernels.triton.act_backward`)."""
     n, k, *size = e.shape
     count = math.prod(e.shape)
     like = torch.empty(e.shape, device="meta", memory_format=e.memory_format).stride()
@@ -136,7 +128,7 @@ def matrix(e: Elementwise) -> Matrix:
 
 
 def steps(m: Matrix, rows: int, columns: int, multiprocessors: int) -> tuple[int, int, int]:
-    """For tiles of rows × columns: the tiles across, the programs along, and the tiles that each of them takes."""
+    """How act_backward divides a matrix into tiles: the tiles across, the programs along, and the tiles of each."""
     down, right = math.ceil(m.rows / rows), math.ceil(m.columns / columns)
     across, along = (down, right) if m.sum == "rows" else (right, down)
     if m.sum == "none":

@@ -1,4 +1,4 @@
-"""An activation's backward pass: what a backend is told of it, and how PyTorch's own functions do it."""
+"""An activation's backward pass: as a value, and by PyTorch's own functions."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -27,7 +27,7 @@ class Elementwise(NamedTuple):
 
 
 def by_pytorch(e: Elementwise) -> Run:
-    """It by PyTorch's own functions, for backends without a kernel for it: 16-bit types in float32, rounded once."""
+    """The backward pass by PyTorch's own functions, 16-bit types in float32 and rounded once."""
     axes_of_bias = (0, *range(2, len(e.shape)))
 
     def act_backward(grad_output: Tensor, saved: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from gpuconv.activations import Activation, Array
+from gpuconv.activations import Activation, Array, activate
 from gpuconv.backends.base import Backend
 from gpuconv.problem import ConvProblem, Direction, allocate
-from gpuconv.reference import activate, as_numpy, crop, grouped, last_axes, pad, tap_windows
+from gpuconv.reference import as_numpy, crop, grouped, last_axes, pad, tap_windows
 
 _COLUMN_BYTES = 2 << 20  # columns of one step: about an L2 cache
 _quiet = np.errstate(invalid="ignore", over="ignore")  # NaN and infinity pass through without a warning, as in PyTorch

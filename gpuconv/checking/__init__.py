@@ -1,1 +1,1 @@
-"""The problems that every backend is held to, and the commands that hold it to them."""
+"""Checks of backends (the oracle suite, the self-test, the sanitizer) and of the installation (`gpuconv doctor`)."""

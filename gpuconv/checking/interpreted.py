@@ -1,4 +1,4 @@
-"""Calls of somebody else's kernels where Triton has no GPU: what its interpreter cannot judge, and what it needs."""
+"""Calls of Triton kernels where there is no GPU: what Triton's interpreter cannot judge, and what it needs."""
 
 import os
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ import torch
 
 from gpuconv.backends import BackendUnavailable
 
-_NO_GPU = ("0 active drivers", "cannot be accessed from Triton (cpu tensor?)")  # how Triton says it
+_NO_GPU = ("0 active drivers", "cannot be accessed from Triton (cpu tensor?)")  # in Triton's words
 
 
 class Unjudged(NotImplementedError):
-    """A right kernel may give a wrong result here. Says why."""
+    """A right kernel may give a wrong result here; the message says why."""
 
 
 class NoInterpreter(BackendUnavailable):
@@ -23,11 +23,11 @@ class NoInterpreter(BackendUnavailable):
 
 
 @contextmanager
-def guarded(backend: str) -> Iterator[None]:
-    """While kernels of `backend` are called, any Triton kernels among them.
+def calls_of(backend: str) -> Iterator[None]:
+    """A context for calling the kernels of `backend`, of which any may be Triton kernels.
 
     Raises Unjudged where Triton's interpreter gets a bfloat16 tensor: it computes with the bits of such numbers as if
-    they were integers, which our kernels work around and others cannot be expected to. Raises NoInterpreter for a
+    they were integers. gpuconv's kernels work around that; others cannot be expected to. Raises NoInterpreter for a
     kernel that is not interpreted and has no GPU, and where the interpreter does not work.
     """
     try:
@@ -53,17 +53,17 @@ def _watched(backend: str) -> Iterator[None]:
 
     run = InterpretedFunction.run
 
-    def guarded(self: Any, *arguments: Any, **named: Any) -> Any:
+    def watched(self: Any, *arguments: Any, **named: Any) -> Any:
         broken = why_no_interpreter()
         if broken:
             raise NoInterpreter(f"backend {backend!r} launches Triton kernels, and {broken}")
         given = (getattr(value, "base", value) for value in (*arguments, *named.values()))  # a descriptor has a base
-        ours = self.fn.__module__.startswith("gpuconv.kernels.")
-        if not ours and any(isinstance(t, torch.Tensor) and t.dtype is torch.bfloat16 for t in given):
+        own = self.fn.__module__.startswith("gpuconv.kernels.")
+        if not own and any(isinstance(t, torch.Tensor) and t.dtype is torch.bfloat16 for t in given):
             raise Unjudged(
                 "Triton's interpreter (TRITON_INTERPRET=1) computes with bfloat16 as with integers; only a GPU can tell"
             )
         return run(self, *arguments, **named)
 
-    with patch.object(InterpretedFunction, "run", guarded):
+    with patch.object(InterpretedFunction, "run", watched):
         yield

@@ -1,6 +1,6 @@
-"""Trials in a process of their own: a kernel that kills it, its GPU's context, or never ends costs no more than itself.
+"""Trials of the self-test in processes of their own, so that a kernel that crashes or never ends spoils no other trial.
 
-python -m gpuconv.checking.isolated DESCRIPTOR       # what is to be tried comes pickled on stdin
+python -m gpuconv.checking.isolated DESCRIPTOR       # the trials come pickled on stdin
 """
 
 import os
@@ -17,41 +17,41 @@ import torch
 from gpuconv import backends
 from gpuconv.checking.self_test import Outcome, Trial, attempt
 
-MOST_SECONDS = 180  # of a trial, compilation included
-_TO_START = 300
+MOST_SECONDS = 180  # for one trial, compilation included
+_MOST_SECONDS_TO_START = 300
 
 
 def attempts(
-    todo: Sequence[Trial],
+    trials: Sequence[Trial],
     device: torch.device,
     specs: Sequence[str],
     most_seconds: float = MOST_SECONDS,
     processes: int = 1,
 ) -> Iterator[Outcome]:
-    """The outcomes of `todo`, in order, by several processes at once, since most of the time goes into compiling.
+    """The outcomes of the trials, in order, from several processes at once, since most of the time goes into compiling.
 
-    specs: backends that the processes have to load (`backends.load`). most_seconds: of a trial.
+    specs: backends that the processes have to load (`backends.load`). most_seconds: for one trial.
     """
-    came: list[queue.SimpleQueue[Outcome | BaseException]] = [queue.SimpleQueue() for _ in range(processes)]
+    results: list[queue.SimpleQueue[Outcome | BaseException]] = [queue.SimpleQueue() for _ in range(processes)]
     enough = threading.Event()
 
     def work(share: int) -> None:
-        outcomes = _in_turn(todo[share::processes], device, specs, most_seconds)
+        outcomes = _in_turn(trials[share::processes], device, specs, most_seconds)
         try:
             for outcome in outcomes:
-                came[share].put(outcome)
+                results[share].put(outcome)
                 if enough.is_set():
                     break
         except BaseException as error:
-            came[share].put(error)
+            results[share].put(error)
         finally:
             outcomes.close()
 
     for share in range(processes):
         threading.Thread(target=work, args=(share,), daemon=True).start()
     try:
-        for i in range(len(todo)):
-            outcome = came[i % processes].get()
+        for i in range(len(trials)):
+            outcome = results[i % processes].get()
             if isinstance(outcome, BaseException):
                 raise outcome
             yield outcome
@@ -60,40 +60,40 @@ def attempts(
 
 
 def _in_turn(
-    todo: Sequence[Trial], device: torch.device, specs: Sequence[str], most_seconds: float
+    trials: Sequence[Trial], device: torch.device, specs: Sequence[str], most_seconds: float
 ) -> Generator[Outcome, None, None]:
-    """The outcomes of `todo`, in order.
+    """The outcomes of the trials, in order.
 
-    After a trial that kills its process the next is made for those that follow, without the rest of the same kernels.
+    After a trial that kills its process a new process takes the trials that follow, without those of the same kernels.
     """
     deadly: dict[object, Outcome] = {}
     done = 0
-    while done < len(todo):
-        left = [(i, trial) for i, trial in enumerate(todo[done:], start=done) if trial.kernels not in deadly]
-        came = _one_process([trial for _, trial in left], device, specs, most_seconds)
+    while done < len(trials):
+        left = [(i, trial) for i, trial in enumerate(trials[done:], start=done) if trial.kernels not in deadly]
+        outcomes = _one_process([trial for _, trial in left], device, specs, most_seconds)
         for i, trial in left:
             while done < i:
-                yield deadly[todo[done].kernels]
+                yield deadly[trials[done].kernels]
                 done += 1
-            outcome, alive = next(came)
+            outcome, alive = next(outcomes)
             yield outcome
             done += 1
             if not alive and outcome.status == "not judged":  # nor would it answer another process
-                yield from [outcome] * (len(todo) - done)
+                yield from [outcome] * (len(trials) - done)
                 return
             if not alive:
                 deadly[trial.kernels] = outcome
                 break
         else:
-            while done < len(todo):
-                yield deadly[todo[done].kernels]
+            while done < len(trials):
+                yield deadly[trials[done].kernels]
                 done += 1
 
 
 def _one_process(
-    todo: Sequence[Trial], device: torch.device, specs: Sequence[str], most_seconds: float
+    trials: Sequence[Trial], device: torch.device, specs: Sequence[str], most_seconds: float
 ) -> Iterator[tuple[Outcome, bool]]:
-    """Outcomes as they come, and whether the process can go on; the last of a process that ended is how it ended."""
+    """Outcomes as they come, each with whether the process can go on; the last one says how the process ended."""
     ours, theirs = os.pipe()
     command = [sys.executable, "-m", "gpuconv.checking.isolated", str(theirs)]
     with (
@@ -104,9 +104,9 @@ def _one_process(
         assert child.stdin is not None
         try:
             with child.stdin:
-                pickle.dump((list(todo), device, list(specs)), child.stdin)
-            if not results.poll(_TO_START):  # that it has begun
-                raise RuntimeError(f"the process of the self-test has not started in {_TO_START} s")
+                pickle.dump((list(trials), device, list(specs)), child.stdin)
+            if not results.poll(_MOST_SECONDS_TO_START):  # that it has begun
+                raise RuntimeError(f"the process of the self-test has not started in {_MOST_SECONDS_TO_START} s")
             try:
                 results.recv()
             except EOFError:
@@ -130,12 +130,13 @@ def _one_process(
 
 
 def main() -> None:
+    """The child process: try what comes on stdin, and send the outcomes."""
     results = Connection(int(sys.argv[1]), readable=False)
-    todo, device, specs = pickle.load(sys.stdin.buffer)
+    trials, device, specs = pickle.load(sys.stdin.buffer)
     for spec in specs:
         backends.load(spec)
     results.send("ready")
-    for trial in todo:
+    for trial in trials:
         outcome = attempt(trial, device)
         results.send(outcome)
         if outcome.lost:

@@ -1,6 +1,12 @@
-"""PyTorch's settings for float32, set for a while."""
+"""The number types by name, and PyTorch's settings for float32."""
 
 import torch
+
+# What users call them, and the element types; float32 is multiplied in two ways.
+NUMBERS = {
+    "float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32,
+    "float64": torch.float64,
+}  # fmt: skip
 
 
 class float32_as:  # a context manager, used as a verb

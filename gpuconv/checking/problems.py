@@ -1,4 +1,4 @@
-"""The problems that every backend is held to, by the tests and by `gpuconv check`: curated ones, and random ones."""
+"""The problems that every backend has to solve, in the tests and in `gpuconv check`: curated ones, and random ones."""
 
 import random
 import zlib
@@ -49,10 +49,10 @@ _CURATED: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "3d-strided": ((1, 4, 7, 6, 9), (6, 2, 2, 3, 3), {"stride": (2, 1, 2), "dilation": (1, 2, 1), "groups": 2}),
 }  # fmt: skip
 CURATED = {name: ConvProblem.of(x, w, **settings) for name, (x, w, settings) in _CURATED.items()}
-# Sums long enough that adding in another order gives other bits.
+# Sums so long that adding in another order gives other bits.
 LONG_SUMS = {"long-sums": ConvProblem.of((3, 24, 21, 23), (19, 24, 3, 3), padding=1)}
 
-# For kernels that ask for channels in vectors, long filters, or sums over pixels long enough to be split.
+# For kernels that need channels in vectors, long filters, or sums over pixels so long that they are split.
 _OF_FAMILIES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "vectors-1x1": ((3, 32, 20, 24), (48, 32, 1, 1), {}),
     "vectors-1x1-stride2": ((3, 40, 21, 23), (24, 40, 1, 1), {"stride": 2}),
@@ -83,7 +83,7 @@ def problem_called(name: str) -> ConvProblem:
 
 
 def as_code(problem: ConvProblem) -> str:
-    """What makes this problem again, as Python."""
+    """The Python expression that makes this problem."""
     settings = {"stride": 1, "padding": ((0, 0),) * problem.ndim, "dilation": 1, "groups": 1}
     plain = {"stride": (1,) * problem.ndim, "dilation": (1,) * problem.ndim}
     given = [
@@ -124,7 +124,7 @@ def random_problem(seed: int) -> ConvProblem:
 
 
 def random_depthwise(seed: int) -> ConvProblem:
-    """The same of filters with one channel, at strides 1 and 2, every fifth of them long."""
+    """A random problem whose filters have one channel each, at strides 1 and 2; every fifth has long filters."""
     draw = random.Random(seed)
     ndim = draw.choice((1, 2, 2, 2))
     most = draw.choice((5, 5, 7, 7, 31))
@@ -144,10 +144,14 @@ def random_depthwise(seed: int) -> ConvProblem:
 
 
 LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded")
+# The tensors that each direction takes, by their names in `tensors`.
+OPERANDS = {
+    "forward": ("input", "weight"), "grad_input": ("grad_output", "weight"), "grad_weight": ("grad_output", "input"),
+}  # fmt: skip
 
 
 def laid_out(t: torch.Tensor, layout: str) -> torch.Tensor:
-    """The values of t under another layout; 'expanded' repeats the first image (stride 0), so its values change."""
+    """The values of t in another layout; 'expanded' repeats the first image (stride 0), so the values change."""
     if layout == "channels_last" and t.dim() > 3:
         return t.contiguous(memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[t.dim()])
     if layout == "sliced":

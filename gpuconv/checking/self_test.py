@@ -1,12 +1,12 @@
 """`gpuconv doctor --self-test`: every family of kernels that the planner may choose here, held to the oracle.
 
-For each backend, family, direction, number type and layout, a small odd problem that the family takes (another one for
-each, drawn by their names), with the tile that is predicted to be quickest, and with the quickest that splits its sums.
-forward has a bias, a residual and an activation, grad_weight the gradient of the bias; the activations' backward pass
-is a family of its own. What is asked of a result is what `gpuconv check` asks (`gpuconv.checking.check.verdict`).
+For each backend, family, direction, number type and layout there are trials on a small odd problem (drawn by their
+names, so that each has another one): with the tile that is predicted to be quickest, and with the quickest tile that
+splits its sums. forward has a bias, a residual and an activation, grad_weight the gradient of the bias; the
+activations' backward pass is a family of its own. Results are judged as `gpuconv check` judges them (`judging.judge`).
 
-What is judged as one is `distrust.Kernels`. What fails is recorded there and passed over by the planner from then on;
-what passes is trusted again. PyTorch's own convolution is measured by the same bound and not judged.
+`distrust.Kernels` says which trials pass or fail together. The planner passes over what fails from then on, until it
+passes a later self-test. PyTorch's own convolution is measured by the same bound, and not judged.
 """
 
 import dataclasses
@@ -25,29 +25,26 @@ from gpuconv.backends import Backend
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.elementwise import Elementwise
 from gpuconv.checking import check, interpreted
-from gpuconv.checking.precision import float32_as
-from gpuconv.checking.problems import CURATED, LAYOUTS, LONG_SUMS, OF_FAMILIES, as_code, laid_out, tensors
+from gpuconv.checking.judging import Finding, judge, surrounded
+from gpuconv.checking.precision import NUMBERS, float32_as
+from gpuconv.checking.problems import CURATED, LAYOUTS, LONG_SUMS, OF_FAMILIES, OPERANDS, as_code, laid_out, tensors
 from gpuconv.gpu import Gpu
 from gpuconv.planning import distrust
 from gpuconv.planning.distrust import Kernels
-from gpuconv.planning.predict import ranked
+from gpuconv.planning.ranking import ranked
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, memory_format_of
 from gpuconv.reference import as_numpy
 
-NUMBERS = {
-    "float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32,
-    "float64": torch.float64,
-}  # fmt: skip
 ACT_BACKWARD = "act_backward"
 _PROBLEMS = {name: p for name, p in (CURATED | LONG_SUMS | OF_FAMILIES).items() if p.batch}
-_WITHOUT_TILES = 6  # problems of a backend that has nothing to choose, for each that others have one
-_MOST_ON_A_CPU = 5e6  # operations
-_MOST_SECONDS_INTERPRETED = 0.3  # as predicted
-_SLICED = ("float16", "float32")  # number types in which tensors also lie in no memory format
+_PROBLEMS_WITHOUT_TILES = 6  # where a backend has no tiles to choose from; other families have one problem
+_MOST_FLOPS_ON_CPU = 5e6
+_MOST_SECONDS_ON_CPU = 0.3  # as predicted
+_IN_EVERY_LAYOUT = ("float16", "float32")  # number types whose tensors are also sliced and expanded
 
 
 class Trial(NamedTuple):
-    """One thing to try: a case, by a backend with a tile (None: it has none)."""
+    """A case of the oracle suite, for one family of a backend with one tile (None: it has none)."""
 
     kernels: Kernels
     case: check.Case
@@ -64,20 +61,20 @@ class Trial(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a trial."""
+    """The result of a trial."""
 
     status: str  # "ok", "failed", "refused" (the backend has no such epilogue), "not judged"
-    check: str = ""  # what failed, as in `gpuconv check`
+    check: str = ""  # which check failed, as in `gpuconv check`
     message: str = ""
     worst: float = 0.0  # largest error, as a fraction of the bound
-    lost: bool = False  # the GPU does not answer this process any more
+    lost: bool = False  # the GPU no longer answers this process
 
 
-# ---- what to try -----------------------------------------------------------------------------------------------------
+# ---- the trials ------------------------------------------------------------------------------------------------------
 
 
 def usable(names: Sequence[str], device: torch.device) -> tuple[list[str], dict[str, str]]:
-    """Those of the backends that compute on this device, and why others do not."""
+    """The backends among these that compute on the device, and why the others do not."""
     problem, here, not_here = ConvProblem.of((1, 1, 3, 3), (1, 1, 3, 3)), [], {}
     for name in names:
         backend = backends.get(name)
@@ -90,37 +87,38 @@ def usable(names: Sequence[str], device: torch.device) -> tuple[list[str], dict[
 
 
 def trials(name: str, gpu: Gpu, device: torch.device) -> list[Trial]:
-    """All that is tried of a backend on `gpu`, family by family. Needs no GPU: `device` is what the backend is told."""
+    """The trials of a backend on `gpu`, family by family. Needs no GPU: the backend only gets to see `device`."""
     backend = backends.get(name)
     found: list[Trial] = []
-    numbers = [of for of in NUMBERS if of != "tf32" or device.type == "cuda"]
-    for of in numbers:
+    for numbers in NUMBERS:
+        if numbers == "tf32" and device.type != "cuda":
+            continue
         for direction in DIRECTIONS:
             if not check.claims(backend, direction):
                 continue
-            for layout in LAYOUTS[: None if of in _SLICED else 2]:
-                found += _of_one(backend, gpu, device, direction, of, layout)
+            for layout in LAYOUTS[: None if numbers in _IN_EVERY_LAYOUT else 2]:
+                found += _trials_in(layout, direction, numbers, backend, gpu, device)
         if type(backend).bind_act_backward is not Backend.bind_act_backward:
-            found += [_act_backward(name, of, layout) for layout in LAYOUTS if of != "tf32"]
+            found += [_act_backward(name, numbers, layout) for layout in LAYOUTS if numbers != "tf32"]
     return sorted(found, key=lambda trial: (trial.kernels.family == ACT_BACKWARD, trial.kernels.family))
 
 
-def _of_one(
-    backend: Backend, gpu: Gpu, device: torch.device, direction: Direction, of: str, layout: str
+def _trials_in(
+    layout: str, direction: Direction, numbers: str, backend: Backend, gpu: Gpu, device: torch.device
 ) -> Iterator[Trial]:
-    """Of one direction, number type and layout: each family once, and once more with its sums split."""
+    """The trials in one layout, direction and number type: each family once, and once more with its sums split."""
     on_cpu = device.type == "cpu"
     offered: dict[tuple[str, bool], list[tuple[str, Tile | None]]] = {}
     for name, plain in _PROBLEMS.items():
-        if (layout == "channels_last" and plain.ndim == 1) or (on_cpu and plain.flops > _MOST_ON_A_CPU):
+        if (layout == "channels_last" and plain.ndim == 1) or (on_cpu and plain.flops > _MOST_FLOPS_ON_CPU):
             continue
-        problem, operands = told(plain, direction, of, _nothing(name, NUMBERS[of], layout))
+        problem, operands = as_planned(plain, direction, numbers, _empty_tensors(name, NUMBERS[numbers], layout))
         if backend.refuses(problem, direction, device) is not None:
             continue
         tiles = backend.tiles(problem, direction, gpu, operands)
         first: dict[tuple[str, bool], Tile] = {}
-        for tile, prediction in ranked(tiles, problem, direction, gpu, operands.tf32):
-            if on_cpu and prediction.seconds > _MOST_SECONDS_INTERPRETED:
+        for tile, prediction in ranked(backend, tiles, problem, direction, gpu, operands.tf32):
+            if on_cpu and prediction.seconds > _MOST_SECONDS_ON_CPU:
                 continue
             first.setdefault((tile.kernel, tile.splits > 1), tile)
         for kind, tile in first.items():
@@ -128,17 +126,17 @@ def _of_one(
         if not tiles:
             offered.setdefault(("", False), []).append((name, None))
     for (family, split), able in offered.items():
-        kernels = Kernels(backend.name, family, direction, of)
+        kernels = Kernels(backend.name, family, direction, numbers)
         draw = zlib.crc32(f"{kernels} {layout} {split}".encode())
-        for i in range(1 if able[0][1] else min(_WITHOUT_TILES, len(able))):
+        for i in range(1 if able[0][1] else min(_PROBLEMS_WITHOUT_TILES, len(able))):
             name, chosen = able[(draw + i) % len(able)]
             activation = check.ACTIVATIONS[(draw + i) % len(check.ACTIVATIONS)] if direction == "forward" else ""
-            yield Trial(kernels, check.Case(name, direction, NUMBERS[of], layout, activation), chosen)
+            yield Trial(kernels, check.Case(name, direction, NUMBERS[numbers], layout, activation), chosen)
 
 
 @functools.cache
-def _nothing(name: str, dtype: torch.dtype, layout: str) -> dict[str, torch.Tensor]:
-    """Tensors that lie as those of the problem called `name` will, with nothing in them."""
+def _empty_tensors(name: str, dtype: torch.dtype, layout: str) -> dict[str, torch.Tensor]:
+    """Tensors without data that lie in memory as those of the problem called `name` will."""
     p = _PROBLEMS[name]
     shapes = {
         "input": p.input_shape,
@@ -149,33 +147,35 @@ def _nothing(name: str, dtype: torch.dtype, layout: str) -> dict[str, torch.Tens
     return {t: laid_out(torch.empty(shape, dtype=dtype, device="meta"), layout) for t, shape in shapes.items()}
 
 
-def told(plain: ConvProblem, direction: Direction, of: str, t: dict[str, torch.Tensor]) -> tuple[ConvProblem, Operands]:
-    """The problem and the operands that the planner would tell a backend of a call with these tensors."""
-    a, b = (t[operand] for operand in check.OPERANDS[direction])
-    problem = dataclasses.replace(plain, dtype=NUMBERS[of], memory_format=memory_format_of(a, b))
+def as_planned(
+    plain: ConvProblem, direction: Direction, numbers: str, t: dict[str, torch.Tensor]
+) -> tuple[ConvProblem, Operands]:
+    """The problem and operands with which the planner would describe a call with these tensors to a backend."""
+    a, b = (t[operand] for operand in OPERANDS[direction])
+    problem = dataclasses.replace(plain, dtype=NUMBERS[numbers], memory_format=memory_format_of(a, b))
     residual = t["residual"].stride() if direction == "forward" else None
-    return problem, Operands((a.stride(), b.stride()), residual, direction == "forward", of == "tf32")
+    return problem, Operands((a.stride(), b.stride()), residual, direction == "forward", numbers == "tf32")
 
 
-def _act_backward(backend: str, of: str, layout: str) -> Trial:
-    kernels = Kernels(backend, ACT_BACKWARD, ACT_BACKWARD, of)
+def _act_backward(backend: str, numbers: str, layout: str) -> Trial:
+    kernels = Kernels(backend, ACT_BACKWARD, ACT_BACKWARD, numbers)
     draw = zlib.crc32(f"{kernels} {layout}".encode())
     name = ("3x3-groups2", "vectors-3x3", "wide-channels", "3d")[draw % 4]
     activation = check.ACTIVATIONS[draw % len(check.ACTIVATIONS)]
-    return Trial(kernels, check.Case(name, cast(Direction, ACT_BACKWARD), NUMBERS[of], layout, activation), None)
+    return Trial(kernels, check.Case(name, cast(Direction, ACT_BACKWARD), NUMBERS[numbers], layout, activation), None)
 
 
-# ---- trying it -------------------------------------------------------------------------------------------------------
+# ---- running them ----------------------------------------------------------------------------------------------------
 
 
 def attempt(trial: Trial, device: torch.device) -> Outcome:
-    """Try it, in this process."""
+    """Run a trial in this process."""
     if lost(device):
         return Outcome("not judged", message=f"{device} does not answer", lost=True)
     try:
         with float32_as(trial.kernels.numbers):
-            judge = _judge_act_backward if trial.kernels.family == ACT_BACKWARD else _judge
-            found = judge(trial, device)
+            run = _run_act_backward if trial.kernels.family == ACT_BACKWARD else _run
+            found = run(trial, device)
     except torch.OutOfMemoryError as error:
         return Outcome("not judged", message=distrust.in_a_line(error))
     except backends.BackendUnavailable:  # it cannot run here at all, whatever it claimed
@@ -187,27 +187,27 @@ def attempt(trial: Trial, device: torch.device) -> Outcome:
     return Outcome("failed" if found.check else "ok", *found)
 
 
-def _judge(trial: Trial, device: torch.device) -> check.Verdict:
+def _run(trial: Trial, device: torch.device) -> Finding:
     case, kernels = trial.case, trial.kernels
     given = tensors(case.problem, case.name, case.dtype, str(device), case.layout)
     exact = check.exact_of(case, {name: as_numpy(t) for name, t in given.items()})
-    t = {name: check.surrounded(tensor) for name, tensor in given.items()}
-    problem, operands = told(case.problem, case.direction, kernels.numbers, t)
+    t = {name: surrounded(tensor) for name, tensor in given.items()}
+    problem, operands = as_planned(case.problem, case.direction, kernels.numbers, t)
     activation = Activation.parse(case.activation or "none")
     chosen = () if trial.tile is None else (operands, trial.tile)
     run = backends.get(kernels.backend).bind(problem, case.direction, device, activation, *chosen)
-    a, b = (t[operand] for operand in check.OPERANDS[case.direction])
+    a, b = (t[operand] for operand in OPERANDS[case.direction])
 
     def call() -> tuple[Any, ...]:
         if case.direction == "forward":
             return (run(a, b, t["bias"], t["residual"] if case.activation else None),)
         return tuple(run(a, b, True)) if case.direction == "grad_weight" else (run(a, b),)
 
-    with interpreted.guarded(kernels.backend):
-        return check.verdict(t, exact, call, problem.memory_format, case.repeats, operands.tf32)
+    with interpreted.calls_of(kernels.backend):
+        return judge(t, exact, call, problem.memory_format, case.repeats, operands.tf32)
 
 
-def _judge_act_backward(trial: Trial, device: torch.device) -> check.Verdict:
+def _run_act_backward(trial: Trial, device: torch.device) -> Finding:
     case = trial.case
     given = tensors(case.problem, case.name, case.dtype, str(device), case.layout)
     activation, gy = Activation.parse(case.activation), given["grad_output"]
@@ -218,11 +218,11 @@ def _judge_act_backward(trial: Trial, device: torch.device) -> check.Verdict:
     saved = saved.contiguous(memory_format=memory_format)
     precision = reference.precision_for(case.dtype)
     gz, gb = reference.act_backward(activation, as_numpy(gy), as_numpy(saved), precision)
-    t = {"grad_output": check.surrounded(gy), "saved": check.surrounded(saved)}
-    told = Elementwise(tuple(saved.shape), case.dtype, memory_format, gy.stride(), True, activation)
-    run = backends.get(trial.kernels.backend).bind_act_backward(told, device)
+    t = {"grad_output": surrounded(gy), "saved": surrounded(saved)}
+    elementwise = Elementwise(tuple(saved.shape), case.dtype, memory_format, gy.stride(), True, activation)
+    run = backends.get(trial.kernels.backend).bind_act_backward(elementwise, device)
     exact = {"result": gz, "grad_bias": gb}
-    return check.verdict(t, exact, lambda: run(t["grad_output"], t["saved"]), memory_format, case.repeats, False)
+    return judge(t, exact, lambda: run(t["grad_output"], t["saved"]), memory_format, case.repeats, False)
 
 
 def lost(device: torch.device) -> bool:
@@ -238,10 +238,10 @@ def lost(device: torch.device) -> bool:
     return False
 
 
-# ---- what came of it -------------------------------------------------------------------------------------------------
+# ---- the report ------------------------------------------------------------------------------------------------------
 
 
-class Fault(NamedTuple):
+class Failure(NamedTuple):
     """A trial that failed, and how."""
 
     trial: Trial
@@ -252,44 +252,44 @@ class Fault(NamedTuple):
 
 
 @dataclasses.dataclass
-class Family:
-    """One line of the report."""
+class FamilyResult:
+    """What the trials of a family found: one line of the report."""
 
     backend: str
     family: str
     problems: int = 0  # judged
-    worst: float = 0.0  # largest error of those that are ok, as a fraction of the bound
+    worst: float = 0.0  # largest error, as a fraction of the bound
     seconds: float = 0.0
-    faults: list[Fault] = dataclasses.field(default_factory=list)
+    failures: list[Failure] = dataclasses.field(default_factory=list)
     not_judged: str = ""  # why some were not
     refused: int = 0
 
     @property
     def status(self) -> str:
         if self.backend == "aten":
-            return "told, not judged"
-        if self.faults:
+            return "measured, not judged"
+        if self.failures:
             return "FAILED"
         return "not judged" if self.not_judged or not self.problems else "ok"
 
 
 @dataclasses.dataclass
 class Report:
-    """What came of a self-test."""
+    """What a self-test found."""
 
     device: str
-    families: list[Family]
-    failed: dict[Kernels, Fault | None]  # by what is judged as one: its first fault, None where all was right
+    families: list[FamilyResult]
+    failed: dict[Kernels, Failure | None]  # the first failure of each; None where all was right
 
     @property
     def ok(self) -> bool:
-        return all(family.status in ("ok", "told, not judged") for family in self.families)
+        return all(family.status in ("ok", "measured, not judged") for family in self.families)
 
     def add(self, trial: Trial, outcome: Outcome, seconds: float) -> None:
         kernels = trial.kernels
         found = [f for f in self.families if (f.backend, f.family) == (kernels.backend, kernels.family)]
         if not found:
-            found = [Family(kernels.backend, kernels.family)]
+            found = [FamilyResult(kernels.backend, kernels.family)]
             self.families += found
         (family,) = found
         family.seconds += seconds
@@ -300,32 +300,32 @@ class Report:
         else:
             family.problems += 1
             family.worst = max(family.worst, outcome.worst)
-            fault = Fault(trial, outcome) if outcome.status == "failed" else None
-            family.faults += [fault] if fault and kernels.backend != "aten" else []
-            self.failed[kernels] = self.failed.get(kernels) or fault
+            failure = Failure(trial, outcome) if outcome.status == "failed" else None
+            family.failures += [failure] if failure and kernels.backend != "aten" else []
+            self.failed[kernels] = self.failed.get(kernels) or failure
 
 
-def run(device: torch.device, device_name: str, todo: Sequence[Trial], attempts: Iterable[Outcome]) -> Iterator[Report]:
-    """The report as it grows, after each trial; `attempts` gives their outcomes in order."""
+def run(device_name: str, trials: Sequence[Trial], outcomes: Iterable[Outcome]) -> Iterator[Report]:
+    """The report as it grows, after each trial; `outcomes` gives those of the trials, in order."""
     report = Report(device_name, [], {})
     begun = time.monotonic()
-    for trial, outcome in zip(todo, attempts, strict=True):
+    for trial, outcome in zip(trials, outcomes, strict=True):
         report.add(trial, outcome, time.monotonic() - begun)
         begun = time.monotonic()
         yield report
 
 
 def remember(report: Report, finished: bool) -> None:
-    """Record what failed; and what did not, if the self-test came to its end. Raises OSError where that cannot be."""
+    """Record what failed, and, if the self-test is finished, what passed. Raises OSError where it cannot be written."""
     today = datetime.date.today().isoformat()
     found: dict[Kernels, distrust.Failed | None] = {}
-    for kernels, fault in report.failed.items():
+    for kernels, failure in report.failed.items():
         if kernels.backend == "aten":
             continue
-        if fault is not None:
-            message = f"{fault.outcome.check}, {fault.outcome.message}"[:400]
+        if failure is not None:
+            message = f"{failure.outcome.check}, {failure.outcome.message}"[:400]
             found[kernels] = distrust.Failed(
-                report.device, kernels, today, str(fault.trial.problem), message, distrust.software()
+                report.device, kernels, today, str(failure.trial.problem), message, distrust.software()
             )  # fmt: skip
         elif finished:
             found[kernels] = None

@@ -1,1 +1,1 @@
-"""The command line: `main` finds the command, one module for each group of commands."""
+"""The command line: `main` finds the command, which has a module of its own (those of the trainer share one)."""

@@ -9,9 +9,9 @@ import typer
 
 from gpuconv import packages
 from gpuconv.errors import UserError
-from gpuconv.see import models, page, terminal, tour, your_model
+from gpuconv.see import model_sources, page, terminal, tour, your_model
 from gpuconv.see.layers import activation_maps, convolutions
-from gpuconv.see.text import LANGUAGES, Text
+from gpuconv.see.translations import LANGUAGES, Translation
 from gpuconv.text import printable
 from gpuconv.train import run as runs
 
@@ -29,7 +29,7 @@ def see(
         list[Path] | None,
         typer.Option(
             show_default=False,
-            help="What the model looks at: a picture, or a .npy file [C, H, W]; repeat it. A run has images.",
+            help="An image to look at: a picture, or a .npy file [C, H, W]. Repeatable. A run has images of its own.",
         ),
     ] = None,
     layer: Annotated[
@@ -40,13 +40,17 @@ def see(
         Path | None,
         typer.Option(
             show_default=False,
-            help="Folder for the page and its pictures; a run's keeps it in see/. Default: runs/see-<time>.",
+            help="Folder for the page and its pictures; in a run's folder they go to see/. Default: runs/see-<time>.",
         ),
     ] = None,
     lang: Annotated[str, typer.Option(help=f"Language of the page: {', '.join(LANGUAGES)}.")] = "en",
     size: Annotated[
         int | None,
-        typer.Option(show_default=False, min=8, help=f"Longer side of the image in pixels. Default: {models.SIDE}."),
+        typer.Option(
+            show_default=False,
+            min=8,
+            help=f"Longer side of the image in pixels. Default: {model_sources.DEFAULT_SIDE}.",
+        ),
     ] = None,
     untrained: Annotated[
         bool, typer.Option("--untrained", help="Random weights for timm: and torchvision: models; needs no network.")
@@ -56,26 +60,26 @@ def see(
 
     Makes one page that needs no network, and the pictures in it as PNG files.
     """
-    Text(lang)  # a wrong language is told before anything takes time
+    Translation(lang)  # a wrong language is an error before anything takes time
     missing = packages.missing(packages.SEE)
     if missing:
         raise UserError(f"gpuconv see needs: {packages.install('see', missing)}")
-    folder = page.place_in(out) if out else runs.new_folder("see")
+    folder = page.folder_for(out) if out else runs.new_folder("see")
     if not layers:
-        page.check(folder)
+        page.check_writable(folder)
     if target == "tour":
         if image or layer or layers:
             raise UserError("the tour has its own model and images: --image, --layer and --layers are for a model")
-        written = tour.tour(folder, lang, say=_say)
+        written = tour.write_page(folder, lang, say=_say)
     else:
-        subject = models.load(target, trained=not (untrained or layers))
+        loaded = model_sources.load(target, trained=not (untrained or layers))
         if layers:
-            print(_listed(subject))
+            print(_listed(loaded))
             return
-        seen = your_model.view(subject, image or [], layer, size)
+        seen = your_model.view(loaded, image or [], layer, size)
         if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
             _show(seen)
-        written = your_model.page(seen, folder, lang, _say)
+        written = your_model.write_page(seen, folder, lang, _say)
     print(f"page  {printable(written)} ({written.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -84,12 +88,12 @@ def _say(line: str) -> None:
 
 
 def _show(seen: your_model.View) -> None:
-    maps = activation_maps(seen.subject.model, seen.images[0], seen.layer).values
-    print(terminal.compact(seen.looks[0], maps, your_model.strongest(maps)))
+    maps = activation_maps(seen.loaded.model, seen.inputs[0], seen.layer).values
+    print(terminal.compact(seen.images[0], maps, your_model.strongest(maps)))
 
 
-def _listed(subject: models.Subject) -> str:
-    found = {printable(name): module for name, module in convolutions(subject.model).items()}
+def _listed(loaded: model_sources.LoadedModel) -> str:
+    found = {printable(name): module for name, module in convolutions(loaded.model).items()}
     width = max(len(name) for name in found)
     return "\n".join(
         f"{name:{width}}  {module.out_channels} filters of "

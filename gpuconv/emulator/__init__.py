@@ -4,16 +4,16 @@
     triton_gpu            any Triton or Gluon kernel, through Triton's own JIT
     on                    gpuconv's own kernels: CPU tensors stand for the GPU's
 
-It needs a C++ compiler, no GPU. What it proves and what it cannot is said in docs/virtual-gpu.md.
+It needs a C++ compiler, no GPU. What it proves and what it cannot is said in docs/emulator.md.
 """
 
 from importlib import import_module
 from typing import Any
 
 _WHERE = {
-    "run_ptx": "machine",
-    "load": "machine",
-    "Program": "machine",
+    "run_ptx": "program",
+    "load": "program",
+    "Program": "program",
     "Counters": "counters",
     "TensorMap": "tensor_map",
     "triton_gpu": "triton_jit",

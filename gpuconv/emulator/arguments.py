@@ -1,4 +1,4 @@
-"""What a launch is given: memory in ranges with virtual addresses, and the bytes of its parameters."""
+"""The arguments of a launch: memory in ranges with virtual addresses, and the bytes of the parameters."""
 
 import struct
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from gpuconv.emulator.decoding import RANGE_SHIFT
+from gpuconv.emulator.decode.base import RANGE_SHIFT
 from gpuconv.emulator.ptx import Parameter
 from gpuconv.emulator.tensor_map import ELEMENT_TYPES, MAGIC, TensorMap
 
@@ -31,15 +31,15 @@ def aligned(size: int, alignment: int, fill: int = 0xA5) -> np.ndarray:
 
 
 class Range(NamedTuple):
-    """Memory that a kernel may touch."""
+    """A range of memory that a kernel may access."""
 
     first: int  # its first virtual address
-    host: int  # where it lies
+    host: int  # its address in this process
     size: int  # bytes
 
 
 class Memory:
-    """The ranges of global memory that a launch may touch, numbered from 1, and their names for messages."""
+    """The ranges of global memory that a launch may access, numbered from 1, and their names for messages."""
 
     def __init__(self, own: Sequence[np.ndarray], buffers: Sequence[tuple[int, int, str]]) -> None:
         self.ranges: list[Range] = []
@@ -51,15 +51,17 @@ class Memory:
             self._buffers.append((address, size, self.add(address, size, name)))
 
     def add(self, host: int, size: int, name: str) -> int:
-        """A range of `size` bytes; its first virtual address. The lowest bits are the host's, for alignment."""
+        """Add a range of `size` bytes; gives its first virtual address, aligned as the host's (its lowest 8 bits)."""
         first = (len(self.ranges) + 1 << RANGE_SHIFT) + host % 256
         self.ranges.append(Range(first, host, size))
         self.names.append(name)
         return first
 
     def find(self, address: int) -> int | None:
-        """The virtual address of one that lies in a buffer (or just behind it); where several do, in that which begins
-        there."""
+        """The virtual address of an address in a buffer, or just behind it; None for another address.
+
+        Where it lies in several buffers, the one that begins there counts.
+        """
         for start, _, first in self._buffers:
             if start == address:
                 return first
@@ -77,7 +79,7 @@ class Memory:
 
 
 def pack(value: Any, parameter: Parameter, called: str, memory: Memory) -> bytes:
-    """The bytes of an argument."""
+    """The bytes of an argument, as its parameter's type. Raises ValueError or TypeError, which name it as `called`."""
     size, kind = parameter.size, parameter.type
     if isinstance(value, torch.Tensor):
         if value.device.type != "cpu":
@@ -118,8 +120,10 @@ def pack(value: Any, parameter: Parameter, called: str, memory: Memory) -> bytes
 
 
 def _with_virtual_address(data: bytes, called: str, memory: Memory) -> bytes:
-    """The bytes of a struct, where they are a descriptor with its address in one of the ranges, or with one of its own:
-    all that its tensor reaches."""
+    """The bytes of a struct; those of a TMA descriptor with the virtual address of its tensor.
+
+    A tensor that lies in none of the ranges becomes a range of its own.
+    """
     if len(data) != _MAP_BYTES or data[_MAGIC_AT : _MAGIC_AT + len(MAGIC)] != MAGIC:
         return data
     (host,) = struct.unpack_from("<Q", data)
@@ -139,7 +143,7 @@ def _reach(data: bytes) -> int:
 
 
 def of_module(data: bytes) -> np.ndarray:
-    """Memory that holds a module's data, at a multiple of 256: decoded code has its virtual address as a constant."""
+    """Memory that holds a module's data, at a multiple of 256 bytes: its virtual address is a constant of the code."""
     memory = aligned(len(data), 256)
     memory[:] = np.frombuffer(data, np.uint8)
     return memory

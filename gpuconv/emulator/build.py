@@ -1,4 +1,4 @@
-"""The core: C++ that is compiled when it is first needed, and kept in the user's cache by what went into it."""
+"""The build of the core: C++ that is compiled when it is first needed, and kept in the user's cache."""
 
 import contextlib
 import ctypes
@@ -20,13 +20,13 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-frounding
 
 
 def compiler() -> str | None:
-    """The C++ compiler: CXX, or g++, clang++ or c++ of the path."""
+    """The path of the C++ compiler: $CXX, or g++, clang++ or c++; None without one."""
     named = os.environ.get("CXX")
     return shutil.which(named) if named else next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
 
 
 def why_not() -> str | None:
-    """Why the emulator cannot run on this machine, or None."""
+    """Why the emulator cannot run on this machine; None if it can."""
     if platform.system() != "Linux":
         return f"the emulator runs on Linux, and this is {platform.system()}"
     if compiler() is None:
@@ -38,7 +38,7 @@ def why_not() -> str | None:
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The core, compiled if it was not. Raises EmulatorUnavailable, with the reason, where that cannot be."""
+    """The core, compiled if it was not. Raises EmulatorUnavailable, with the reason, where it cannot be compiled."""
     reason = why_not()
     if reason is not None:
         raise EmulatorUnavailable(reason)
@@ -81,7 +81,7 @@ def _version(command: str) -> str:
 
 
 def _processor() -> str:
-    """What -march=native depends on."""
+    """The processor, as far as -march=native depends on it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):

@@ -1,4 +1,4 @@
-"""What a run on the virtual GPU counted: for each instruction, for each source line, and for the kernel.
+"""Counters of a run on the virtual GPU: for each instruction, for each source line, and for the kernel.
 
     counters = run_ptx(text, None, grid, block, 0, args)
     counters.global_sectors, counters.global_sectors_least
@@ -16,16 +16,16 @@ from typing import NamedTuple
 import numpy as np
 
 _NAMES = (
-    "runs",  # by warps, of which one lane took part at least
-    "lanes",  # that took part, of all runs
-    "bytes",  # of global memory that lanes read or write, the copy engine's not among them
+    "runs",  # by warps, with at least one active lane
+    "lanes",  # active ones, of all runs
+    "bytes",  # of global memory that lanes read or write; without the copy engine's
     "sectors",
-    "sectors_least",  # what those bytes would fill, of each run; a byte that several lanes want is one
+    "sectors_least",  # that those bytes would fill, of each run; a byte that several lanes access counts once
     "passes",
     "passes_least",
     "tma_bytes",  # by the copy engine, of whole boxes
-    "tensor_operations",  # of tensor cores: 2 for each product, which is added to a sum
-    "waits",  # at barriers; for a copy, where it has not come yet
+    "tensor_operations",  # of tensor cores: 2 for each product and its addition to a sum
+    "waits",  # at barriers, and for copies that have not arrived yet
 )
 COUNTS = np.dtype([(name, "u8") for name in _NAMES])
 _UNITS = ("sectors", "passes")
@@ -51,7 +51,7 @@ def pipe_of(opcode: str) -> str:
     """The pipe of a multiprocessor that an instruction of PTX goes to: fma, alu, fp64, xu, lsu, tensor, copy engine,
     barrier, branch or move.
 
-    opcode: with all of its words, as "fma.rn.f32". The pipes are those of sm_80 and later, where ptxas makes one
+    opcode: with all its qualifiers, as "fma.rn.f32". The pipes are those of sm_80 and later, where ptxas makes one
     machine instruction of it: products of whole numbers are on fma, transcendental functions and conversions between
     whole and floating-point numbers on xu. Division is many instructions there, and is counted as one on xu.
     """
@@ -72,7 +72,7 @@ def pipe_of(opcode: str) -> str:
 
 
 class Instruction(NamedTuple):
-    """One instruction of a kernel, for people."""
+    """One instruction of a kernel, as it is shown to people."""
 
     ptx_line: int  # from 1
     text: str
@@ -81,14 +81,14 @@ class Instruction(NamedTuple):
 
     @property
     def opcode(self) -> str:
-        """With all of its words, without predicate and operands."""
+        """The opcode with all its qualifiers, without predicate and operands."""
         first, *others = self.text.rstrip("; ").split()
         return others[0] if first.startswith("@") else first
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceLine:
-    """What the instructions of a source line counted together."""
+    """The counts of all instructions of a source line together."""
 
     source: str | None  # "file:line"; None: instructions of which the compiler did not say it
     counts: dict[str, int]  # by the names of `COUNTS`
@@ -142,7 +142,7 @@ class Counters:
 
     @property
     def tma_bytes(self) -> int:
-        """Bytes that the copy engine moved; what lies outside the tensor, and is read as zero, among them."""
+        """Bytes that the copy engine moved; those outside the tensor, which are read as zero, included."""
         return self._total("tma_bytes")
 
     @property
@@ -152,19 +152,19 @@ class Counters:
 
     @property
     def waits(self) -> int:
-        """Waits at barriers, and for copies that had not come yet."""
+        """Waits at barriers, and for copies that had not arrived yet."""
         return self._total("waits")
 
     @property
     def by_pipe(self) -> dict[str, int]:
-        """Instructions executed by warps, of each pipe, the busiest first."""
+        """Instructions executed by warps, by pipe, the busiest first."""
         found: Counter[str] = Counter()
         for line, runs in zip(self.lines, self.table["runs"].tolist(), strict=True):
             found[line.pipe] += runs
         return {pipe: runs for pipe, runs in found.most_common() if runs}
 
     def by_source(self) -> list[SourceLine]:
-        """What each source line counted, in the order of the program; instructions that never ran are left out."""
+        """The counts of each source line, in the order of the program; instructions that never ran are left out."""
         found: dict[str | None, np.ndarray] = {}
         numbers = self.table.view(np.uint64).reshape(len(self.lines), len(_NAMES))
         for line, row in zip(self.lines, numbers, strict=True):
@@ -204,7 +204,7 @@ class Counters:
         return "\n".join([self.kernel, *lines, *self._busiest(most), *self._wasteful(most)])
 
     def __add__(self, other: "Counters") -> "Counters":
-        """Both runs together. Raises ValueError unless they are of the same program."""
+        """The sum of both runs. Raises ValueError unless they are of the same program."""
         if not isinstance(other, Counters):
             return NotImplemented
         if (self.kernel, self.lines) != (other.kernel, other.lines):
@@ -241,5 +241,5 @@ class Counters:
 
 
 def _beside(used: int, least: int, unit: str) -> str:
-    """What follows the number used: `sectors, least 4 (16 times)`."""
+    """The text behind the number used: `sectors, least 4 (16 times)`."""
     return f"{unit}, the least" if used == least else f"{unit}, least {least:,} ({used / max(1, least):.3g} times)"

@@ -4,8 +4,8 @@
         y = gpuconv.conv2d(x, w, backend="triton")  # planned as on an H100, compiled for it, run on the emulator
         gpu.launches, gpu.counters()
 
-A `VirtualGpu` stands where a GPU's driver stands: it is given launches, which say everything but the tensors, compiles
-each once for its GPU, by Triton or NVRTC, and runs the PTX. GPUCONV_EMULATE=h100 makes one for a whole process.
+A `VirtualGpu` takes the place of a GPU's driver: it compiles each launch once for its GPU, by Triton or NVRTC, and runs
+the PTX on the tensors. GPUCONV_EMULATE=h100 makes one for a whole process.
 """
 
 import functools
@@ -28,28 +28,28 @@ from gpuconv.planning import plan
 
 if TYPE_CHECKING:
     from gpuconv.backends.triton.launch import Launch as TritonLaunch
-    from gpuconv.emulator.machine import Program
+    from gpuconv.emulator.program import Program
 
 VARIABLE = "GPUCONV_EMULATE"
 
 
 class DoesNotFit(RuntimeError):
-    """The GPU has less shared memory than a block of a kernel asks for; a real one would refuse the launch."""
+    """A block of a kernel needs more shared memory than the GPU has; a real one would refuse the launch."""
 
 
 class _Compiled(NamedTuple):
-    """A kernel as it is launched, but for its tensors and numbers."""
+    """A compiled kernel and its launch configuration, without tensors and numbers."""
 
     program: "Program"
     threads: int  # of a block
     shared: int  # bytes of dynamic shared memory of a block
-    given: tuple[int, ...] = ()  # which arguments of a Triton kernel became parameters: the others were compiled in
-    scratch: int = 0  # bytes of global memory for each program of it, to make descriptors in
-    alignment: int = 1  # of that
+    given: tuple[int, ...] = ()  # indices of a Triton kernel's arguments that are parameters; the others are constants
+    scratch: int = 0  # bytes of global memory of each program, in which it makes descriptors
+    alignment: int = 1  # of the scratch memory, in bytes
 
 
 class VirtualGpu(Runs):
-    """A GPU that is emulated: what it has run, and what those runs counted."""
+    """A GPU that is emulated, with its launches and their counters."""
 
     def __init__(
         self, gpu: Gpu, schedule: str = "early", seed: int = 0, checks: bool = True, keeps: bool = True
@@ -62,16 +62,16 @@ class VirtualGpu(Runs):
 
     @property
     def gpu(self) -> Gpu:
-        """Which GPU it is. Raises EmulatorUnavailable for one that is asked for and cannot be emulated here."""
+        """The GPU that is emulated. Raises EmulatorUnavailable where GPUCONV_EMULATE names one that cannot be."""
         return self._gpu
 
     def run(self, compiled: _Compiled, blocks: int, arguments: list[Any]) -> None:
-        """Run a kernel. Raises EmulationError for what is wrong with it."""
+        """Run a kernel. Raises EmulationError for a fault in it."""
         self.execute(compiled.program, blocks, compiled.threads, compiled.shared, arguments)
 
 
-class _AskedFor(VirtualGpu):
-    """The GPU that GPUCONV_EMULATE names. The name is not looked at before something is planned."""
+class _FromEnvironment(VirtualGpu):
+    """The GPU that GPUCONV_EMULATE names. The name is not looked up before something is planned."""
 
     def __init__(self, name: str) -> None:
         super().__init__(gpus.INTERPRETER, keeps=False)
@@ -101,7 +101,7 @@ def on(name: str, schedule: str = "early", seed: int = 0, checks: bool = True) -
     `counters()` and `launches`.
 
     Raises ValueError for a name or a schedule that is not known, EmulatorUnavailable, with the reason, where the
-    emulator cannot run; within it a kernel that does what it must not raises EmulationError.
+    emulator cannot run; within the context, EmulationError for a fault in a kernel.
     """
     gpu = VirtualGpu(_available(name, "name"), schedule, seed, checks)
     world = plan.emulate(gpu)
@@ -113,7 +113,7 @@ def on(name: str, schedule: str = "early", seed: int = 0, checks: bool = True) -
 
 @contextmanager
 def unrecorded(name: str, called: str) -> Iterator[None]:
-    """The same without counters, for many launches. `called`: what the name is called in an error."""
+    """`on` without counters, for many launches. called: what the name is called in an error."""
     world = plan.emulate(VirtualGpu(_available(name, called), keeps=False))
     try:
         yield
@@ -121,16 +121,18 @@ def unrecorded(name: str, called: str) -> Iterator[None]:
         plan.leave(world)
 
 
-def as_asked() -> None:
-    """Emulate, from now on, the GPU that GPUCONV_EMULATE names, if it does. Whether it can be is seen, and said, when
-    something is planned first."""
+def from_environment() -> None:
+    """Emulate, from now on, the GPU that GPUCONV_EMULATE names, if any.
+
+    A wrong name, or a GPU that cannot be emulated here, raises EmulatorUnavailable when something is first planned.
+    """
     name = os.environ.get(VARIABLE)
     if name:
-        plan.emulate(_AskedFor(name))
+        plan.emulate(_FromEnvironment(name))
 
 
 def _available(name: str, called: str) -> Gpu:
-    """The GPU of this name, which can be emulated here."""
+    """The GPU of this name. Raises TypeError, ValueError or EmulatorUnavailable where it cannot be emulated."""
     if not isinstance(name, str):
         raise TypeError(f"{called} must be a str, but got {type(name).__name__}")
     found = named(name, called)
@@ -144,7 +146,7 @@ def _available(name: str, called: str) -> Gpu:
 
 
 class _CudaRuntime:
-    """Runs launches of CUDA C: a `gpuconv.backends.cuda.launch.Runtime`."""
+    """The runtime of CUDA C launches: a `gpuconv.backends.cuda.launch.Runtime`."""
 
     def __init__(self, gpu: VirtualGpu) -> None:
         self._gpu = gpu
@@ -167,17 +169,17 @@ class _CudaRuntime:
 @functools.lru_cache(maxsize=1024)
 def _nvrtc(instance: cuda_launch.Instance, gpu: Gpu) -> _Compiled:
     from gpuconv.backends.cuda import compiler as cuda_compile
-    from gpuconv.emulator.machine import load
+    from gpuconv.emulator.program import load
 
     if instance.shared > gpu.shared_memory:
-        raise DoesNotFit(f"{instance.function} asks for {instance.shared:,} bytes of shared memory, and {gpu.name} has "
+        raise DoesNotFit(f"{instance.function} needs {instance.shared:,} bytes of shared memory, and {gpu.name} has "
                          f"{gpu.shared_memory:,}")  # fmt: skip
     text = cuda_compile.ptx(instance, cuda_compile.architecture(gpu.capability), lines=True)
     return _Compiled(load(text, instance.function), instance.threads, instance.shared)
 
 
 class _TritonRuntime:
-    """The same for launches of Triton kernels."""
+    """The runtime of launches of Triton kernels: a `gpuconv.backends.cuda.launch.Runtime` too."""
 
     def __init__(self, gpu: VirtualGpu) -> None:
         self._gpu = gpu
@@ -215,7 +217,7 @@ def _triton(launch: "TritonLaunch", tensors: tuple[torch.Tensor | None, ...], gp
     from triton.runtime.errors import OutOfResources
 
     from gpuconv.backends.triton.compiler import compile_for
-    from gpuconv.emulator.machine import load
+    from gpuconv.emulator.program import load
 
     major, minor = gpu.capability
     compiled = compile_for(launch, 10 * major + minor, tensors)

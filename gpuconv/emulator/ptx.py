@@ -1,9 +1,9 @@
-"""The text of PTX as statements: what an entry (a kernel) declares, and its instructions with the lines they stand in.
+"""A parser of PTX: the declarations of an entry (a kernel), and its instructions with their lines.
 
     entry = parse(text, "kernel")
     entry.parameters, entry.statements[0].opcode, entry.statements[0].source
 
-(NVIDIA, 'Parallel Thread Execution ISA'. What `decode` makes of the statements is its own business.)
+(NVIDIA, 'Parallel Thread Execution ISA'. `gpuconv.emulator.decode` gives the statements their meaning.)
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class Parameter(NamedTuple):
 
 
 class Variable(NamedTuple):
-    """Memory that is declared by name."""
+    """A variable: memory that is declared by name."""
 
     space: str  # "shared", "local", "global" or "const"
     align: int
@@ -57,8 +57,8 @@ class Variable(NamedTuple):
 class Statement(NamedTuple):
     """An instruction."""
 
-    line: int  # from 1
-    source: str | None  # "file:line" of what it was compiled from, where the compiler said so
+    line: int  # of the PTX, from 1
+    source: str | None  # "file:line" of the source, where the compiler recorded it
     guard: str  # the register of its predicate, or ""
     negated: bool
     opcode: str  # "ld.global.v4.b32"
@@ -77,10 +77,10 @@ class Entry:
     name: str
     target: str  # "sm_90a"
     parameters: dict[str, Parameter]
-    threads: tuple[int, int, int] | None  # of a block, where it says so
+    threads: tuple[int, int, int] | None  # of a block, where the PTX fixes them
     statements: list[Statement]
-    labels: dict[str, int]  # the statement that follows
-    tables: dict[str, tuple[str, ...]]  # of .branchtargets: labels
+    labels: dict[str, int]  # the index of the statement that follows
+    tables: dict[str, tuple[str, ...]]  # labels of each .branchtargets
     variables: dict[str, Variable]
 
 
@@ -121,7 +121,7 @@ def parse(text: str, name: str | None = None) -> Entry:
 
 
 def split(text: str) -> tuple[str, ...]:
-    """What commas separate, those inside brackets aside."""
+    """Split at commas, except inside brackets."""
     if "{" not in text and "[" not in text and "(" not in text:
         return tuple(part.strip() for part in text.split(",")) if text.strip() else ()
     parts, depth, start = [], 0, 0
@@ -141,7 +141,7 @@ def _files(text: str) -> list[tuple[str, str, str]]:
 
 
 def _closing(text: str, at: int) -> int:
-    """Where the brace that was opened just before `at` is closed."""
+    """The position of the brace that closes the one opened just before `at`."""
     depth = 1
     for brace in re.compile(r"[{}]").finditer(text, at):
         depth += 1 if brace[0] == "{" else -1
@@ -253,7 +253,7 @@ class _Body:
             self.declare(text)
 
     def declare(self, text: str) -> None:
-        """Note a variable."""
+        """Record the declaration of a variable."""
         found = _VARIABLE.match(_SPACES.sub(" ", text))
         if found is None:
             raise ValueError(f"a declaration of PTX that is not understood: {text[:100]!r}")

@@ -1,31 +1,31 @@
-"""What a virtual GPU has run, whoever launched it."""
+"""The runs of a virtual GPU, and their schedules."""
 
 import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpuconv.emulator.counters import Counters
-    from gpuconv.emulator.machine import Program
+    from gpuconv.emulator.program import Program
 
 SCHEDULES = ("early", "late", "random")
 
 
 def check_schedule(schedule: str) -> None:
-    """Raises ValueError unless it is one of `SCHEDULES`."""
+    """Raise ValueError unless `schedule` is one of `SCHEDULES`."""
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, but got {schedule!r}")
 
 
 class Runs:
-    """The launches of a virtual GPU, one after the other, and what each counted."""
+    """The launches of a virtual GPU, one after the other, and their counters."""
 
     def __init__(self, schedule: str, seed: int, checks: bool, keeps: bool = True) -> None:
-        """schedule, seed, checks: of every run, see `Program.run`. keeps: what it counted."""
+        """schedule, seed, checks: of every run, see `Program.run`. keeps: keep the counters."""
         check_schedule(schedule)
         self._how: dict[str, Any] = {"schedule": schedule, "seed": seed, "checks": checks}
         self._keeps = keeps
         self._one_at_a_time = threading.Lock()
-        self._ran: list[tuple[Any, Counters]] = []  # whose launch it was, for whoever wants to find it again
+        self._ran: list[tuple[Any, Counters]] = []  # the object that was launched, and the counters
 
     @property
     def launches(self) -> list[str]:
@@ -33,13 +33,16 @@ class Runs:
         return [counters.kernel for _, counters in self._ran]
 
     def counters(self) -> "list[Counters]":
-        """What each launch counted, in order."""
+        """The counters of each launch, in order."""
         return [counters for _, counters in self._ran]
 
     def execute(
         self, program: "Program", grid: Any, block: Any, shared: int, args: Any, of: Any = None, **more: Any
     ) -> None:
-        """Run a program with these arguments of `Program.run`. Raises EmulationError for what is wrong with it."""
+        """Run a program with these arguments of `Program.run`. Raises EmulationError for a fault in it.
+
+        of: the object that was launched, a Triton kernel say.
+        """
         with self._one_at_a_time:
             counted = program.run(grid, block, shared, args, **more, **self._how)
             if self._keeps:

@@ -1,4 +1,4 @@
-"""A descriptor of the copy engine (TMA) that is made on the host: cuTensorMapEncodeTiled's rules, and 128 bytes.
+"""A tensor map: a descriptor of the copy engine (TMA), made on the host by the rules of cuTensorMapEncodeTiled.
 
 Axis 0 is the innermost one, as in CUDA: its elements lie side by side, and `strides` begins with axis 1's.
 """
@@ -6,22 +6,22 @@ Axis 0 is the innermost one, as in CUDA: its elements lie side by side, and `str
 import dataclasses
 import struct
 
-# What tensormap.replace's .elemtype calls 0, 1, …, and bytes of one element.
+# In the order of tensormap.replace's .elemtype: the bytes of one element.
 ELEMENT_TYPES = {
     "u8": 1, "u16": 2, "u32": 4, "s32": 4, "u64": 8, "s64": 8, "f16": 2, "f32": 4, "f32.ftz": 4, "f64": 8, "bf16": 2,
     "tf32": 4, "tf32.ftz": 4,
 }  # fmt: skip
-SWIZZLES = (0, 32, 64, 128)  # bytes that the pattern spans, by what the descriptor calls 0, 1, 2, 3
+SWIZZLES = (0, 32, 64, 128)  # bytes that the pattern spans, for swizzle modes 0, 1, 2, 3
 INTERLEAVES = (0, 16, 32)  # bytes of a slice of channels
 FILLS = ("zero", "nan")
-MAGIC = b"GPUCONVT"  # at the end: bytes that are no descriptor are found out
+MAGIC = b"GPUCONVT"  # in the last bytes, so that other bytes are not taken for a descriptor
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorMap:
-    """What one TMA descriptor says; `bytes(map)` are the 128 bytes that the emulator reads.
+    """A TMA descriptor; `bytes(map)` are the 128 bytes that the emulator reads.
 
-    Raises ValueError for what cuTensorMapEncodeTiled refuses; the message begins with `name`, the argument's.
+    Raises ValueError for what cuTensorMapEncodeTiled refuses; the message begins with `name`, that of the argument.
     """
 
     address: int  # of the first element
@@ -29,10 +29,10 @@ class TensorMap:
     sizes: tuple[int, ...]  # elements of each axis
     strides: tuple[int, ...]  # bytes, of axes 1, 2, …: one fewer than sizes
     box: tuple[int, ...]  # elements that one copy takes of each axis
-    element_strides: tuple[int, ...] | None = None  # every how many-th element is copied; None: all
+    element_strides: tuple[int, ...] | None = None  # one element in so many is copied; None: all
     interleave: int = 0  # 0, 16 or 32 bytes
     swizzle: int = 0  # 0, 32, 64 or 128 bytes
-    fill: str = "zero"  # or "nan": what is read outside
+    fill: str = "zero"  # or "nan": the value of elements outside the tensor
     name: str = "tensor_map"
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A Triton launch's arguments → the parameters of its PTX, as Triton's own launchers hand them over.
+"""From the arguments of a Triton launch to the parameters of its PTX, as Triton's own launchers pass them.
 
 constexpr           → nothing (what Triton specialised to a constant too: 1, None)
 tensor              → its pointer; the memory it covers is a range of its own
@@ -22,14 +22,14 @@ _FLOAT_16 = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclasses.dataclass
 class Arguments:
-    """What `machine.Program.run` is to be given."""
+    """Arguments of `program.Program.run`."""
 
     args: list[Any] = dataclasses.field(default_factory=list)
     names: list[str] = dataclasses.field(default_factory=list)
     buffers: list[tuple[int, int, str]] = dataclasses.field(default_factory=list)  # address, bytes, name
 
     def add(self, name: str, *values: Any) -> None:
-        """Parameters that one argument becomes."""
+        """Add the parameters that one argument becomes."""
         self.args += values
         self.names += [name] * len(values)
 
@@ -76,8 +76,10 @@ class Signature:
 
 
 def grid(kernel: str, *programs: Any) -> tuple[int, int, int]:
-    """How many programs there are in x, y and z. Raises TypeError for what is no integer, ValueError for what no GPU
-    launches."""
+    """The number of programs in x, y and z.
+
+    Raises TypeError for other than integers, ValueError beyond a GPU's limits.
+    """
     for axis, count, most in zip("xyz", programs, (2**31 - 1, 65535, 65535), strict=True):
         if not isinstance(count, int):
             raise TypeError(f"{kernel}: the grid's {axis} must be an integer, but got {count!r}")
@@ -87,7 +89,7 @@ def grid(kernel: str, *programs: Any) -> tuple[int, int, int]:
 
 
 def add_scratch(arguments: Arguments, metadata: Any, blocks: int) -> None:
-    """The two last parameters of Triton's kernels: memory in which blocks make descriptors, and the profiler's."""
+    """Add the last two parameters of Triton's kernels: scratch memory for descriptors, and the profiler's."""
     for kind, fill in ("global", 0xA5), ("profile", 0):  # nothing is promised of the former
         size, alignment = getattr(metadata, f"{kind}_scratch_size"), getattr(metadata, f"{kind}_scratch_align")
         memory = aligned(blocks * size, alignment, fill) if size else None
@@ -104,7 +106,7 @@ def _tensor(name: str, value: Any) -> torch.Tensor:
 
 
 def _scalar(name: str, kind: str, value: Any) -> int | float | bytes:
-    """A number as its parameter's type; 16-bit floats are structs of two bytes there."""
+    """A number as its parameter's type; 16-bit floats are structs of two bytes in PTX."""
     if kind in _FLOAT_16:
         return bytes(torch.tensor([float(value)], dtype=_FLOAT_16[kind]).view(torch.uint8).tolist())
     if kind in ("fp32", "f32", "fp64"):
@@ -119,7 +121,7 @@ def _scalar(name: str, kind: str, value: Any) -> int | float | bytes:
 
 
 def _tensor_map(name: str, descriptor: Any, base: torch.Tensor, compiled: dict[str, Any]) -> TensorMap:
-    """As Triton encodes a descriptor for what the kernel was compiled to: box, swizzle and element type."""
+    """The tensor map of a descriptor, with the box, swizzle and element type that the kernel was compiled for."""
     if compiled.get("is_im2col"):
         raise ValueError(f"{name} is an im2col descriptor: the emulator copies tiles only")
     if descriptor.strides[-1] != 1:

@@ -4,8 +4,8 @@
         kernel[grid](x, y, n, BLOCK=128)
     gpu.counters()  # one for each launch
 
-While it is active, Triton finds a driver whose only device is the virtual GPU: it compiles for it, and launches reach
-the emulator with the PTX that was compiled. Configurations are not timed: `triton.autotune` takes the first that
+While it is active, Triton has a driver whose only device is the virtual GPU: Triton compiles for it, and the emulator
+runs the compiled PTX. Configurations are not timed: `triton.autotune` takes the first that
 compiles and fits.
 """
 
@@ -27,7 +27,7 @@ from triton.runtime.cache import get_cache_manager
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from gpuconv.backends.triton.compiler import resource_usage
-from gpuconv.emulator import machine, triton_arguments
+from gpuconv.emulator import program, triton_arguments
 from gpuconv.emulator.runs import Runs
 from gpuconv.gpu import Gpu, named
 
@@ -39,7 +39,7 @@ _REGISTERS, _THREADS = 65536, 1024  # of one block, on every GPU that Triton com
 
 
 class TritonGpu(Runs):
-    """A virtual GPU that Triton's kernels run on; `triton_gpu` makes one. What ran on it stays readable afterwards."""
+    """A virtual GPU that Triton's kernels run on; `triton_gpu` makes one. Its counters stay readable afterwards."""
 
     def __init__(self, gpu: Gpu, schedule: str, seed: int, checks: bool) -> None:
         super().__init__(schedule, seed, checks)
@@ -47,7 +47,7 @@ class TritonGpu(Runs):
         self._before: list[tuple[Any, Any]] = []  # what was active, for each time it was entered
 
     def counters(self, kernel: Any = None) -> list["Counters"]:
-        """What each launch counted, in order; with `kernel`, a name or a kernel itself, of its launches only."""
+        """The counters of each launch, in order; with `kernel`, a name or a kernel itself, of its launches only."""
         if kernel is None or isinstance(kernel, str):
             return [counters for counters in super().counters() if kernel in (None, counters.kernel)]
         kernel = _function(kernel)
@@ -78,15 +78,15 @@ def triton_gpu(gpu: str, *, schedule: str = "early", seed: int = 0, checks: bool
     the other; another thread that enters such a context waits until this one is left. Tensor arguments are CPU
     tensors, each a range of memory of its own. A pointer that a kernel finds in memory leads nowhere.
 
-    Raises ValueError for an unknown `gpu` or `schedule`; RuntimeError where Triton is told to interpret. Launches raise
-    what the emulator finds (`gpuconv.emulator.EmulationError`), and ValueError or TypeError for arguments that a launch
+    Raises ValueError for an unknown `gpu` or `schedule`; RuntimeError where TRITON_INTERPRET is set. Launches raise
+    `gpuconv.emulator.EmulationError` for a fault in a kernel, and ValueError or TypeError for arguments that a launch
     cannot have.
     """
     return TritonGpu(named(gpu), schedule, seed, checks)
 
 
 class _Driver(DriverBase):
-    """What Triton asks of a driver."""
+    """A driver as Triton uses it, whose only device is a virtual GPU."""
 
     def __init__(self, gpu: TritonGpu) -> None:
         self.emulated = gpu
@@ -136,19 +136,19 @@ class _Driver(DriverBase):
         }  # fmt: skip
 
     def load_binary(self, name: str, cubin: bytes, shared: int, device: object) -> tuple[None, str, int, int, int]:
-        """There is no module: another driver would unload it. So Triton asks before each launch again."""
+        """Gives no module, which another driver would unload; so Triton calls this before each launch again."""
         return None, name, *_resources(cubin, name), _THREADS
 
 
 @functools.lru_cache(maxsize=1024)
 def _resources(cubin: bytes, function: str) -> tuple[int, int]:
-    """Registers, and those spilled, as Triton counts them."""
+    """Registers and spilled registers of a function, as Triton counts them."""
     registers, stack = resource_usage(cubin, function)
     return registers, stack // 4
 
 
 class _Launcher:
-    """What Triton calls to launch one compiled kernel. It outlives the context: it runs on what is active then."""
+    """The object that Triton calls to launch one compiled kernel; it runs on the virtual GPU that is active then."""
 
     def __init__(self, source: Any, metadata: Any) -> None:
         self.source, self.metadata = source, metadata
@@ -159,7 +159,7 @@ class _Launcher:
         if not paths:
             raise RuntimeError(f"Triton keeps no PTX of {metadata.name} (is TRITON_STORE_BINARY_ONLY set?)")
         with open(paths[0]) as file:
-            self.program = machine.load(file.read(), metadata.name)
+            self.program = program.load(file.read(), metadata.name)
 
     def __call__(
         self, x: object, y: object, z: object, stream: int, function: object, packed: object, launch_metadata: object,
@@ -205,7 +205,7 @@ _run_tuned = Autotuner.run
 
 
 def _first_that_compiles(tuner: Any, *args: Any, **named_args: Any) -> Any:
-    """In place of Autotuner.run: what it decided for real GPUs is neither asked nor overwritten."""
+    """In place of Autotuner.run: take the first configuration that compiles, and leave those for real GPUs alone."""
     alone = copy.copy(tuner)
     alone.nargs = dict(zip(tuner.arg_names, args, strict=False))
     configs = alone.prune_configs(named_args) if len(tuner.configs) > 1 else tuner.configs

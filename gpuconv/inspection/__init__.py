@@ -1,1 +1,1 @@
-"""What would be launched for a problem, and what it compiles to, for any GPU, without one."""
+"""Inspection of kernels, without a GPU: the launches for a problem, and the machine code that they compile to."""

@@ -1,7 +1,8 @@
-"""What a backend would launch for a problem on a GPU, what that compiles to, and what it counts when it is run on a
-virtual one: `gpuconv inspect`. Needs no GPU.
+"""The kernels that a backend would launch for a problem: `gpuconv inspect`.
 
-    for kernel in examine(problem, "forward", "triton", KNOWN["H100"], run=True):
+They are compiled for any GPU, without one, and can be run and counted on a virtual one.
+
+    for kernel in inspect_kernels(problem, "forward", "triton", KNOWN["H100"], run=True):
         print(kernel.text())
 
 Compiled by Triton, and by the NVRTC that CuPy uses; read by `gpuconv.inspection.machine_code`, run by
@@ -17,12 +18,11 @@ import torch
 from gpuconv import backends, reference
 from gpuconv.activations import IDENTITY
 from gpuconv.backends import BackendUnavailable
-from gpuconv.backends.base import Operands, Tile, numbers
+from gpuconv.backends.base import Operands, Tile, contiguous_operands, numbers
 from gpuconv.backends.roofline import Prediction
 from gpuconv.gpu import Gpu
 from gpuconv.inspection.machine_code import MachineCode, cuda_architecture, cuda_machine_code, cuda_ptx, machine_code
-from gpuconv.planning import plan
-from gpuconv.planning.predict import ranked
+from gpuconv.planning.ranking import ranked
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.reference import as_numpy, worst_violation
 
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
     from gpuconv.emulator.counters import Counters
 
 BACKENDS = ("triton", "cuda")
-# Of the main loop: products, then what moves data.
-_TOLD = (
+# The instructions of the main loop that the text names: products, then those that move data.
+_SHOWN = (
     "HGMMA", "UTCHMMA", "HMMA", "DMMA", "FFMA", "DFMA", "UTMALDG", "LDGSTS", "LDG", "LDSM", "LDS", "STS", "LDL", "STL",
 )  # fmt: skip
-_REGISTERS = 65536  # of a multiprocessor, handed out to warps in units of 256
+_REGISTERS = 65536  # of a multiprocessor, allocated to warps in units of 256
 _BLOCKS = 32  # on a multiprocessor at most, from sm_80
 _RESERVED = 1024  # bytes of shared memory that the driver takes of each block, from sm_80
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A kernel as it would be launched, compiled. What is predicted is not measured."""
+    """A kernel as it would be launched, compiled. Its times are predicted, not measured."""
 
     name: str
     backend: str
@@ -55,7 +55,7 @@ class Kernel:
     code: MachineCode
     ptx: str
     prediction: Prediction | None  # None for the kernel that adds partial sums
-    # Of a run, where there was one: what it counted, and the largest error of all its results, 1 being the bound.
+    # After a run: its counters, and the largest error of all results, as a fraction of the bound.
     counters: "Counters | None" = None
     error: float | None = None
 
@@ -66,7 +66,10 @@ class Kernel:
 
     @property
     def blocks(self) -> int:
-        """Blocks that fit on a multiprocessor at once."""
+        """Blocks that fit on a multiprocessor at once: by registers, shared memory, threads and the limit on blocks.
+
+        (NVIDIA, CUDA C++ Programming Guide, 'Compute Capabilities'.)
+        """
         warps = self.threads // 32
         registers = math.ceil(self.code.registers * 32 / 256) * 256 * warps
         reserved = _RESERVED if self.gpu.capability >= (8, 0) else 0
@@ -78,7 +81,7 @@ class Kernel:
         )
 
     def facts(self) -> dict[str, Any]:
-        """Everything, as plain values for JSON."""
+        """All facts about the kernel, as plain values for JSON."""
         predicted = self.prediction
         return {
             "kernel": self.name,
@@ -110,19 +113,19 @@ class Kernel:
         return {"batch": self.problem.batch, "error_of_bound": error, "counters": self.counters.facts()}
 
     def text(self) -> str:
-        """A few lines for people."""
+        """The main facts, in a few lines for people."""
         code, tile, predicted = self.code, self.tile, self.prediction
         loop = code.loop_instructions
         lines = [
             f"{self.name}  {self.backend} {self.direction} {numbers(self.problem.dtype, self.operands.tf32)}"
             f"  {self.architecture} ({self.gpu.name})"
-            + (f"  tile {describe(tile)}" if predicted else "  adds partial sums in order"),
+            + (f"  tile {tile.sizes}" if predicted else "  adds partial sums in order"),
             f"  {code.registers} registers, {code.stack} bytes spilled, {code.shared:,} bytes of shared memory:"
             f" {self.blocks} blocks of {self.threads} threads a multiprocessor"
             f" ({self.blocks * self.threads / self.gpu.threads:.0%} of its threads)",
             "  main loop: "
-            + "".join(f"{loop[name]} {name}, " for name in _TOLD if loop[name])
-            + f"{sum(count for name, count in loop.items() if name not in _TOLD)} others",
+            + "".join(f"{loop[name]} {name}, " for name in _SHOWN if loop[name])
+            + f"{sum(count for name, count in loop.items() if name not in _SHOWN)} others",
         ]
         if predicted:
             lines.append(
@@ -139,12 +142,7 @@ class Kernel:
         return "\n".join(lines)
 
 
-def describe(tile: Tile) -> str:
-    """A tile in a few words."""
-    return tile.sizes
-
-
-def examine(
+def inspect_kernels(
     problem: ConvProblem,
     direction: Direction,
     backend: str,
@@ -156,24 +154,24 @@ def examine(
     """The kernels that `backend` would launch for `direction` of `problem` on `gpu`, with a bias, all tensors in the
     problem's memory format and aligned.
 
-    ptx: keep the PTX of CUDA C kernels too, which takes a compilation more. run: launch them once on a virtual GPU,
-    with random data, hold the result to the oracle and keep what was counted.
+    ptx: keep the PTX of CUDA C kernels too, which takes one more compilation. run: launch them once on a virtual GPU,
+    with random data, compare the result with the oracle and keep the counters.
 
-    Raises BackendUnavailable where the backend has no kernels for this GPU, what compiles or runs them is missing, they
-    do not fit, or they have an instruction that the virtual GPU does not know; `gpuconv.emulator.EmulationError` where
-    one of its checks finds a fault in them.
+    Raises BackendUnavailable where the backend has no kernels for this GPU, their compiler or the emulator is missing,
+    they do not fit, or they have an instruction that the emulator does not know; `gpuconv.emulator.EmulationError`
+    where one of its checks finds a fault in them.
     """
     if backend not in BACKENDS:
         raise BackendUnavailable(
             f"backend must be one of {', '.join(BACKENDS)} to look at kernels, but got {backend!r}"
         )
-    ours = backends.get(backend)
-    reason = ours.refuses_gpu(gpu)
+    chosen = backends.get(backend)
+    reason = chosen.refuses_gpu(gpu)
     if reason is not None:
         raise BackendUnavailable(f"backend {backend!r} on {gpu.name}: {reason}")
-    operands = plan.contiguous_operands(problem, direction, problem.memory_format)
+    operands = contiguous_operands(problem, direction, problem.memory_format)
     operands = operands._replace(tf32=tf32, bias=direction == "forward")
-    tile, prediction = ranked(ours.tiles(problem, direction, gpu, operands), problem, direction, gpu, tf32)[0]
+    tile, prediction = ranked(chosen, chosen.tiles(problem, direction, gpu, operands), problem, direction, gpu, tf32)[0]
     compiled = (_triton if backend == "triton" else _cuda)(problem, direction, operands, tile, gpu, ptx)
     kernels = [
         Kernel(
@@ -186,7 +184,7 @@ def examine(
 
 
 def _run(kernels: list[Kernel]) -> list[Kernel]:
-    """The launches of one call, run once on a virtual GPU."""
+    """Run the launches of one call once on a virtual GPU; gives the kernels with counters and error."""
     from gpuconv import emulator
 
     first = kernels[0]
@@ -203,13 +201,13 @@ def _run(kernels: list[Kernel]) -> list[Kernel]:
     a, b = map(draw, problem.operand_shapes(direction))
     bias = draw((problem.out_channels,))
     rest = {"forward": (bias, None), "grad_input": (), "grad_weight": (True,)}[direction]
-    ours = backends.get(first.backend)
+    backend = backends.get(first.backend)
     with emulator.on(gpu.name) as virtual:
         try:
-            bound = ours.bind(problem, direction, torch.device("cpu"), IDENTITY, first.operands, first.tile)
+            bound = backend.bind(problem, direction, torch.device("cpu"), IDENTITY, first.operands, first.tile)
             got = bound(a, b, *rest)
         except Exception as error:
-            if not isinstance(error, emulator.UnknownInstruction) and not ours.cannot_build(error):
+            if not isinstance(error, emulator.UnknownInstruction) and not backend.cannot_build(error):
                 raise
             raise BackendUnavailable(f"backend {first.backend!r} on {gpu.name}: {error}") from error
     counted = virtual.counters()

@@ -1,4 +1,4 @@
-"""What a kernel compiles to, for any GPU, without a GPU: registers, spills, shared memory, instructions.
+"""The machine code of a kernel, for any GPU, without one: registers, spills, shared memory, instructions.
 
     code = machine_code(launch, 90)          # a `gpuconv.backends.triton.launch.Launch`, sm_90
     code.registers, code.stack, code.shared, code.tensor_core, code.instructions["HGMMA"]
@@ -31,7 +31,7 @@ _WIDE = re.compile(r"\b(LDG|STG|LDS|STS|LDGSTS)\b[.\w]*\.128\b")
 
 @dataclasses.dataclass(frozen=True)
 class MachineCode:
-    """What the compilers made of a kernel. What needs its text is read when asked for: that takes half a second."""
+    """The machine code of a kernel. Its text is read when it is first needed, which takes half a second."""
 
     registers: int  # of one thread
     stack: int  # bytes for one thread: registers that were spilled
@@ -39,8 +39,8 @@ class MachineCode:
     cubin: bytes = dataclasses.field(repr=False)
     function: str = ""  # which of the cubin's, where it has several
     ptx: str = dataclasses.field(default="", repr=False)  # of Triton's kernels
-    ttgir: str = dataclasses.field(default="", repr=False)  # the same before it: buffers, copies, products, waits
-    scratch: int = 0  # bytes of global memory for each block, in which Triton's kernels make descriptors
+    ttgir: str = dataclasses.field(default="", repr=False)  # Triton's GPU dialect: buffers, copies, products, waits
+    scratch: int = 0  # bytes of global memory of one block, in which Triton's kernels make descriptors
 
     @cached_property
     def sass(self) -> str:
@@ -57,13 +57,16 @@ class MachineCode:
 
     @cached_property
     def instructions(self) -> collections.Counter[str]:
-        """How often each machine instruction occurs, by its name without suffixes."""
+        """The number of occurrences of each machine instruction, by its name without suffixes."""
         return collections.Counter(self._names)
 
     @cached_property
     def loop_instructions(self) -> collections.Counter[str]:
-        """The same for the main loop: of all that a branch backwards closes, the one with the most multiplications (on
-        tensor cores, where there are any), and of those the shortest. Empty where there is no loop."""
+        """The instructions of the main loop, counted by name; empty without a loop.
+
+        Of all loops, which branches backwards close, it is the one with the most multiplications (on tensor cores,
+        where there are any), and of those the shortest.
+        """
         loops = []
         products = _TENSOR_CORE if any(name in _TENSOR_CORE for name in self._names) else _PRODUCTS
         for end, name, rest in self._listing:
@@ -75,31 +78,31 @@ class MachineCode:
 
     @property
     def tensor_core(self) -> int:
-        """Tensor-core instructions: in the PTX where there is one, else in the machine code."""
+        """The number of tensor-core instructions: in the PTX where there is one, else in the machine code."""
         if self.ptx:
             return len(_TENSOR_CORE_PTX.findall(self.ptx))
         return sum(self.instructions[name] for name in _TENSOR_CORE)
 
     @property
     def spills(self) -> int:
-        """Bytes of stack, and instructions that use it."""
+        """Bytes of stack plus instructions that use it: 0 for a kernel without spills."""
         return self.stack + self.instructions["LDL"] + self.instructions["STL"]
 
     @property
     def of_16_bytes(self) -> collections.Counter[str]:
-        """Those of LDG, STG, LDS, STS and LDGSTS that move 16 bytes a thread."""
+        """The loads and stores (LDG, STG, LDS, STS, LDGSTS) that move 16 bytes a thread, counted by name."""
         return collections.Counter(_WIDE.findall(self.sass))
 
     @property
     def spills_in_product(self) -> int:
-        """Instructions that use the stack between the first multiplication of the sum and the last."""
+        """The number of instructions that use the stack between the first multiplication and the last."""
         products = [at for at, name in enumerate(self._names) if name in (*_TENSOR_CORE, "FFMA", "DFMA")]
         inside = self._names[products[0] : products[-1]] if products else []
         return sum(name in ("LDL", "STL") for name in inside)
 
 
 def machine_code(launch: Launch, capability: int) -> MachineCode:
-    """Compile `launch` for a GPU of this capability and read the result."""
+    """Compile `launch`, of a Triton kernel, for a capability (90 for sm_90) and read the result."""
     compiled = compile_for(launch, capability)
     code = read_cubin(
         compiled.asm["cubin"], compiled.metadata.shared, ptx=compiled.asm["ptx"], ttgir=compiled.asm["ttgir"]
@@ -108,7 +111,7 @@ def machine_code(launch: Launch, capability: int) -> MachineCode:
 
 
 def cuda_architecture(gpu: Gpu) -> str:
-    """What NVRTC compiles for on a GPU: "sm_80", "sm_90a"."""
+    """The architecture that NVRTC compiles for on a GPU: "sm_80", "sm_90a"."""
     return cuda_compile.architecture(gpu.capability)
 
 
@@ -124,6 +127,6 @@ def cuda_ptx(instance: Instance, architecture: str) -> str:
 
 
 def read_cubin(cubin: bytes, shared: int, function: str = "", ptx: str = "", ttgir: str = "") -> MachineCode:
-    """What the compilers made of the function of that name in a cubin, "" for its first."""
+    """The machine code of a function in a cubin; the first where `function` is "". shared: its bytes a block."""
     registers, stack = resource_usage(cubin, function)
     return MachineCode(registers, stack, shared, cubin, function, ptx, ttgir)

@@ -6,7 +6,7 @@
 
 Converting exchanges a module's class and nothing else: the object, its parameters, hooks, parametrizations, name,
 training flag and state_dict stay what they were. `torch.onnx.export` gives standard Conv nodes all the same. A program
-of `torch.export` for somebody who has no gpuconv is exported within `gpuconv.use_backend("aten")`.
+of `torch.export` that is to run without gpuconv is exported within `gpuconv.use_backend("aten")`.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from gpuconv import nn
 from gpuconv.ops.overrides import Routing
-from gpuconv.text import printable, some
+from gpuconv.problem import CHANNELS_LAST
+from gpuconv.text import first_few, printable
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -30,23 +31,25 @@ _OURS: dict[type, type] = {
 }
 _THEIRS: dict[type, type] = {ours: theirs for theirs, ours in _OURS.items()}
 _CONVOLUTIONS = tuple(_OURS)
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-    """What `convert` did. Names are those of `model.named_modules()`, '' is the model itself; str() is for people."""
+class ConversionReport:
+    """The modules that `convert` converted and those that it kept, by their names in `model.named_modules()`.
+
+    '' is the model itself. str() gives a summary for people.
+    """
 
     converted: tuple[str, ...]
     kept: tuple[tuple[str, str], ...]  # name, why it was not converted
-    advice: str | None = None
+    advice: str | None = None  # on the memory format
 
     def __str__(self) -> str:
         count = len(self.converted) + len(self.kept)
         lines = [f"{len(self.converted)} of {count} convolutions are computed by gpuconv"]
         for reason, group in itertools.groupby(sorted(self.kept, key=lambda kept: kept[1]), key=lambda kept: kept[1]):
             names = [name or "the model itself" for name, _ in group]
-            lines.append(f"not converted: {len(names)} ({some(names, 4)}): {printable(reason)}")
+            lines.append(f"not converted: {len(names)} ({first_few(names, 4)}): {printable(reason)}")
         if self.advice:
             lines.append(f"advice: {self.advice}")
         return "\n".join(lines)
@@ -55,12 +58,14 @@ class Report:
 # ---- modules --------------------------------------------------------------------------------------------------------
 
 
-def convert(model: torch.nn.Module, memory_format: torch.memory_format | None = None) -> Report:
+def convert(model: torch.nn.Module, memory_format: torch.memory_format | None = None) -> ConversionReport:
     """Make every convolution in `model` that is exactly one of PyTorch's six modules compute by gpuconv, in place.
 
-    Parametrized and lazy modules are among them. A subclass of PyTorch's module is not: what it does is its own, and
-    `patch` reaches the functions that it calls. memory_format: also move the model to it, `torch.channels_last` say.
-    Raises TypeError for a model that is not a module or a memory_format that is none. Converting twice is harmless.
+    Parametrized and lazy modules are converted too. A subclass of PyTorch's module is not, because its forward may
+    differ; `patch` reaches the functions that it calls. memory_format: also move the model to it,
+    `torch.channels_last` say. Gives a report, in which every module that was kept has its reason.
+
+    Raises TypeError for other than a module or a memory_format. Converting twice is harmless.
     Convert before the model first runs compiled: PyTorch 2.11 would go on with what it compiled, 2.14 compiles again.
     """
     _check_model(model)
@@ -76,7 +81,7 @@ def convert(model: torch.nn.Module, memory_format: torch.memory_format | None = 
             kept.append((name, reason))
     if memory_format is not None:
         model.to(memory_format=memory_format)
-    return Report(tuple(converted), tuple(kept), _advice(modules) if memory_format is None else None)
+    return ConversionReport(tuple(converted), tuple(kept), _advice(modules) if memory_format is None else None)
 
 
 def revert(model: Module) -> Module:
@@ -96,7 +101,7 @@ def _check_model(model: Any) -> None:
 
 
 def _exchange(module: torch.nn.Module, to: dict[type, type]) -> str | None:
-    """Give `module` the class that `to` has for it. None if it has it now, else why not; '' if it is no convolution."""
+    """Give `module` the class that `to` has for it. Gives None, or why it was kept; '' for other than convolutions."""
     cls = type(module)
     if cls in to.values():
         return None
@@ -128,7 +133,7 @@ def _rebased(parametrized: type, base: type) -> type:
 
 
 def _why_not(cls: type, module: torch.nn.Module) -> str:
-    """Why a module of this class is left alone; '' if it is no convolution at all."""
+    """Why a module of this class is kept; '' if it is no convolution at all."""
     shown = f"{cls.__module__}.{cls.__qualname__}"
     if isinstance(module, torch.jit.ScriptModule):
         name = getattr(module, "original_name", "")
@@ -148,10 +153,10 @@ def _why_not(cls: type, module: torch.nn.Module) -> str:
 
 def _advice(modules: Iterable[torch.nn.Module]) -> str | None:
     for module in modules:
-        weight = module._parameters.get("weight")  # a computed one is not asked for: spectral_norm changes with asking
-        if weight is None or torch.nn.parameter.is_lazy(weight) or weight.dim() not in _CHANNELS_LAST:
+        weight = module._parameters.get("weight")  # a computed one is not read: spectral_norm changes when it is
+        if weight is None or torch.nn.parameter.is_lazy(weight) or weight.dim() not in CHANNELS_LAST:
             continue
-        memory_format = _CHANNELS_LAST[weight.dim()]
+        memory_format = CHANNELS_LAST[weight.dim()]
         if not weight.is_contiguous(memory_format=memory_format):
             return (
                 f"on a GPU the tensor-core kernels are made for channels-last tensors: "
@@ -166,8 +171,8 @@ def _advice(modules: Iterable[torch.nn.Module]) -> str | None:
 def patch() -> TorchFunctionMode:
     """A context within which `torch.nn.functional.conv2d`, the five like it and their names in `torch` are gpuconv's.
 
-    It sees what the Python code of this thread calls, in a compiled function too, not what C++ calls. Every call of
-    PyTorch costs about a microsecond more within it, so prefer `convert` where that suffices. A tensor-like that has a
-    `__torch_function__` of its own is asked first, as by PyTorch; what that convolves is ours.
+    It covers calls from the Python code of this thread, in compiled functions too, not calls from C++. Every call of
+    PyTorch costs about a microsecond more within it, so prefer `convert` where that suffices. A tensor-like with a
+    `__torch_function__` of its own comes first, as in PyTorch; convolutions within that are gpuconv's.
     """
     return Routing()

@@ -5,7 +5,7 @@
     gpuconv.convert(fused)                   # the convolutions that are left
 
 In the graph that torch.fx records each convolution is followed: an evaluation-mode BatchNorm becomes part of its weight
-and bias, an addition its residual, an activation its epilogue, as long as nobody else looks at what is in between.
+and bias, an addition its residual, an activation its epilogue, as long as nothing else uses the results in between.
 """
 
 import copy
@@ -18,11 +18,14 @@ import torch
 from torch.fx import GraphModule, Node, Proxy, Tracer
 
 from gpuconv.models.fuse_graph import CONVOLUTIONS, HOOKED, STATEMENTS, Findings, fuse_graph, hooked, in_place
-from gpuconv.text import printable, some
+from gpuconv.text import first_few, printable
 
 
 class FusionReport(NamedTuple):
-    """What `fuse` did. Names are those of the model's modules; str() is for people."""
+    """The convolutions that `fuse` fused and those that it kept, by the names of the model's modules.
+
+    str() gives a summary for people.
+    """
 
     fused: tuple[tuple[str, str], ...]  # convolution, what it is now: 'conv+bn+residual+relu'
     kept: tuple[tuple[str, str], ...]  # convolution, why nothing, or nothing more, was fused into it
@@ -43,12 +46,12 @@ def _grouped(title: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
     lines = []
     for text, group in itertools.groupby(sorted(pairs, key=lambda pair: pair[0]), key=lambda pair: pair[0]):
         names = [name or "the model itself" for _, name in group]
-        lines.append(f"{title}: {len(names)} ({some(names, 4)}): {printable(text)}")
+        lines.append(f"{title}: {len(names)} ({first_few(names, 4)}): {printable(text)}")
     return lines
 
 
 def fuse(model: torch.nn.Module) -> tuple[torch.nn.Module, FusionReport]:
-    """A copy of `model` with its convolutions fused with what follows them, and a report. `model` stays as it is.
+    """A copy of `model` whose convolutions are fused with what follows them, and a report. `model` is not changed.
 
     For inference: a module in training mode keeps its BatchNorm, and the copy goes on in the mode that it was traced
     in. Its parameters have the names that they had, without BatchNorm's. Arguments of `forward` that have a default are
@@ -66,7 +69,7 @@ def fuse(model: torch.nn.Module) -> tuple[torch.nn.Module, FusionReport]:
 
 
 class _Proxy(Proxy):
-    """To torch.fx `x += y` is `x = x + y`; here it stays a change that everybody who holds x sees."""
+    """A proxy that records `x += y` as a change in place; torch.fx would record `x = x + y`."""
 
 
 for _statement in STATEMENTS:
@@ -80,7 +83,7 @@ for _statement in STATEMENTS:
 
 
 class _Tracer(Tracer):
-    """Modules of PyTorch and of ours are single nodes, and so are those that were found to be untraceable."""
+    """A tracer to which modules of PyTorch and of gpuconv, and those that cannot be traced, are single nodes."""
 
     proxy_buffer_attributes = True  # else a buffer that forward changes is changed now, and never again
 
@@ -98,7 +101,7 @@ class _Tracer(Tracer):
 def _fused(
     module: torch.nn.Module, name: str, found: Findings, done: dict[torch.nn.Module, torch.nn.Module]
 ) -> torch.nn.Module:
-    """`module` with everything fused that can be. `done`: what became of modules before: itself, if not traceable."""
+    """`module` with everything fused that can be. `done`: what each module became; itself, if not traceable."""
     optional = name and _has_options(module)  # what else the parent calls it with is not known
     reason = "its forward has optional arguments, which its parent may use" if optional else None
     reason = reason or (HOOKED if hooked(module) else None)
@@ -123,7 +126,7 @@ def _fused(
 
 
 def _children(module: torch.nn.Module) -> list[tuple[torch.nn.Module, str, torch.nn.Module]]:
-    """The children that torch.fx looks into: who holds each, its name, itself. Lists only hold them."""
+    """The children that torch.fx traces into, with their parents and names; those in lists and dictionaries too."""
     found = []
     for name, child in module.named_children():
         if type(child) in (torch.nn.ModuleList, torch.nn.ModuleDict):
@@ -138,7 +141,7 @@ def _leaf(module: torch.nn.Module) -> bool:
 
 
 def _has_options(module: torch.nn.Module) -> bool:
-    """Whether `forward` has arguments beside those that are always given."""
+    """Whether `forward` has optional arguments."""
     parameters = inspect.signature(module.forward).parameters.values()
     return any(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
 

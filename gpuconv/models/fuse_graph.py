@@ -1,4 +1,4 @@
-"""What `gpuconv.fuse` does to a graph of torch.fx: each convolution is followed, and takes in what comes behind it."""
+"""Fusion in a graph of torch.fx: each convolution takes in the BatchNorm, addition and activation that follow it."""
 
 import builtins
 import inspect
@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from gpuconv import functional, nn, sizes
+from gpuconv import functional, nn, sizes, transposed
 from gpuconv.activations import FUNCTIONS, MODULES, Activation, activate_tensor
 
 STATEMENTS = tuple(
@@ -26,7 +26,7 @@ HOOKED = "it has hooks, or a forward of its own"
 
 
 class Findings(NamedTuple):
-    """What was found so far; see `gpuconv.models.fuse.FusionReport`."""
+    """The entries of `gpuconv.models.fuse.FusionReport`, as they are found."""
 
     fused: dict[str, str]
     kept: dict[str, str]
@@ -34,7 +34,7 @@ class Findings(NamedTuple):
 
 
 def _fits(self: Any, input: Tensor, residual: Tensor) -> bool:
-    """Whether `residual` is as this layer's output will be."""
+    """Whether `residual` has the shape and dtype of this layer's output."""
     stride, dilation = self.stride, self.dilation
     pads = sizes.normalize_padding(self.padding, self.kernel_size, stride, dilation)
     size = sizes.output_size(input.shape[-len(stride) :], self.kernel_size, stride, pads, dilation)
@@ -158,12 +158,14 @@ def _plain(module: torch.nn.Module) -> bool:
 
 
 def _follow(conv: Node, modules: dict[str, torch.nn.Module]) -> _Chain:
-    """What can be fused into a convolution."""
+    """The chain of nodes that can be fused into a convolution."""
     chain = _Chain(conv, None, None, None, None, "none", "")
     while True:
         last = chain.nodes[-1]
         if len(last.users) != 1:
-            return chain._replace(why_no_more="its output is used more than once" if last.users else "nobody uses it")
+            return chain._replace(
+                why_no_more="its output is used more than once" if last.users else "its output is not used"
+            )
         (user,) = last.users
         longer = _extended(chain, last, user, modules)
         if isinstance(longer, str):
@@ -210,7 +212,7 @@ def _extended(chain: _Chain, last: Node, user: Node, modules: dict[str, torch.nn
 
 
 def _addends(node: Node) -> tuple[Any, Any] | None:
-    """What an addition adds; None for another node."""
+    """The two operands of an addition; None for another node."""
     known: Any
     if node.op == "call_method":
         known, args = node.target in ("add", "add_"), node.args
@@ -225,7 +227,7 @@ _METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "tanh": "tanh
 
 
 def _activation_of(node: Node, module: torch.nn.Module | None) -> str | None:
-    """The activation that a node is; None for another node."""
+    """The activation that a node computes; None for another node."""
     if module is not None:
         return MODULES.get(type(module), lambda m: None)(module)
     kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
@@ -245,12 +247,12 @@ def _activation_of(node: Node, module: torch.nn.Module | None) -> str | None:
 
 # A fused convolution is computed where the last of its nodes was, and so reads everything later than before.
 
-_HOMES = (torch, F, operator, builtins, math, torch.fft, torch.linalg, torch.special, functional)
+_HOMES = (torch, F, operator, builtins, math, torch.fft, torch.linalg, torch.special, functional, transposed)
 _OPAQUE = "may change in place what it is given, as far as torch.fx can see"
 
 
 def _changed_between(chain: _Chain, modules: dict[str, torch.nn.Module]) -> str | None:
-    """What may change a tensor in place between the convolution and the chain's last node; None if nothing does."""
+    """The node that may change a tensor in place between the chain's first node and its last, in words; or None."""
     node = chain.conv.next
     while node is not chain.nodes[-1]:
         if node not in chain.nodes:
@@ -263,7 +265,7 @@ def _changed_between(chain: _Chain, modules: dict[str, torch.nn.Module]) -> str 
 
 
 def _changes(node: Node, modules: dict[str, torch.nn.Module]) -> str | None:
-    """How a node changes tensors that others may hold, or may do so; None where it is known not to."""
+    """How a node changes, or may change, tensors that others hold; None where it is known not to."""
     if node.op == "call_module":
         parts = list(modules[str(node.target)].modules())
         if any(getattr(part, "inplace", False) for part in parts):
@@ -299,7 +301,7 @@ def _asked_in_place(node: Node) -> bool:
 
 
 def _looked_at(chain: _Chain, parts: Iterable[torch.nn.Module], modules: dict[str, torch.nn.Module]) -> bool:
-    """Whether the graph also takes a parameter or buffer of `parts` by itself."""
+    """Whether the graph also reads a parameter or buffer of `parts` directly."""
     nodes = (node for node in chain.conv.graph.nodes if node.op == "get_attr")
     taken = [operator.attrgetter(str(node.target))(modules[""]) for node in nodes]
     return any(t is own for part in parts for own in (*part.parameters(), *part.buffers()) for t in taken)
@@ -326,7 +328,7 @@ def _module(conv: Any, bn: Any, activation: str) -> torch.nn.Module:
 
 
 def _replace(graph: Graph, chain: _Chain) -> None:
-    """The chain's nodes by one call of the convolution's module, at the place of the last."""
+    """Replace the chain's nodes by one call of the convolution's module, at the place of the last."""
     last = chain.nodes[-1]
     with graph.inserting_before(last):
         extra = () if chain.residual is None else (chain.residual,)

@@ -1,4 +1,4 @@
-"""Compile beforehand what a run will need: `gpuconv.warmup`."""
+"""`gpuconv.warmup`: compile in advance the kernels that a run will need."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -23,18 +23,18 @@ def warmup(
     """Run one step of `model`, so that its first real step plans and compiles nothing.
 
     example_input: what the model is called with, a tensor or a tuple of arguments, of the sizes that will come.
-    backward: also the gradients of what requires them; of `loss(output)`, or of the sum of squares of all outputs.
-    loss: what training calls, so that the gradient that it hands to the model lies in memory as it will. That of the
-    default lies as the outputs do; a loss that flattens a channels-last output, say, hands back a contiguous one, which
-    other kernels take. An argument like targets goes into it: `loss=lambda output: cross_entropy(output, targets)`.
+    backward: also compute the gradients, of `loss(output)` or else of the sum of squares of all outputs. loss: the loss
+    of the training, whose gradient has the memory layout that the training will meet. The gradient of the default has
+    that of the outputs; a loss that flattens a channels-last output, say, gives a contiguous one, which other kernels
+    take. Targets go into it: `loss=lambda output: cross_entropy(output, targets)`.
 
     Autocast, memory format and backend are those that are active. No trace is left: parameters' and inputs' gradients
     (None stays None), buffers, modes, inputs, and the random states of PyTorch, of its GPUs, of NumPy and of Python are
     what they were, also after an error; what a forward pass changes elsewhere, parameters' values included, is not
     undone, and lazy modules take their shapes. Processes of one machine take turns (where they can write to the cache
     folder, and the model waits for no other process): the first compiles, and the others find its kernels in the cache
-    of Triton and in ours, so that each is compiled once. Raises TypeError for a model that is none, ValueError for a
-    loss that gives no gradient, and whatever the model and the loss raise.
+    of Triton and in gpuconv's, so that each is compiled once. Raises TypeError for a model that is no module or a loss
+    that is no function, ValueError for a loss that gives no gradient, and whatever the model and the loss raise.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
@@ -98,7 +98,7 @@ def _random_states(gpus: list[int]) -> Iterator[None]:
 
 @contextmanager
 def _modules(modules: list[torch.nn.Module]) -> Iterator[None]:
-    """Buffers, by what they are and by what is in them, and modes."""
+    """Restore the modules' buffers, the objects and their values, and training modes afterwards."""
     before = [(module, dict(module._buffers), module.training) for module in modules]
     buffers = {id(b): b for _, named, _ in before for b in named.values() if b is not None}
     lazy = torch.nn.parameter.UninitializedBuffer
@@ -118,7 +118,7 @@ def _modules(modules: list[torch.nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def _values(tensors: list[torch.Tensor]) -> Iterator[None]:
-    """What is in the tensors, which a module may change in place."""
+    """Restore the values of the tensors, which a module may change in place."""
     before = [(t, t._version, t.detach().clone()) for t in tensors if not t.is_inference()]
     try:
         yield
@@ -131,7 +131,7 @@ def _values(tensors: list[torch.Tensor]) -> Iterator[None]:
 
 @contextmanager
 def _gradients(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
-    """Gradients of leaves, which are None meanwhile."""
+    """Restore the gradients of leaves afterwards; they are None meanwhile."""
     before = [(t, t.grad) for t in tensors if t.is_leaf]
     try:
         for t, _ in before:
@@ -143,7 +143,7 @@ def _gradients(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
 
 
 def _leaves(value: torch.Tensor) -> list[torch.Tensor]:
-    """The leaves that a gradient of `value` goes to."""
+    """The leaves that receive a gradient of `value`."""
     found: dict[int, torch.Tensor] = {}
     todo: list[Any] = [value.grad_fn]
     seen: set[Any] = {None}

@@ -1,9 +1,9 @@
-"""`gpuconv::act_backward`, the op beside the three: the backward pass of an activation that a forward ended with.
+"""The op `gpuconv::act_backward`: the backward pass of the activation that a forward ended with.
 
-    gz = gy · act'(saved)      gb[k] = Σ gz over batch and pixels, if asked for: in the same pass
+    gz = gy · act'(saved)      gb[k] = Σ gz over batch and pixels, in the same pass, if `with_bias`
 
-`saved` is y where y tells the derivative, else z (`gpuconv.activations`). Its derivatives are attached as those of the
-ops of `gpuconv.ops` are; under torch.func PyTorch's own functions compute it, and are transformed.
+`saved` is y where the derivative is a function of y, else z (`gpuconv.activations`). The op has derivatives as the ops
+of `gpuconv.ops` have; under torch.func PyTorch's own functions compute it, and are transformed.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from gpuconv.problem import allocate, check_tensors, memory_format_of
 from gpuconv.settings import Settings
 
 _library = torch.library.Library("gpuconv", "FRAGMENT")
-_library.define(  # the second result is the gradient of the bias, empty unless asked for
+_library.define(  # the second result is the gradient of the bias, empty unless `with_bias`
     "act_backward(Tensor grad_output, Tensor saved, bool with_bias, str key) -> (Tensor, Tensor)"
 )
 
@@ -91,8 +91,8 @@ def act_backward(grad_output: Tensor, saved: Tensor, with_bias: bool, key: str) 
     """grad_output · act'(saved), in saved's memory format, and its sums over batch and pixels, [K], if `with_bias`
     (else the second result is empty); differentiable in whatever mode PyTorch is in.
 
-    grad_output, saved: [N, K, *size], y or z as `Activation.from_output` says; key: `Settings.encode()`. Raises as
-    `gpuconv.ops.forward`.
+    grad_output, saved: [N, K, *size], saved y or z as `Activation.from_output` says; key: `Settings.encode()`. Raises
+    as `gpuconv.ops.forward` does.
     """
     if torch.compiler.is_compiling():
         return _op(grad_output, saved, with_bias, key)

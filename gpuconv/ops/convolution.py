@@ -1,10 +1,10 @@
-"""The three ops, `gpuconv::conv_forward`, `conv_grad_input` and `conv_grad_weight`, and their derivatives.
+"""The three ops `gpuconv::conv_forward`, `conv_grad_input` and `conv_grad_weight`, and their derivatives.
 
 Each op's derivative with respect to each of its tensors is one of the other two, so three formulas give derivatives
 of any order. They are attached twice, because no single way serves everything PyTorch offers:
 
-    _Forward, _GradInput, _GradWeight ordinary reverse mode, and quick
-    transforms.Bilinear               while a torch.func transform or forward-mode AD is active: vmap and jvp rules
+    _Forward, _GradInput, _GradWeight  ordinary reverse mode, and quick
+    modes.Bilinear                     while a torch.func transform or forward-mode AD is active: vmap and jvp rules
 
 `forward`, `grad_input` and `grad_weight` below choose among them, and so do the ops themselves, which are what
 torch.compile and torch.export see. Settings travel as one string (`gpuconv.settings`), the backend among them, since a
@@ -23,13 +23,13 @@ from gpuconv.activations import Activation, activate_tensor
 from gpuconv.ops.act_backward import act_backward
 from gpuconv.ops.modes import BelowAutograd, Bilinear, make_differentiable, transforming
 from gpuconv.planning import plan
-from gpuconv.problem import allocate, memory_format_of
+from gpuconv.problem import allocate, check_tensors, memory_format_of
 from gpuconv.settings import Settings
 
 _library = torch.library.Library("gpuconv", "DEF")
 _library.define("conv_forward(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, str key) -> Tensor")
 _library.define("conv_grad_input(Tensor grad_output, Tensor weight, SymInt[] input_size, str key) -> Tensor")
-_library.define(  # the second result is the gradient of the bias, empty unless asked for
+_library.define(  # the second result is the gradient of the bias, empty unless `with_bias`
     "conv_grad_weight(Tensor grad_output, Tensor input, SymInt[] weight_size, bool with_bias, str key)"
     " -> (Tensor, Tensor)"
 )
@@ -75,7 +75,7 @@ def _output_shape(input_size: Sequence[int], weight_size: Sequence[int], key: st
 
 @torch.library.register_fake("gpuconv::conv_forward", lib=_library)
 def _forward_fake(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, key: str) -> Tensor:
-    plan.check_tensors(input=input, weight=weight, bias=bias, residual=residual)
+    check_tensors(input=input, weight=weight, bias=bias, residual=residual)
     shape = _output_shape(input.shape, weight.shape, key)
     if bias is not None:
         sizes.check_bias(weight.shape, bias.shape)
@@ -86,7 +86,7 @@ def _forward_fake(input: Tensor, weight: Tensor, bias: Tensor | None, residual: 
 
 @torch.library.register_fake("gpuconv::conv_grad_input", lib=_library)
 def _grad_input_fake(grad_output: Tensor, weight: Tensor, input_size: Sequence[int], key: str) -> Tensor:
-    plan.check_tensors(grad_output=grad_output, weight=weight)
+    check_tensors(grad_output=grad_output, weight=weight)
     sizes.check_same("grad_output", grad_output.shape, _output_shape(input_size, weight.shape, key))
     return allocate(input_size, grad_output, memory_format_of(grad_output, weight))
 
@@ -95,7 +95,7 @@ def _grad_input_fake(grad_output: Tensor, weight: Tensor, input_size: Sequence[i
 def _grad_weight_fake(
     grad_output: Tensor, input: Tensor, weight_size: Sequence[int], with_bias: bool, key: str
 ) -> tuple[Tensor, Tensor]:
-    plan.check_tensors(grad_output=grad_output, input=input)
+    check_tensors(grad_output=grad_output, input=input)
     sizes.check_same("grad_output", grad_output.shape, _output_shape(input.shape, weight_size, key))
     gw = allocate(weight_size, grad_output, memory_format_of(grad_output, input))
     return gw, grad_output.new_empty(weight_size[0] if with_bias else 0)
@@ -210,7 +210,7 @@ class _GradWeight(torch.autograd.Function):
 def _transformed_forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, key: str
 ) -> Tensor:
-    """The epilogue is done by PyTorch, which transforms it."""
+    """`forward` under a transform: the epilogue is computed by PyTorch's own functions, which it transforms."""
     key, activation = _linear(key)
     y = Bilinear.apply("y", input, weight, (), key)
     if bias is not None:
@@ -242,7 +242,7 @@ make_differentiable(_library, "conv_grad_weight", _GradWeight, _transformed_grad
 
 
 def forward(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, key: str) -> Tensor:
-    """activation(input ⋆ weight + bias + residual), differentiable in whatever mode PyTorch is in.
+    """activation(input ⋆ weight + bias + residual), differentiable to any order, in every mode of PyTorch.
 
     input: [N, C, *size]; weight: [K, C/groups, *filter]; bias: [K]; residual and result: [N, K, *output];
     key: `Settings.encode()`. Raises RuntimeError for shapes, dtypes or devices that do not fit together,
@@ -264,7 +264,10 @@ def forward(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor
 
 
 def grad_input(grad_output: Tensor, weight: Tensor, input_size: Sequence[int], key: str) -> Tensor:
-    """The derivative of `forward` with respect to its input, [N, C, *size]; differentiable, raises as `forward`."""
+    """The derivative of `forward` with respect to its input, [N, C, *size]; differentiable.
+
+    grad_output: [N, K, *output]; weight: [K, C/groups, *filter]; input_size: [N, C, *size]. Raises as `forward` does.
+    """
     if torch.compiler.is_compiling():
         return _conv_grad_input(grad_output, weight, input_size, key)
     if transforming():
@@ -278,8 +281,11 @@ def grad_input(grad_output: Tensor, weight: Tensor, input_size: Sequence[int], k
 def grad_weight(
     grad_output: Tensor, input: Tensor, weight_size: Sequence[int], with_bias: bool, key: str
 ) -> tuple[Tensor, Tensor]:
-    """The derivative of `forward` with respect to its weight, [K, C/groups, *filter], and, if `with_bias`, to its bias,
-    [K] (else the second result is empty); differentiable, raises as `forward`."""
+    """The derivatives of `forward` with respect to weight, [K, C/groups, *filter], and bias, [K]; differentiable.
+
+    grad_output: [N, K, *output]; input: [N, C, *size]; weight_size: [K, C/groups, *filter]. Without `with_bias` the
+    second result is empty. Raises as `forward` does.
+    """
     if torch.compiler.is_compiling():
         return _conv_grad_weight(grad_output, input, weight_size, with_bias, key)
     if transforming():

@@ -1,8 +1,8 @@
-"""What `torch.utils.flop_counter` counts for the three ops: what it counts for PyTorch's own convolution.
+"""Formulas for `torch.utils.flop_counter`: it counts for the three ops what it counts for PyTorch's own convolution.
 
-Importing the counter imports Triton, so nothing is done before somebody else has and a counter meets one of the ops. It
-asks an op what it is composed of, and counts it afterwards if it knows it by then: the ops answer that they are not
-composed, and make themselves known.
+Importing the counter imports Triton, so the formulas are registered when a counter meets one of the ops, not before.
+The counter first calls the op's `decompose`, and looks for a formula when that gives nothing: `decompose` registers
+them.
 """
 
 import functools
@@ -25,7 +25,7 @@ _OPS = (
 
 @functools.cache
 def _formulas(counter: ModuleType) -> dict[Any, Callable[..., int]]:
-    """By op; registered with the module torch.utils.flop_counter, for all counters that are made from now on."""
+    """The formulas by op, registered with the module torch.utils.flop_counter for all counters made from now on."""
 
     def forward(x: Any, w: Any, *_: Any, out_shape: Any, **__: Any) -> int:
         return counter.conv_flop(x, w, None, None, None, None, False, out_val=out_shape)
@@ -46,11 +46,11 @@ def _formulas(counter: ModuleType) -> dict[Any, Callable[..., int]]:
     return {packet: counter.flop_registry[packet] for packet in packets}
 
 
-def _when_asked(decompose: Callable[..., Any]) -> Callable[..., Any]:
-    """An op's `decompose` that first makes the ops known to the counter that asks, if it is one."""
+def _registering(decompose: Callable[..., Any]) -> Callable[..., Any]:
+    """An op's `decompose` that first registers the formulas, with the counter that calls it too."""
 
     @functools.wraps(decompose)
-    def asked(*args: Any, **kwargs: Any) -> Any:
+    def registering(*args: Any, **kwargs: Any) -> Any:
         counter = sys.modules.get("torch.utils.flop_counter")
         if counter is not None:
             formulas = _formulas(counter)
@@ -60,8 +60,8 @@ def _when_asked(decompose: Callable[..., Any]) -> Callable[..., Any]:
                     mode.counter.flop_registry.setdefault(op, formula)
         return decompose(*args, **kwargs)
 
-    return asked
+    return registering
 
 
 for _op in _OPS:
-    _op.decompose = _when_asked(_op.decompose)  # type: ignore[method-assign]
+    _op.decompose = _registering(_op.decompose)  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""torch.func and forward-mode AD: whether they are active, and the three ops as one function that they can transform.
+"""Modes of differentiation, torch.func and forward-mode AD: which is active, and the ops as a function to transform.
 
 The ops of `gpuconv.ops` are linear in each of their two tensors, and each one's derivatives are the other two: so one
 `torch.autograd.Function` with rules for vmap and jvp, applied to itself, has derivatives of any order in any mode.
@@ -17,8 +17,10 @@ BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 
 def transforming() -> bool:
-    """Whether a torch.func transform or forward-mode AD is active. Not to be asked in compiled code, where PyTorch
-    enters and leaves them without our seeing it: there the ops find out."""
+    """Whether a torch.func transform or forward-mode AD is active.
+
+    Not meaningful in compiled code, where PyTorch enters and leaves them between the ops, which find out themselves.
+    """
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
@@ -28,11 +30,11 @@ def make_differentiable(
     function: type[torch.autograd.Function],
     transformed: Callable[..., Any],
 ) -> None:
-    """Give an op its derivatives: `function` in reverse mode; `transformed`, made of what PyTorch transforms, while
-    a torch.func transform is active or one of its tensors carries a tangent.
+    """Register the derivatives of an op: `function` in reverse mode, `transformed` in the other modes.
 
-    The op itself chooses, whoever calls it: a compiler puts it into a graph, and PyTorch enters and leaves transforms
-    between the graph's nodes.
+    `transformed` consists of functions that PyTorch can transform. It runs while a torch.func transform is active or
+    one of the tensors carries a tangent. The op itself chooses, wherever it is called from: a compiler puts it into a
+    graph, and PyTorch enters and leaves transforms between the graph's nodes.
     """
 
     def autograd(*arguments: Any) -> Any:
@@ -48,7 +50,7 @@ def _has_tangent(arguments: tuple[Any, ...]) -> bool:
 
 
 class Bilinear(torch.autograd.Function):
-    """One of the three ops as a function of its two tensors, named by `which`; bias, residual, activation stay outside.
+    """One of the three ops, named by `which`, as a function of its two tensors; without bias, residual and activation.
 
     which   a            b        size
     "y"     input        weight   (unused)
@@ -103,7 +105,7 @@ class Bilinear(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[Any, ...], which: str, a: Tensor, b: Tensor, size: Sequence[int], key: str
     ) -> Any:
-        """A batch of images folds into N; a batch of filters, in or out, folds into the groups."""
+        """Fold the batch into the sizes: a batch of images into N, a batch of filters (in or out) into the groups."""
         batch, (_, a_dim, b_dim, *_) = info.batch_size, in_dims
         if which != "w" and b_dim is None:
             a = a.movedim(a_dim, 0)

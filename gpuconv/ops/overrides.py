@@ -1,5 +1,7 @@
-"""`__torch_function__`: PyTorch's convolutions become ours within a context, and tensor-likes that have their own way
-with a convolution are asked, as PyTorch asks them."""
+"""`__torch_function__`: PyTorch's convolutions become gpuconv's within a context, and tensor-likes may override ours.
+
+A tensor-like whose class has a `__torch_function__` of its own computes a convolution itself, as it does in PyTorch.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,20 +12,26 @@ from torch.overrides import TorchFunctionMode, _get_overloaded_args
 from gpuconv import backends
 
 ROUTES: dict[Any, Callable[..., Any]] = {}
-"""What computes each of PyTorch's functions: `gpuconv.functional` fills it. torch.nn.functional has the very same."""
+"""gpuconv's function for each of PyTorch's; `gpuconv.functional` and `gpuconv.transposed` fill it. (The functions of
+torch.nn.functional are the same objects as those of torch.)"""
 
 
 class Routing(TorchFunctionMode):
-    """PyTorch leaves the mode while `__torch_function__` runs, so what a backend calls is not routed again."""
+    """The mode in which PyTorch's convolutions are gpuconv's.
+
+    PyTorch leaves it while `__torch_function__` runs, so what a backend calls is not routed again.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         route = func if torch.jit.is_tracing() else ROUTES.get(func, func)  # torch.jit.trace cannot record ours
         return route(*args, **(kwargs or {}))
 
 
-def opinionated(*arguments: Any) -> list[Any]:
-    """Those of them, each type once, whose type has a `__torch_function__` of its own, in the order in which PyTorch
-    asks them. The one that all subclasses of Tensor have, which keeps the subclass, is not meant."""
+def overriding(*arguments: Any) -> list[Any]:
+    """The arguments, one of each type, whose type has a `__torch_function__` of its own, in PyTorch's order.
+
+    The method that all subclasses of Tensor inherit, which keeps the subclass, does not count.
+    """
     return [t for t in _get_overloaded_args(arguments) if not _is_tensors_own(type(t))]
 
 
@@ -32,14 +40,14 @@ def _is_tensors_own(cls: type) -> bool:
     return getattr(method, "__func__", None) is torch.Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
 
 
-def ask(askable: list[Any], function: Callable[..., Any], arguments: tuple[Any, ...], backend: str | None) -> Any:
-    """What the first of the `askable` that knows says `function`, one of PyTorch's, of these arguments is.
+def call(overriding: list[Any], function: Callable[..., Any], arguments: tuple[Any, ...], backend: str | None) -> Any:
+    """Call `function`, one of PyTorch's, by the `__torch_function__` of the first of `overriding` that implements it.
 
-    What it has convolved on the way is convolved by us. Raises TypeError, as PyTorch does, if none knows.
+    Convolutions within it are gpuconv's. Raises TypeError, as PyTorch does, if none implements it.
     """
-    types = tuple(type(t) for t in askable)
+    types = tuple(type(t) for t in overriding)
     with backends.use_backend(backend or backends.selected()), Routing():
-        for t in askable:
+        for t in overriding:
             result = t.__torch_function__(function, types, arguments, {})
             if result is not NotImplemented:
                 return result

@@ -1,4 +1,4 @@
-"""What the planner passes over although a backend offers it: kernels that failed here.
+"""Kernels that failed on this machine: the planner passes them over although a backend offers them.
 
 Two kinds. A tile that could not be built or launched (`Backend.cannot_build`) is dropped for its problem, in this
 process. A family of kernels that failed `gpuconv doctor --self-test` on a GPU is remembered on disk, for each direction
@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpuconv import packages
@@ -27,7 +28,7 @@ _trusting = False
 
 
 class Kernels(NamedTuple):
-    """What is judged as one: a family of a backend, in one direction, on one type of numbers."""
+    """The unit of judgement: a family of a backend, in one direction, on one type of numbers."""
 
     backend: str
     family: str  # the `kernel` of its tiles; "act_backward"; "" of a backend that offers no tiles
@@ -39,7 +40,7 @@ class Kernels(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """What the self-test found on a device, and with what software."""
+    """A failure that the self-test found on a device, and with what software."""
 
     device: str
     kernels: Kernels
@@ -58,8 +59,8 @@ class Failed(NamedTuple):
 
 
 def drop(asked: Hashable, what: object, backend: Backend, tile: Tile | None, error: Exception) -> bool:
-    """Pass this tile over for what was `asked` from now on, with one warning; False if `error` says something else
-    than that it cannot be built or launched. what: the problem, in words."""
+    """Pass this tile over for what was `asked` from now on, with one warning. False, and nothing is done, if `error`
+    says something else than that it cannot be built or launched. what: the problem, in words."""
     if not backend.cannot_build(error):
         return False
     why, kernel = in_a_line(error), "its kernel" if tile is None else f"its tile {tile}"
@@ -74,8 +75,8 @@ def drop(asked: Hashable, what: object, backend: Backend, tile: Tile | None, err
 
 
 def in_a_line(error: Exception) -> str:
-    """Its type and what it says: the first line and the last, between which compilers quote the source, of its causes
-    too."""
+    """An error in one line: its type, and the first and the last line of its message (between them compilers quote the
+    source) and of its causes' messages."""
     chain: list[BaseException] = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
@@ -127,7 +128,7 @@ def remember_in(dropped: dict[Hashable, dict[tuple[str, Tile | None], str]]) -> 
 
 
 def forget() -> None:
-    """Try again what was dropped, and read again what is remembered."""
+    """Forget what was dropped, and read again what is remembered."""
     try_again()
     _table.forget()
 
@@ -136,8 +137,8 @@ def forget() -> None:
 
 
 def failed(device: str) -> dict[Kernels, Failed]:
-    """What failed on a device of this name (`H100` means 'NVIDIA H100 PCIe' too, but not one that was emulated) with
-    the software of today."""
+    """What failed, with today's software, on a device of this name (`H100` means 'NVIDIA H100 PCIe' too, but not one
+    that was emulated)."""
     if _trusting:
         return {}
     entries = _table.entries()
@@ -157,13 +158,13 @@ def record(device: str, found: Mapping[Kernels, Failed | None]) -> None:
         _table.record({f"{device} {kernels}": outcome for kernels, outcome in found.items()})
 
 
-def path() -> Any:
-    """Where it is remembered."""
+def path() -> Path:
+    """The file that remembers what failed."""
     return _table.path()
 
 
 def software() -> dict[str, str | None]:
-    """The versions that what failed may depend on."""
+    """The versions of all software that a failure may depend on."""
     found = {package: packages.installed(package) for package in ("torch", "triton", "cupy")}
     return {"gpuconv": sys.modules["gpuconv"].__version__, "driver": packages.driver(), **found}
 
@@ -176,9 +177,9 @@ def sift(
     failures: Mapping[Kernels, Failed],
     dropped: Mapping[tuple[str, Tile | None], str],
 ) -> tuple[tuple[Tile, ...], dict[str, str]]:
-    """The tiles (of a backend without: none) that are left, and why, by family, others are not.
+    """The tiles that are left, and the reasons, by family, why others are not.
 
-    A backend of which nothing is left has reasons and no tiles.
+    A backend without tiles has none left. A backend of which nothing is left has reasons and no tiles.
     """
     if backend == "aten" or not (failures or dropped):
         return tiles, {}
@@ -197,7 +198,7 @@ def sift(
 
 @contextmanager
 def ignored() -> Iterator[None]:
-    """Within this context nothing is remembered to have failed: for what judges kernels itself."""
+    """Within this context nothing counts as failed: for code that judges kernels itself."""
     global _trusting
     before, _trusting = _trusting, True
     try:

@@ -1,8 +1,8 @@
-"""Who computes a problem: from an op's arguments to the function that a backend has bound to them.
+"""Which backend computes a problem: from an op's arguments to the function that a backend has bound to them.
 
-The first call of a problem validates it, asks the backends and picks a tile by a closed formula
-(`gpuconv.planning.predict`); every later call is one dictionary look-up. Nothing is tried out; what was measured on
-this machine before (`gpuconv.planning.tuned`) goes before the formula, and what failed here
+The first call of a problem validates it, asks the backends and picks the tile that is predicted to be quickest
+(`gpuconv.planning.ranking`); every later call is one dictionary look-up. Nothing is tried out; what was measured on
+this machine before (`gpuconv.planning.tuned`) goes before predictions, and what failed here
 (`gpuconv.planning.distrust`) is passed over.
 """
 
@@ -19,22 +19,20 @@ from gpuconv.activations import Activation
 from gpuconv.backends import Backend, BackendUnavailable
 from gpuconv.backends.base import Operands, Tile, contiguous_operands, numbers
 from gpuconv.backends.elementwise import Elementwise, by_pytorch
-from gpuconv.backends.roofline import Prediction
 from gpuconv.gpu import Emulation, Gpu
 from gpuconv.planning import distrust, tuned
-from gpuconv.planning.predict import ranked
+from gpuconv.planning.ranking import ranked
 from gpuconv.problem import ConvProblem, Direction, check_tensors, memory_format_of
 from gpuconv.settings import Settings
 
 
 class Plan(NamedTuple):
-    """A problem, who computes it, and who was passed over for what reason ('triton', or 'triton window' for a family).
-    `run` takes tensors and gives the result."""
+    """A problem and the backend that computes it. `run` takes tensors and gives the result."""
 
     problem: ConvProblem
     direction: Direction
     backend: Backend
-    passed_over: tuple[tuple[str, str], ...]
+    passed_over: tuple[tuple[str, str], ...]  # 'triton', or 'triton window' for a family, and why
     tile: Tile | None
     run: Callable[..., Any]
 
@@ -51,10 +49,10 @@ def choose(
     settings: Settings,
     operands: Operands | None = None,
 ) -> Plan:
-    """The backend for `direction` of `problem`: the one that the settings name; or, for 'auto' and 'fastest', what was
-    measured to be quickest, then the one of ours that is predicted to be quickest, then the first willing one.
+    """The backend for `direction` of `problem`: the one that the settings name; or, for 'auto' and 'fastest', the one
+    that was measured to be quickest, else the one that is predicted to be, else the first that can do it.
 
-    `operands`: how the tensors lie in memory; contiguous where it is not said.
+    `operands`: how the tensors lie in memory; contiguous if it is not given.
 
     Raises ValueError for an unknown backend, BackendUnavailable, with the reason, where the one named cannot do it.
     """
@@ -78,14 +76,14 @@ def choose(
             continue
         menu = backend.tiles(problem, direction, gpu, operands)
         if willing and not menu:
-            break  # nothing to predict: it is there for what none of ours can do
+            break  # nothing to predict: it is there for what no backend before it can do
         tiles, reasons = distrust.sift(menu, name, direction, numbers(problem.dtype, operands.tf32), failed, dropped)
         passed_over += [(f"{name} {family}".rstrip(), reason) for family, reason in reasons.items()]
         if reasons and not tiles:
             continue
         tile, seconds = tuned.on_the_menu(measured.get(name), menu, name), -math.inf
         if tile not in tiles:  # nothing was measured, or with kernels that are no more
-            tile, seconds = _quickest(tiles, problem, direction, gpu, operands)
+            tile, seconds = _quickest(backend, tiles, problem, direction, gpu, operands)
         willing.append((seconds, backend, tile))
         if name in measured or not tiles:
             break
@@ -111,10 +109,15 @@ def choose(
 
 
 def _quickest(
-    tiles: tuple[Tile, ...], problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands
+    backend: Backend,
+    tiles: tuple[Tile, ...],
+    problem: ConvProblem,
+    direction: Direction,
+    gpu: Gpu,
+    operands: Operands,
 ) -> tuple[Tile | None, float]:
     """The tile that is predicted to be quickest, and its seconds; (None, 0) where there is nothing to choose."""
-    for tile, prediction in ranked(tiles, problem, direction, gpu, operands.tf32)[:1]:
+    for tile, prediction in ranked(backend, tiles, problem, direction, gpu, operands.tf32)[:1]:
         return tile, prediction.seconds
     return None, 0.0
 
@@ -136,14 +139,14 @@ def emulated(device: torch.device) -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    """What times that are measured on `device` are recorded under: the name of the GPU, 'H100 (emulated)', or 'cpu'."""
+    """The name under which times measured on `device` are recorded: the GPU's, 'H100 (emulated)', or 'cpu'."""
     if emulated(device):
         return Gpu.of(device).name + gpus.EMULATED
     return Gpu.of(device).name if device.type == "cuda" else device.type
 
 
 def forget() -> None:
-    """Plan anew, with what is recorded now, when a problem comes next; try again what was dropped."""
+    """Forget all plans: the next call of each problem is planned with what is recorded now, dropped tiles included."""
     _afresh()
     tuned.forget()
     distrust.forget()
@@ -153,7 +156,7 @@ def forget() -> None:
 
 
 class World(NamedTuple):
-    """What CPU tensors stand for, and what was planned and dropped meanwhile."""
+    """One GPU that CPU tensors stand for, or none, and what was planned and dropped for it."""
 
     emulation: Emulation | None
     plans: _Plans
@@ -164,15 +167,16 @@ _worlds = [World(None, _plans, distrust._dropped)]  # the last is the one we are
 
 
 def emulate(emulation: Emulation) -> World:
-    """From now on, on every thread and until `leave`, CPU tensors stand for a GPU's and are computed as there. Whatever
-    is planned and dropped is kept apart from what is with another GPU, or with none."""
+    """From now on, on every thread and until `leave`, CPU tensors stand for a GPU's and are computed as there.
+
+    Plans and dropped tiles are kept apart from those with another GPU, or with none."""
     _worlds.append(World(emulation, {}, {}))
     _enter(_worlds[-1])
     return _worlds[-1]
 
 
 def leave(world: World) -> None:
-    """Undo `emulate`: what was emulated before is again."""
+    """Undo `emulate`: the GPU that was emulated before it is emulated again."""
     _worlds[:] = [other for other in _worlds if other is not world]
     _enter(_worlds[-1])
 
@@ -195,7 +199,7 @@ backends.on_register(_afresh)
 
 
 class Asked(NamedTuple):
-    """What `choose` was asked to plan."""
+    """The arguments of `choose` that say what is to be planned."""
 
     problem: ConvProblem
     direction: Direction
@@ -209,7 +213,7 @@ def listening() -> Iterator[list[Asked]]:
     global _asked
     if _asked is not None:
         raise RuntimeError("somebody is listening already")
-    _plans.clear()  # what was planned before is to be asked again
+    _plans.clear()  # so that what was planned before is planned again, and heard
     _asked = {}
     heard: list[Asked] = []
     try:
@@ -222,41 +226,12 @@ def listening() -> Iterator[list[Asked]]:
 _asked: dict[Asked, None] | None = None
 
 
-class Candidate(NamedTuple):
-    """A way to compute a problem on a GPU, and how long it is expected to take."""
-
-    backend: str
-    tile: Tile
-    prediction: Prediction
-
-
-def candidates(
-    problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands
-) -> tuple[list[Candidate], dict[str, str]]:
-    """What the backends with kernels of ours could do on `gpu`, quickest first, and why others could not, or failed the
-    self-test. `auto` takes the first (those that were registered by others aside). Needs no GPU."""
-    found, refused = [], {}
-    of, failed = numbers(problem.dtype, operands.tf32), distrust.failed(gpu.name)
-    for name in backends.names():
-        backend = backends.get(name)
-        reason = backend.refuses_gpu(gpu)
-        if reason is not None:
-            refused[name] = reason
-            continue
-        menu = backend.tiles(problem, direction, gpu, operands)
-        tiles, failures = distrust.sift(menu, name, direction, of, failed, {})
-        found += [Candidate(name, *pair) for pair in ranked(tiles, problem, direction, gpu, operands.tf32)]
-        families = backend.refused_families(problem, direction, gpu, operands) | failures
-        refused |= {f"{name} {family}".rstrip(): reason for family, reason in families.items()}
-    return sorted(found, key=lambda candidate: candidate.prediction.seconds), refused
-
-
 # ---- the way in ------------------------------------------------------------------------------------------------------
 
 
 def uses_tf32(t: torch.Tensor) -> bool:
     """Whether PyTorch's own convolution would multiply this tensor as TF32, on the GPU that it stands for if it does.
-    Not to be asked while tracing."""
+    Not to be called while tracing."""
     if t.dtype is not torch.float32 or not (t.is_cuda or (gpus.emulation is not None and t.is_cpu)):
         return False
     return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]  # made at run time
@@ -270,7 +245,7 @@ def _problem(settings: Settings, x: Any, w: Any, a: torch.Tensor, b: torch.Tenso
 
 
 def _first(signature: tuple[object, ...], again: Callable[[], Any], asked: Hashable, what: str) -> Callable[..., Any]:
-    """What computes the first call of this signature; what did it is what later calls get."""
+    """The function for the first call of this signature; the plan that it runs with is kept for later calls."""
     plans = _plans  # by the time it has run, another GPU may be emulated
 
     def keep(run: Callable[..., Any]) -> None:
@@ -292,7 +267,7 @@ def _convolution(
 def forward(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None, key: str
 ) -> Callable[..., Any]:
-    """What computes this call of conv_forward."""
+    """The function that computes this call of conv_forward."""
     signature = (
         key,
         input.shape, input.stride(), input.dtype, input.device,
@@ -317,7 +292,7 @@ def forward(
 
 
 def grad_input(grad_output: torch.Tensor, weight: torch.Tensor, input_shape: Any, key: str) -> Callable[..., Any]:
-    """What computes this call of conv_grad_input."""
+    """The function that computes this call of conv_grad_input."""
     signature = (
         "grad_input", key, tuple(input_shape),
         grad_output.shape, grad_output.stride(), grad_output.dtype, grad_output.device,
@@ -338,7 +313,7 @@ def grad_input(grad_output: torch.Tensor, weight: torch.Tensor, input_shape: Any
 def grad_weight(
     grad_output: torch.Tensor, input: torch.Tensor, weight_shape: Any, with_bias: bool, key: str
 ) -> Callable[..., Any]:
-    """What computes this call of conv_grad_weight."""
+    """The function that computes this call of conv_grad_weight."""
     signature = (
         "grad_weight", key, with_bias, tuple(weight_shape),
         grad_output.shape, grad_output.stride(), grad_output.dtype, grad_output.device,
@@ -357,7 +332,7 @@ def grad_weight(
 
 
 def act_backward(grad_output: torch.Tensor, saved: torch.Tensor, with_bias: bool, key: str) -> Callable[..., Any]:
-    """What computes this call of act_backward. `saved` is dense in its memory format."""
+    """The function that computes this call of act_backward. `saved` is dense in its memory format."""
     signature = (
         "act_backward", key, with_bias, saved.shape, saved.stride(), saved.dtype, saved.device,
         grad_output.shape, grad_output.stride(), grad_output.dtype, grad_output.device,
@@ -383,8 +358,8 @@ class _ActBackward(NamedTuple):
 
 
 def _elementwise(elementwise: Elementwise, device: torch.device, choice: str) -> _ActBackward:
-    """By the first backend in the order of `choice` that would take a 1 × 1 depthwise convolution of these tensors; if
-    there is none, or no element, by PyTorch's own functions."""
+    """act_backward by the first backend in the order of `choice` that would take a 1 × 1 depthwise convolution of these
+    tensors; if there is none, or no element, by PyTorch's own functions."""
     shape, of = elementwise.shape, numbers(elementwise.dtype, False)
     failed, dropped = distrust.failed(device_name(device)), distrust.dropped((elementwise, device))
     if math.prod(shape) and shape[1]:

@@ -22,8 +22,8 @@ _VERSION = 1  # of the files; another one is not read
 class Table(Generic[Entry]):
     """Entries by their keys, which are texts, in the file `name` under `field`.
 
-    parse: an entry from its plain values; what it raises (ValueError, KeyError, TypeError, AttributeError) says that
-    the file is none of ours. plain: the inverse. merge: what stays of an entry that is there and a new one.
+    parse: an entry from its plain values; raises ValueError, KeyError, TypeError or AttributeError for a file of other
+    contents. plain: the inverse. merge: the entry to keep, from the old one and a new one of the same key.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Table(Generic[Entry]):
         return cache_folder() / self._name
 
     def entries(self) -> Mapping[str, Entry]:
-        """What the file holds, as it was when it was first needed; nothing where there is none, or a damaged one."""
+        """The entries of the file as it was when it was first needed; none where it is missing or damaged."""
         file = self.path()
         found = self._read_before.get(file)
         if found is None:

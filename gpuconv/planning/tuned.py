@@ -1,4 +1,4 @@
-"""What was measured on this machine: for a problem on a GPU, how long each backend took, and with which tile.
+"""Times measured on this machine: for a problem on a GPU, how long each backend took, and with which tile.
 
 `gpuconv tune` records, the planner looks up. It is a `gpuconv.planning.table.Table` in the user's cache directory
 (`path`).
@@ -28,12 +28,12 @@ _warned: set[Path] = set()  # of tiles that are no more; once for a file
 
 
 def path() -> Path:
-    """Where the table is."""
+    """The file that the table is in."""
     return _table.path()
 
 
 def key_of(problem: ConvProblem, direction: Direction, device: str, operands: Operands) -> str | None:
-    """What a time depends on, as text: device, number type, direction, layout and every field of the problem.
+    """The key of a time in the table: device, number type, direction, layout and every field of the problem, as text.
 
     None where the tensors lie in no memory format: such calls are not tuned.
     """
@@ -53,17 +53,17 @@ def key_of(problem: ConvProblem, direction: Direction, device: str, operands: Op
 
 
 def look_up(problem: ConvProblem, direction: Direction, device: str, operands: Operands) -> Winners:
-    """What was recorded for this problem on a device of this name; empty where nothing was."""
+    """The times recorded for this problem on a device of this name; empty if there are none."""
     entries = _table.entries()
     key = key_of(problem, direction, device, operands) if entries else None
     return entries.get(key, {}) if key is not None else {}
 
 
 def on_the_menu(measured: Measured | None, tiles: tuple[Tile, ...], backend: str) -> Tile | None:
-    """That of `tiles` which was measured, None where none was.
+    """The tile among `tiles` that was measured; None if none was.
 
-    One that is not among them, of another version or of a damaged file, is ignored, with one warning for the file. The
-    menu's own tile is given, since 64.0 and True equal integers, and kernels are compiled for what they are.
+    A measured tile that is not among them (of another version, or of a damaged file) is ignored, with one warning for
+    the file. The result is from `tiles`: in a file 64 may have become 64.0, and kernels are compiled for integers.
     """
     if measured is None or measured.tile is None:
         return None
@@ -79,7 +79,7 @@ def on_the_menu(measured: Measured | None, tiles: tuple[Tile, ...], backend: str
 
 
 def record(found: Mapping[str, Winners]) -> None:
-    """Add to the table, by `key_of`: of two times of a backend for the same key the new one stays.
+    """Add times to the table, by `key_of`; a backend's new time for a key takes the place of its old one.
 
     Raises OSError where the file cannot be written; then it is as it was.
     """

@@ -1,4 +1,4 @@
-"""What a convolution layer does, shown: on a tour of seven chapters, or on your own model and image.
+"""Shows what a convolution layer does: on a tour of seven chapters, or on your own model and image.
 
     maps = gpuconv.see.activation_maps(model, image, "conv1")    # maps.values [K, P, Q], maps.figure()
     gpuconv.see.explain_output(model, image, "conv1", (3, 10, 12)).figure()

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import gpuconv
 from gpuconv.errors import UserError
-from gpuconv.see import pictures
-from gpuconv.see.images import Image
+from gpuconv.see import rendering
+from gpuconv.see.input_images import Image
 from gpuconv.see.layers import Call, first_call
 
 # ---- the curve detector ---------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ _HALF_POWER = math.sqrt(0.5)
 
 @dataclasses.dataclass(frozen=True)
 class Spectrum:
-    """How much of each frequency a filter lets through."""
+    """The gain of a filter at each frequency."""
 
     gain: Tensor  # [64, 64] ≥ 0, frequency 0 at [32, 32], a step of π/32 a cell
     profile: Tensor  # [24]: the mean gain on rings of radius 0 … π
@@ -65,7 +65,7 @@ class Spectrum:
 
     def figure(self) -> Any:
         """A matplotlib figure of the gain, its middle frequency 0."""
-        return pictures.figure([self.gain])
+        return rendering.figure([self.gain])
 
 
 def spectrum(filter: Tensor) -> Spectrum:
@@ -102,17 +102,17 @@ class Explanation:
     products: Tensor
     bias: float
     sum: float
-    output: float  # what the op gave
+    output: float  # what the layer returned
 
     def figure(self) -> Any:
         """A matplotlib figure: a row each for window, filter and products, a tile a channel, one scale a row."""
         rows = (self.window, self.filter, self.products)
-        limits = [pictures.limit_of(row) for row in rows for _ in row]
-        return pictures.figure([tile for row in rows for tile in row], len(self.window), limits)
+        limits = [rendering.limit_of(row) for row in rows for _ in row]
+        return rendering.figure([tile for row in rows for tile in row], len(self.window), limits)
 
 
 def explain_output(model: nn.Module, image: Image, layer: str, at: tuple[int, int, int]) -> Explanation:
-    """How output `at` (channel, row, column) of a convolution layer comes about for an image.
+    """The products and the sum that make output `at` (channel, row, column) of a convolution layer for an image.
 
     image: as `activation_maps` takes it. Raises UserError where there is no such layer or output.
     """
@@ -120,7 +120,7 @@ def explain_output(model: nn.Module, image: Image, layer: str, at: tuple[int, in
 
 
 def explain(call: Call, at: tuple[int, int, int]) -> Explanation:
-    """The same for a call that was watched."""
+    """The explanation of output `at` of a recorded call. Raises UserError where there is no such output."""
     k, p, q = at
     outputs = call.output.shape[1:]
     if not all(0 <= i < size for i, size in zip(at, outputs, strict=True)):
@@ -163,5 +163,5 @@ def duplicates(weight: Tensor, cosine: float = 0.9) -> list[Pair]:
 
 
 def dead(maps: Tensor) -> list[int]:
-    """The channels of maps [N, K, P, Q] that are nowhere positive: behind a ReLU they are never heard."""
+    """The channels of maps [N, K, P, Q] that are nowhere positive: behind a ReLU they contribute nothing."""
     return (maps.amax((0, 2, 3)) <= 0).nonzero()[:, 0].tolist()

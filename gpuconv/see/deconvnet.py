@@ -1,8 +1,8 @@
 """From a feature back to the pixels that made it: Zeiler and Fergus's deconvnet, and receptive fields.
 
-Both are the way back through the network with some of its functions exchanged, so they are PyTorch's backward pass over
-ours: a convolution goes back by `grad_input`, which is the convolution with transposed filters. For any network,
-branches included.
+Both are a backward pass in which some functions have another derivative, so they are PyTorch's backward pass over
+gpuconv's convolutions: a convolution goes back by `grad_input`, which is the convolution with transposed filters. They
+work for any network, branches included.
 
     function         forward                      on the way back
     convolution      forward                      grad_input (the bias plays no part)
@@ -24,9 +24,9 @@ from torch.utils._pytree import tree_map
 
 from gpuconv.errors import UserError
 from gpuconv.functional import conv2d
-from gpuconv.see import pictures
-from gpuconv.see.images import Image
-from gpuconv.see.layers import KeepsGraph, channels_of, images_of, maps_of, watched
+from gpuconv.see import rendering
+from gpuconv.see.input_images import Image
+from gpuconv.see.layers import KeepsGraph, channels_of, images_of, maps_of, run_on_tensor
 from gpuconv.sizes import per_axis
 
 _RECTIFIERS: set[Any] = {
@@ -46,7 +46,7 @@ _WEIGHTED: set[Any] = {
     torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
     F.linear,
 }  # fmt: skip
-_NARROWING: set[Any] = {Tensor.to, Tensor.type, Tensor.type_as, Tensor.float, Tensor.half, Tensor.bfloat16}
+_CASTS: set[Any] = {Tensor.to, Tensor.type, Tensor.type_as, Tensor.float, Tensor.half, Tensor.bfloat16}
 _POOL_ARGUMENTS = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 
 
@@ -61,22 +61,22 @@ class Projection:
 
     def figure(self) -> Any:
         """A matplotlib figure on a symmetric scale; three channels as colours around grey."""
-        return pictures.figure(pictures.filter_tiles(self.values[None]))
+        return rendering.figure(rendering.filter_tiles(self.values[None]))
 
 
 def deconvnet(
     model: nn.Module, image: Image, layer: str, channel: int | None = None, at: tuple[int, int] | None = None
 ) -> Projection:
-    """What in an image made a channel of a layer respond, all other activations put to 0.
+    """The pixels of an image that made a channel of a layer respond, all other activations set to 0.
 
     image: as `activation_maps` takes it. channel: by default the one with the greatest activation. at: (row, column) in
     its map; by default where it is greatest. Raises UserError for a layer, channel or place that is not there, or a
     layer from which there is no way back to the pixels.
     """
     pixels = images_of(model, image).detach().clone().requires_grad_()
-    back = _Back()
+    mode = _DeconvnetMode()
     with torch.enable_grad():
-        output, _ = watched(model, pixels * 1, layer, back, KeepsGraph())  # × 1: in place may not work on a leaf
+        output, _ = run_on_tensor(model, pixels * 1, layer, mode, KeepsGraph())  # × 1: in place may not work on a leaf
     maps = maps_of(output, layer)[0]
     strongest = int(maps.flatten(1).amax(1).argmax()) if channel is None else channel
     if not 0 <= strongest < len(maps):
@@ -87,12 +87,12 @@ def deconvnet(
     activation = maps[strongest, row, column]
     signal = torch.zeros_like(maps)
     signal[strongest, row, column] = activation.detach()
-    values = _followed(maps, pixels, signal, layer)
-    return Projection(values[0], (strongest, row, column), float(activation.detach()), tuple(back.switches))
+    values = _gradient_to_pixels(maps, pixels, signal, layer)
+    return Projection(values[0], (strongest, row, column), float(activation.detach()), tuple(mode.switches))
 
 
-def _followed(output: Tensor, pixels: Tensor, signal: Tensor | None, layer: str) -> Tensor:
-    """The derivative of a layer's output for the pixels. Raises UserError where they are not connected."""
+def _gradient_to_pixels(output: Tensor, pixels: Tensor, signal: Tensor | None, layer: str) -> Tensor:
+    """The gradient of a layer's output with respect to the pixels. Raises UserError where they are not connected."""
     try:
         return torch.autograd.grad(output, pixels, signal)[0]
     except RuntimeError as error:  # detached, in inference mode, or behind checkpointed blocks of the old kind
@@ -100,8 +100,8 @@ def _followed(output: Tensor, pixels: Tensor, signal: Tensor | None, layer: str)
         raise UserError(f"layer {layer!r} cannot be followed back to the pixels: {said}") from error
 
 
-class _Back(TorchFunctionMode):
-    """Gives rectifiers and max-pooling their deconvnet derivative."""
+class _DeconvnetMode(TorchFunctionMode):
+    """Gives rectifiers and max-pooling the derivative that the deconvnet has for them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,26 +110,26 @@ class _Back(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _RECTIFIERS:
-            input, kwargs = _pop_input(args, kwargs)
+            input, kwargs = _split_input(args, kwargs)
             in_place = kwargs.pop("inplace", False) or func in _IN_PLACE
-            result = _Rectified.apply(input, lambda x: func(x, *args[1:], **kwargs))
+            result = _Rectifier.apply(input, lambda x: func(x, *args[1:], **kwargs))
             return input.copy_(result) if in_place else result
         if func in _MAX_POOLS:
             given = dict(zip(_POOL_ARGUMENTS, args, strict=False)) | kwargs
             both = given.pop("return_indices", False)
-            values, switches = _Pooled.apply(given.pop("input"), given)
+            values, switches = _MaxPool.apply(given.pop("input"), given)
             self.switches.append(switches)
             return (values, switches) if both else values
         return func(*args, **kwargs)
 
 
-def _pop_input(args: Any, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+def _split_input(args: Any, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
     rest = {name: value for name, value in kwargs.items() if name != "input"}
     return (args[0] if args else kwargs["input"]), rest
 
 
-class _Rectified(torch.autograd.Function):
-    """Any rectifier forward; back, the ReLU of what comes."""
+class _Rectifier(torch.autograd.Function):
+    """Any rectifier forward; backward, the ReLU of the incoming gradient."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, rectifier: Callable[[Tensor], Tensor]) -> Tensor:
@@ -140,8 +140,8 @@ class _Rectified(torch.autograd.Function):
         return signal.clamp(min=0), None
 
 
-class _Pooled(torch.autograd.Function):
-    """Max-pooling forward, with its switches; back, unpooling by them."""
+class _MaxPool(torch.autograd.Function):
+    """Max-pooling with its switches forward; backward, unpooling by them."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, settings: dict[str, Any]) -> Any:
@@ -177,12 +177,12 @@ class ReceptiveField:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width); less than it could be where the image ends."""
+        """(height, width), smaller where the image ends."""
         return self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
 
     def figure(self) -> Any:
         """A matplotlib figure of the mask."""
-        return pictures.figure([self.mask.float()])
+        return rendering.figure([self.mask.float()])
 
 
 def receptive_field(
@@ -190,20 +190,20 @@ def receptive_field(
 ) -> ReceptiveField:
     """The pixels of an image of `size` (H, W) that output `at` (row, column; by default the middle) depends on.
 
-    Every filter is taken as one of positive numbers, max-pooling as a mean, rectifiers and normalisation as nothing at
-    all, so that no chance of weights or pixels hides a pixel. channels: of the image; by default as the first
-    convolution takes. Raises UserError for a layer or a place that is not there.
+    Filters are replaced by positive ones, max-pooling by a mean, and rectifiers and normalisation are skipped, so that
+    no pixel is hidden by the values of weights or pixels. channels: of the image; by default those of the first
+    convolution. Raises UserError for a layer or a place that is not there.
     """
     if channels is None:
         channels = channels_of(model)
     pixels = torch.ones(1, channels, *size, dtype=torch.float64, device=_device_of(model), requires_grad=True)
     with torch.enable_grad():
-        output, _ = watched(model, pixels * 1, layer, _Structure(), KeepsGraph())
+        output, _ = run_on_tensor(model, pixels * 1, layer, _DependenceMode(), KeepsGraph())
     maps = maps_of(output, layer)
     row, column = at or (maps.shape[2] // 2, maps.shape[3] // 2)
     if not (0 <= row < maps.shape[2] and 0 <= column < maps.shape[3]):
         raise UserError(f"at must lie within the map {list(maps.shape[2:])}, but got {(row, column)}")
-    values = _followed(maps[0, :, row, column].sum(), pixels, None, layer)
+    values = _gradient_to_pixels(maps[0, :, row, column].sum(), pixels, None, layer)
     mask = (values[0] != 0).any(0)
     rows, columns = mask.any(1).nonzero()[:, 0].tolist(), mask.any(0).nonzero()[:, 0].tolist()
     if not rows:
@@ -215,9 +215,12 @@ def _device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-class _Structure(TorchFunctionMode):
-    """Keeps who depends on whom, and makes every dependence positive. In float64 whatever the model is of: through many
-    layers the least share of a pixel is too small for float32."""
+class _DependenceMode(TorchFunctionMode):
+    """Makes every output depend on its inputs with a positive factor, so that no dependence is lost.
+
+    It computes in float64 whatever the model's type is: through many layers the least share of a pixel is too small for
+    float32.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = tree_map(_in_float64, (args, kwargs or {}))
@@ -234,13 +237,13 @@ class _Structure(TorchFunctionMode):
             given.pop("return_indices", None)
             return _mean_pool(**given)
         result = func(*args, **kwargs)
-        if func in _NARROWING and result.is_floating_point() and input.is_floating_point():
+        if func in _CASTS and result.is_floating_point() and input.is_floating_point():
             return input.to(result.device)
         return tree_map(_in_float64, result)
 
 
 def _in_float64(value: Any) -> Any:
-    """A tensor of floats as float64; what else there is as it is."""
+    """A tensor of floats as float64; anything else as it is."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == torch.float64:
         return value
     return (value.detach() if value.is_leaf else value).double()

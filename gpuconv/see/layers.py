@@ -1,8 +1,8 @@
-"""A model watched at one of its layers, every convolution in it computed by gpuconv.
+"""A model run up to one of its layers, every convolution in it computed by gpuconv and recorded.
 
-The model comes out as it went in. Meanwhile it is in evaluation mode, its convolutions are PyTorch's calls, which modes
-can see, routed to ours (`gpuconv.patch`), and it runs no further than the layer that was asked for. What a model's own
-code calls in `gpuconv.functional` is computed but not seen.
+The model is not changed. While it runs it is in evaluation mode, and its convolutions are PyTorch's functions, which
+modes can see, routed to gpuconv's (`gpuconv.patch`). What a model's own code calls in `gpuconv.functional` is computed
+but not recorded.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ from gpuconv.activations import Activation, activate_tensor
 from gpuconv.errors import UserError
 from gpuconv.models.convert import patch, revert
 from gpuconv.nn import _Activated
-from gpuconv.see import pictures
-from gpuconv.see.images import Image, tensor_of
+from gpuconv.see import rendering
+from gpuconv.see.input_images import Image, tensor_of
 from gpuconv.sizes import normalize_padding, per_axis
-from gpuconv.text import like, some
+from gpuconv.text import did_you_mean, first_few
 
 _CONV2D = {torch.conv2d}  # torch.nn.functional.conv2d is the same object
 _CONV2D_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -33,7 +33,7 @@ _CONV2D_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation",
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of conv2d as a layer made it, whatever the layer did to its input and filters before."""
+    """One call of conv2d within a layer, with the tensors that conv2d got."""
 
     input: Tensor  # [N, C, H, W]
     weight: Tensor  # [K, C/groups, R, S]
@@ -61,14 +61,14 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Maps:
-    """What a layer makes of an image: values [K, P, Q], a map for each channel."""
+    """The output of a layer for an image: values [K, P, Q], a map for each channel."""
 
     values: Tensor
     layer: str
 
     def figure(self) -> Any:
         """A matplotlib figure of all maps on one symmetric scale."""
-        return pictures.figure(list(self.values))
+        return rendering.figure(list(self.values))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +80,11 @@ class Filters:
 
     def figure(self) -> Any:
         """A matplotlib figure: filters of three channels as colours around grey, others channel by channel."""
-        return pictures.figure(pictures.filter_tiles(self.weight))
+        return rendering.figure(rendering.filter_tiles(self.weight))
 
 
 def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
-    """The 2-D convolution layers of a model by name, in its order. Raises UserError where it has none."""
+    """The 2-D convolution layers of a model by name, in the model's order. Raises UserError where it has none."""
     found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     if not found:
         raise UserError(f"this model ({type(model).__name__}) has no 2-D convolution: there is nothing to see")
@@ -92,25 +92,26 @@ def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
 
 
 def channels_of(model: nn.Module) -> int:
-    """The channels of the images that a model takes, as its first convolution has them."""
+    """The channels of the images that a model takes: those of its first convolution."""
     return next(iter(convolutions(model).values())).in_channels
 
 
-def find(model: nn.Module, layer: str) -> nn.Module:
-    """The module of that name, one of those that it has. Raises UserError, with names like it, where there is none."""
+def find_module(model: nn.Module, layer: str) -> nn.Module:
+    """The module called `layer`. Raises UserError, with similar names, where there is none."""
     modules = dict(model.named_modules(remove_duplicate=False))
     if layer not in modules:
-        near = like(layer, [name for name in modules if name])
-        raise UserError(f"there is no layer {layer!r}{near or f'; there are {some(list(convolutions(model)))}'}")
+        near = did_you_mean(layer, [name for name in modules if name])
+        raise UserError(f"there is no layer {layer!r}{near or f'; there are {first_few(list(convolutions(model)))}'}")
     return modules[layer]
 
 
 def activation_maps(model: nn.Module, image: Image, layer: str) -> Maps:
-    """What `layer` gives for an image: a tensor, [C, H, W] or [1, C, H, W], in the form that the model takes.
+    """The output of `layer` for an image.
 
-    Or a path, an image of Pillow or an array, [C, H, W] or [H, W, C], with values 0 … 255 or 0 … 1: it is made a tensor
-    from 0 to 1, and not normalised. Raises UserError for what is no image, and for a layer that is not there, is not
-    reached, or whose output is no map.
+    image: a tensor, [C, H, W] or [1, C, H, W], in the form that the model takes; or a path, an image of Pillow or an
+    array, [C, H, W] or [H, W, C], with values 0 … 255 or 0 … 1, which becomes a tensor from 0 to 1 and is not
+    normalised. Raises UserError for what is no image, and for a layer that is not there, is not reached, or whose
+    output is no map.
     """
     with torch.no_grad():
         output, _ = run(model, image, layer)
@@ -119,7 +120,7 @@ def activation_maps(model: nn.Module, image: Image, layer: str) -> Maps:
 
 def filters(model: nn.Module, layer: str) -> Filters:
     """The filters of a convolution layer. Raises UserError for one that is not there or is no 2-D convolution."""
-    module = find(model, layer)
+    module = find_module(model, layer)
     if not isinstance(module, nn.Conv2d):
         raise UserError(f"layer {layer!r} is a {type(module).__name__} and has no filters; see a convolution layer")
     _check_seeable(model)
@@ -152,21 +153,21 @@ def maps_of(output: Any, layer: str) -> Tensor:
     return output
 
 
-class _Reached(Exception):
-    """The layer has given its output; the rest of the model need not run."""
+class _LayerReached(Exception):
+    """Ends the model's forward pass once the layer has its output."""
 
 
 def run(model: nn.Module, image: Image, layer: str) -> tuple[Any, list[Call]]:
-    """What `layer` gives for images the first time that it is used, and the convolutions within it.
+    """The output of `layer` for images the first time that it is used, and the convolutions within it.
 
     Raises UserError where the layer is not there or not reached, or the model cannot take the image.
     """
-    return watched(model, images_of(model, image), layer)
+    return run_on_tensor(model, images_of(model, image), layer)
 
 
-def watched(model: nn.Module, images: Tensor, layer: str, *modes: TorchFunctionMode) -> tuple[Any, list[Call]]:
-    """The same for [N, C, H, W] as it is; `modes` see every function called."""
-    module = find(model, layer)
+def run_on_tensor(model: nn.Module, images: Tensor, layer: str, *modes: TorchFunctionMode) -> tuple[Any, list[Call]]:
+    """`run` for images [N, C, H, W] that are passed to the model unchanged; `modes` see every function called."""
+    module = find_module(model, layer)
     _check_seeable(model)
     recorder, outputs = _Recorder(), []
 
@@ -176,7 +177,7 @@ def watched(model: nn.Module, images: Tensor, layer: str, *modes: TorchFunctionM
     def leave(_module: nn.Module, _inputs: Any, output: Any) -> None:
         recorder.on = False
         outputs.append(output)
-        raise _Reached
+        raise _LayerReached
 
     try:
         with evaluating(model), ExitStack() as stack:
@@ -185,7 +186,7 @@ def watched(model: nn.Module, images: Tensor, layer: str, *modes: TorchFunctionM
             for mode in (*modes, recorder):
                 stack.enter_context(mode)
             model(images)
-    except _Reached:
+    except _LayerReached:
         pass
     except Exception as error:  # whatever a model's code raises when it is given something else than it expects
         said = " ".join(str(error).split())[:300] or type(error).__name__
@@ -205,7 +206,7 @@ def _check_seeable(model: nn.Module) -> None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """With the model in evaluation mode and its convolutions computed by ours.
+    """The model in evaluation mode, its convolutions computed by gpuconv, while the block runs.
 
     Afterwards everything is as before: modes, classes, buffers, attributes, the state of random numbers.
     """
@@ -217,7 +218,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             revert(model.eval())
             for module in model.modules():
                 if isinstance(module, _Activated):
-                    vars(module)["forward"] = functools.partial(_apart, module)
+                    vars(module)["forward"] = functools.partial(_unfused_forward, module)
             with patch(), _uncompiled():
                 yield
         finally:
@@ -233,23 +234,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                         buffer.copy_(value)
 
 
-def _apart(layer: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
-    """What a layer with an activation in its kernel gives, by functions that are seen one by one."""
+def _unfused_forward(layer: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    """The output of a layer with a fused activation, by separate functions, which modes can see."""
     plain = next(cls for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(layer, cls))
     y = plain._conv_forward(layer, input, layer.weight, layer.bias)
     return activate_tensor(Activation.parse(layer.activation), y if residual is None else y + residual)
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
-    """Compiled parts run as they are written: modes and hooks would have them compiled again."""
+    """Compiled parts of a model run eagerly: modes and hooks would have them compiled again."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 class KeepsGraph(TorchFunctionMode):
-    """Every function called can be followed back, within `torch.no_grad` and checkpointed blocks too.
+    """Records the graph of every function called, within `torch.no_grad` and checkpointed blocks too.
 
-    A block that is checkpointed would be computed again on the way back, with nobody watching: what it would throw
-    away is kept.
+    A checkpointed block would be computed again in the backward pass, outside of the modes: what it would discard is
+    kept.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -258,16 +259,16 @@ class KeepsGraph(TorchFunctionMode):
         from_pixels = any(t.requires_grad and not t.is_leaf for t in inputs)
         if not from_pixels:
             return func(*args, **kwargs)
-        with torch.enable_grad(), saved_tensors_hooks(_itself, _itself):
+        with torch.enable_grad(), saved_tensors_hooks(_identity, _identity):
             return func(*args, **kwargs)
 
 
-def _itself(tensor: Tensor) -> Tensor:
+def _identity(tensor: Tensor) -> Tensor:
     return tensor
 
 
 class _Recorder(TorchFunctionMode):
-    """Notes the calls of conv2d while it is on."""
+    """Records the calls of conv2d while it is on."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""A page: chapters of blocks to one HTML file that needs nothing else, and the pictures beside it as PNG files.
+"""A page: chapters of blocks become one HTML file that needs nothing else, and PNG files of its pictures beside it.
 
-Blocks name their texts in the catalogue (`text.py`); what they hold themselves is numbers and pictures.
+Blocks hold numbers, pictures, and the keys of their texts in the catalogue (`translations.py`).
 """
 
 import base64
@@ -15,8 +15,8 @@ from typing import Any
 
 from gpuconv.errors import UserError
 from gpuconv.files import writable_or_raise, write_atomically
-from gpuconv.see.pictures import DIVERGING, LINES, Pixels, png
-from gpuconv.see.text import Text
+from gpuconv.see.rendering import DIVERGING, LINES, Pixels, png
+from gpuconv.see.translations import Translation
 from gpuconv.text import printable
 
 PAGE = "index.html"
@@ -24,8 +24,8 @@ Values = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Words:
-    """A paragraph: text `key` with `values` put in; kind: 'p', 'note' for a footnote, 'h3' for a heading."""
+class TextBlock:
+    """The text `key` with `values` filled in. kind: 'p' for paragraphs, 'note' for a footnote, 'h3' for a heading."""
 
     key: str
     values: Values = dataclasses.field(default_factory=dict)
@@ -34,20 +34,20 @@ class Words:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture with its caption, text `key`, and what it shows for those who cannot see it, text `key`.alt."""
+    """A picture with its caption, text `key`, and its description for those who cannot see it, text `key`.alt."""
 
     key: str
     png: bytes
     values: Values = dataclasses.field(default_factory=dict)
     limit: float | None = None  # the end of its diverging scale, shown beneath
-    lines: Sequence[str] = ()  # of a chart: the texts that say what its lines are
-    dots: Sequence[int] = ()  # those of the lines that are dots
+    lines: Sequence[str] = ()  # of a chart: the keys of its legend
+    dots: Sequence[int] = ()  # the lines that are drawn as dots
     name: str = ""  # of the file; by default the key
-    small: bool = False  # pixels of a few: shown with hard edges, no larger than it is
+    small: bool = False  # shown with hard edges, no larger than it is
 
     @classmethod
     def of(cls, key: str, pixels: Pixels, **rest: Any) -> "Picture":
-        """The same from pixels [H, W, 3 or 4]."""
+        """A picture from pixels [H, W, 3 or 4]."""
         return cls(key, png(pixels), **({"small": True} | rest))
 
 
@@ -60,7 +60,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Texts `head`, and rows of texts that are there already."""
+    """A table with its caption, text `key`, the keys of its head, and rows of cells."""
 
     key: str
     head: Sequence[str]
@@ -70,32 +70,32 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Widget:
-    """Something to be played with: page.js does what `kind` says with `data`, which travels as JSON."""
+    """An interactive part, which page.js draws from `data`, passed as JSON."""
 
     kind: str  # 'layer' or 'film'
     key: str
     data: Values
-    words: Sequence[str]  # the texts that page.js needs
+    words: Sequence[str]  # the keys of the texts that page.js needs
     values: Values = dataclasses.field(default_factory=dict)
 
 
-Block = Words | Picture | Row | Table | Widget
+Block = TextBlock | Picture | Row | Table | Widget
 
 
 @dataclasses.dataclass(frozen=True)
 class Chapter:
-    """Text `name`.title, and what comes under it."""
+    """A heading, text `name`.title, and the blocks below it."""
 
     name: str
     blocks: Sequence[Block]
 
 
-def packed(values: Any) -> str:
+def encoded(values: Any) -> str:
     """The float32 numbers of a tensor, little-endian, in base64: exact, and a third of their decimals."""
     return base64.b64encode(values.detach().cpu().contiguous().numpy().astype("<f4").tobytes()).decode()
 
 
-def check(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Raise UserError where no page could be written into `folder`, before anything takes time."""
     try:
         writable_or_raise(folder, folder=True)
@@ -103,16 +103,15 @@ def check(folder: Path) -> None:
         raise UserError(str(error)) from None
 
 
-def place_in(out: Path) -> Path:
-    """Where a page goes that is to lie in `out`: there, or in a folder of a run in its folder `see`, not among its
-    files."""
+def folder_for(out: Path) -> Path:
+    """The folder for a page: `out` itself, or its folder `see` where `out` is the folder of a run."""
     return out / "see" if (out / "config.json").is_file() and (out / "metrics.jsonl").is_file() else out
 
 
-def write(folder: Path, title: str, values: Values, chapters: Sequence[Chapter], text: Text) -> Path:
-    """Write the page and its pictures into `folder`, made if need be; gives the page's path.
+def write(folder: Path, title: str, values: Values, chapters: Sequence[Chapter], text: Translation) -> Path:
+    """Write the page and its pictures into `folder`, which is made if need be; returns the page's path.
 
-    title: the text of the headline; `title`.lead is below it. Raises UserError where it cannot write.
+    title: the key of the headline; text `title`.lead is below it. Raises UserError where it cannot write.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +135,7 @@ def _pictures(blocks: Sequence[Block]) -> list[Picture]:
     return found
 
 
-def render(title: str, values: Values, chapters: Sequence[Chapter], text: Text) -> str:
+def render(title: str, values: Values, chapters: Sequence[Chapter], text: Translation) -> str:
     """The page as HTML."""
     script, style = (_file(name) for name in ("page.js", "page.css"))
     links = "".join(
@@ -185,8 +184,8 @@ def _paragraphs(text: str) -> str:
     return "".join(f"<p>{paragraph.strip()}</p>" for paragraph in text.split("\n\n"))
 
 
-def _block(block: Block, text: Text) -> str:
-    if isinstance(block, Words):
+def _block(block: Block, text: Translation) -> str:
+    if isinstance(block, TextBlock):
         words = text.of(block.key, block.values)
         if block.kind == "h3":
             return f"<h3>{words}</h3>"
@@ -199,7 +198,7 @@ def _block(block: Block, text: Text) -> str:
     return _picture(block, text) if isinstance(block, Picture) else _widget(block, text)
 
 
-def _picture(picture: Picture, text: Text) -> str:
+def _picture(picture: Picture, text: Translation) -> str:
     source = base64.b64encode(picture.png).decode()
     alt = html.escape(text.of(f"{picture.key}.alt", picture.values, plain=True), quote=True)
     width, height = (int.from_bytes(picture.png[at : at + 4], "big") for at in (16, 20))  # a PNG says so there
@@ -220,7 +219,7 @@ def _scale(limit: float | None) -> str:
     return f'<div class="scale"><span>−{limit:.3g}</span><i></i><span>+{limit:.3g}</span></div>'
 
 
-def _table(table: Table, text: Text) -> str:
+def _table(table: Table, text: Translation) -> str:
     head = "".join(f'<th scope="col">{text.of(key, {})}</th>' for key in table.head)
     rows = "".join(
         "<tr>" + "".join(f"<td>{html.escape(printable(cell))}</td>" for cell in row) + "</tr>" for row in table.rows
@@ -233,7 +232,7 @@ def _table(table: Table, text: Text) -> str:
     )
 
 
-def _widget(widget: Widget, text: Text) -> str:
+def _widget(widget: Widget, text: Translation) -> str:
     words = {key.rpartition(".")[2]: text.of(key, {}) for key in widget.words}
     data = json.dumps({**widget.data, "words": words}, ensure_ascii=False, separators=(",", ":"))
     data = data.replace("</", "<\\/")

@@ -1,4 +1,4 @@
-"""The strongest patches: the windows of images that a feature responds to most."""
+"""The strongest patches: the windows of images to which a feature responds most."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from gpuconv.errors import UserError
-from gpuconv.see import pictures
+from gpuconv.see import rendering
 from gpuconv.see.deconvnet import ReceptiveField, receptive_field
-from gpuconv.see.images import Image
+from gpuconv.see.input_images import Image
 from gpuconv.see.layers import images_of, maps_of, run
 
 _BATCH = 64
@@ -39,16 +39,17 @@ class Patches:
 
     def figure(self) -> Any:
         """A matplotlib figure of the patches, three to a row."""
-        return pictures.figure(pictures.image_tiles(self.values), columns=3)
+        return rendering.figure(rendering.image_tiles(self.values), columns=3)
 
 
 def top_patches(model: nn.Module, images: Image | Sequence[Image], layer: str, channel: int, count: int = 9) -> Patches:
-    """The `count` windows that make a channel of a layer respond most, among images.
+    """The `count` windows of images that make a channel of a layer respond most.
 
     images: [N, C, H, W], or a list of images of one size, each as `activation_maps` takes it.
 
-    A window is the receptive field of an activation, moved to lie in the image where it sticks out. Of many images each
-    gives one, of few each several, less than half of one within another. Raises UserError as `deconvnet` does.
+    A window is the receptive field of an activation, moved to lie in the image where it extends beyond it. With `count`
+    images or more each gives at most one window; with fewer an image gives several that overlap by less than half.
+    Raises UserError as `deconvnet` does.
     """
     images = images_of(model, images)
     field = receptive_field(model, (images.shape[2], images.shape[3]), layer, channels=images.shape[1])
@@ -57,13 +58,13 @@ def top_patches(model: nn.Module, images: Image | Sequence[Image], layer: str, c
     if not 0 <= channel < maps.shape[1]:
         raise UserError(f"channel must be from 0 to {maps.shape[1] - 1} in layer {layer!r}, but got {channel}")
     maps = maps[:, channel]
-    step = _step(model, images, layer, field)
+    step = _field_step(model, images, layer, field)
     found: list[Patch] = []
     for place in maps.flatten().argsort(descending=True, stable=True).tolist():
         image, rest = divmod(place, maps[0].numel())
         at = divmod(rest, maps.shape[2])
         rows, columns = (
-            _moved(start, stop, (i - middle) * pixels, size)
+            _shifted(start, stop, (i - middle) * pixels, size)
             for (start, stop), i, middle, pixels, size in zip(
                 (field.rows, field.columns), at, field.at, step, images.shape[2:], strict=True
             )
@@ -76,8 +77,8 @@ def top_patches(model: nn.Module, images: Image | Sequence[Image], layer: str, c
     return Patches(tuple(found), torch.stack([patch.cut(images) for patch in found]))
 
 
-def _step(model: nn.Module, images: Tensor, layer: str, field: ReceptiveField) -> tuple[int, int]:
-    """How many pixels down and right the receptive field of the next output is; 0 where it is the whole image."""
+def _field_step(model: nn.Module, images: Tensor, layer: str, field: ReceptiveField) -> tuple[int, int]:
+    """The pixels (down, right) from the receptive field of one output to that of the next; 0 where it is the image."""
     before = (max(field.at[0] - 1, 0), max(field.at[1] - 1, 0))
     size = (images.shape[2], images.shape[3])
     other = receptive_field(model, size, layer, before, images.shape[1])
@@ -87,8 +88,8 @@ def _step(model: nn.Module, images: Tensor, layer: str, field: ReceptiveField) -
     return down, right
 
 
-def _moved(start: int, stop: int, by: int, size: int) -> tuple[int, int]:
-    """The window start … stop moved by so many pixels, and back as far as it would leave 0 … size."""
+def _shifted(start: int, stop: int, by: int, size: int) -> tuple[int, int]:
+    """The window start … stop shifted by `by` pixels, but kept within 0 … size."""
     length = stop - start
     start = min(max(start + by, 0), size - length)
     return start, start + length

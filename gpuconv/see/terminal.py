@@ -1,10 +1,10 @@
-"""Pictures in a terminal: half blocks, two pixels in a character, in 24-bit colours."""
+"""Pictures in a terminal: half blocks, two pixels to a character, in 24-bit colours."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpuconv.see import pictures
-from gpuconv.see.pictures import Pixels
+from gpuconv.see import rendering
+from gpuconv.see.rendering import Pixels
 
 _TILE, _ACROSS = 24, 3
 
@@ -23,13 +23,13 @@ def half_blocks(pixels: Pixels) -> str:
     return "\n".join(lines)
 
 
-def compact(look: Tensor, maps: Tensor, channels: list[int]) -> str:
+def compact(image: Tensor, maps: Tensor, channels: list[int]) -> str:
     """An image [C, H, W], 0 … 1, and the first six of `channels` of its maps [K, P, Q], on one scale."""
     few = channels[: 2 * _ACROSS]
-    limit = pictures.limit_of(maps[few])
-    (image,) = pictures.image_tiles(_small(look, 2 * _TILE)[None])
-    tiles = [pictures.colours(_small(maps[k][None], _TILE)[0], limit) for k in few]
-    parts = [half_blocks(image)]
+    limit = rendering.limit_of(maps[few])
+    (pixels,) = rendering.image_tiles(_scaled(image, 2 * _TILE)[None])
+    tiles = [rendering.colours(_scaled(maps[k][None], _TILE)[0], limit) for k in few]
+    parts = [half_blocks(pixels)]
     for first in range(0, len(few), _ACROSS):
         names = few[first : first + _ACROSS]
         parts.append(" ".join(f"channel {k}".ljust(_TILE)[:_TILE] for k in names).rstrip())
@@ -38,7 +38,7 @@ def compact(look: Tensor, maps: Tensor, channels: list[int]) -> str:
     return "\n".join([*parts, f"blue −{limit:.3g}, white 0, orange +{limit:.3g}"])
 
 
-def _small(image: Tensor, width: int) -> Tensor:
+def _scaled(image: Tensor, width: int) -> Tensor:
     """[C, H, W] made `width` pixels wide, in its proportions."""
     height = max(1, round(image.shape[1] * width / image.shape[2]))
     return F.interpolate(image[None].float(), (height, width), mode="nearest-exact")[0]

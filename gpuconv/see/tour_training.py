@@ -1,6 +1,7 @@
-"""A lesson for a small network, filmed: scikit-learn's handwritten digits, painted in colour onto its two photographs.
+"""The training of the tour's small network, recorded: coloured handwritten digits on parts of two photographs.
 
-Pictures are 32×32×3, the first layer has twelve filters, and a few seconds of training turn noise into detectors.
+Digits and photographs are scikit-learn's. Pictures are 32×32×3, the first layer has twelve filters, and a few seconds
+of training turn noise into detectors.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ _BATCH, _RATE, _DECAY = 64, 0.004, 0.05
 
 @functools.cache
 def photographs() -> tuple[Tensor, Tensor]:
-    """scikit-learn's two, a Chinese temple and a flower, [3, 427, 640], 0 … 1."""
+    """scikit-learn's two photographs, a Chinese temple and a flower, [3, 427, 640], 0 … 1."""
     from sklearn.datasets import load_sample_images
 
     temple, flower = (torch.from_numpy(image.copy()).permute(2, 0, 1) / 255 for image in load_sample_images().images)
@@ -34,7 +35,7 @@ def photographs() -> tuple[Tensor, Tensor]:
 
 
 def paint(digits: Tensor, seed: int) -> Tensor:
-    """Digits [N, 1, 8, 8] as pictures [N, 3, 32, 32]: each somewhere, in a colour far from that of its background."""
+    """Digits [N, 1, 8, 8] as pictures [N, 3, 32, 32], each at a random place, in a colour unlike its background's."""
     generator = torch.Generator().manual_seed(seed)
     count = len(digits)
     ink = F.interpolate(digits, size=(_INK, _INK), mode="bicubic").clamp(0, 1)
@@ -54,7 +55,7 @@ def paint(digits: Tensor, seed: int) -> Tensor:
     return pictures * (1 - strokes) + colour * strokes
 
 
-class Pupil(nn.Sequential):
+class TourNetwork(nn.Sequential):
     """Three times convolution, ReLU and pooling, then one fully connected layer: 3×32×32 → ten numbers.
 
     12×16×16 after the first pooling, 24×8×8 after the second, 32×4×4 after the third.
@@ -75,50 +76,50 @@ class Pupil(nn.Sequential):
         self.fc = nn.Linear(32 * (SIDE // 8) ** 2, 10)
 
 
-class Frame(NamedTuple):
-    """The network after so many epochs, as the held-out pictures show it."""
+class Snapshot(NamedTuple):
+    """The network after an epoch, measured on the held-out pictures."""
 
     filters: Tensor  # [12, 3, 7, 7]: the first layer's
-    outputs: Tensor  # [N, 10]: softmax, what the network holds for likely
+    outputs: Tensor  # [N, 10]: softmax
     cross_entropy: float
     mse: float  # of the outputs against one-hot
     accuracy: float
-    dead: tuple[int, int, int]  # of each layer's filters, how many no held-out picture wakes
+    dead: tuple[int, int, int]  # filters of each layer that are positive for no held-out picture
     alike: list[Pair]
 
 
 @dataclasses.dataclass(frozen=True)
-class Lesson:
-    """A trained network, the film of its training, and the pictures it never saw in training."""
+class TrainingRecord:
+    """A trained network, snapshots of its training, and the pictures that it was not trained on."""
 
-    network: Pupil
-    film: list[Frame]  # before training, then after each epoch
+    network: TourNetwork
+    snapshots: list[Snapshot]  # before training, then after each epoch
     training_loss: list[float]  # cross-entropy of each epoch
     pictures: Tensor  # [N, 3, 32, 32], 0 … 1
     labels: Tensor  # [N]
 
 
 def centred(pictures: Tensor) -> Tensor:
-    """Pictures 0 … 1 as the network takes them."""
+    """Pictures 0 … 1 as the network takes them, with 0 in the middle of the range."""
     return pictures - _MIDDLE
 
 
-def teach(epochs: int = EPOCHS, seed: int = 0, hurry: float = 1) -> Lesson:
-    """Train a `Pupil`. Each epoch sees the digits on new backgrounds in new colours, so there are no two alike.
+def train_recorded(epochs: int = EPOCHS, seed: int = 0, lr_factor: float = 1) -> TrainingRecord:
+    """Train a `TourNetwork`. Each epoch sees the digits on new backgrounds in new colours, so no two are alike.
 
-    hurry: a factor on the learning rate.
+    lr_factor: a factor on the learning rate.
     """
     data = datasets.load(Config(data="digits"))
     digits, unseen = (data.pixels(images, torch.float64) for images in (data.images, data.test_images))
     labels, held_out = data.labels, paint(unseen, seed=1 << 20)
     torch.manual_seed(seed)
-    network = Pupil()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=_RATE * hurry, weight_decay=_DECAY)
+    network = TourNetwork()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=_RATE * lr_factor, weight_decay=_DECAY)
     steps = epochs * -(-len(labels) // _BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / (steps / 4), (steps - step) / (steps * 3 / 4))
     )
-    film, losses = [_frame(network, held_out, data.test_labels)], []
+    snapshots, losses = [_snapshot(network, held_out, data.test_labels)], []
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(epochs):
         pictures, total = centred(paint(digits, seed=epoch)), 0.0
@@ -130,24 +131,24 @@ def teach(epochs: int = EPOCHS, seed: int = 0, hurry: float = 1) -> Lesson:
             schedule.step()
             total += loss.item() * len(batch)
         losses.append(total / len(labels))
-        film.append(_frame(network, held_out, data.test_labels))
-    return Lesson(network.eval(), film, losses, held_out, data.test_labels)
+        snapshots.append(_snapshot(network, held_out, data.test_labels))
+    return TrainingRecord(network.eval(), snapshots, losses, held_out, data.test_labels)
 
 
 @torch.no_grad()
-def _frame(network: Pupil, pictures: Tensor, labels: Tensor) -> Frame:
-    value, silent = centred(pictures), []
+def _snapshot(network: TourNetwork, pictures: Tensor, labels: Tensor) -> Snapshot:
+    value, dead_counts = centred(pictures), []
     for module in network.children():
         value = module(value)
         if isinstance(module, nn.Conv2d):
-            silent.append(len(dead(value)))
-    likely, weight = value.softmax(1), network.conv1.weight.detach().clone()
-    return Frame(
+            dead_counts.append(len(dead(value)))
+    outputs, weight = value.softmax(1), network.conv1.weight.detach().clone()
+    return Snapshot(
         weight,
-        likely,
+        outputs,
         F.cross_entropy(value, labels).item(),
-        F.mse_loss(likely, F.one_hot(labels, 10).float()).item(),
-        (likely.argmax(1) == labels).float().mean().item(),
-        (silent[0], silent[1], silent[2]),
+        F.mse_loss(outputs, F.one_hot(labels, 10).float()).item(),
+        (outputs.argmax(1) == labels).float().mean().item(),
+        (dead_counts[0], dead_counts[1], dead_counts[2]),
         duplicates(weight),
     )

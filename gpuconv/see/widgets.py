@@ -1,4 +1,4 @@
-"""The data of the two things on a page that can be played with."""
+"""The data of the two interactive parts of a page."""
 
 import base64
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpuconv.see.layers import Call
-from gpuconv.see.page import Widget, packed
-from gpuconv.see.pictures import filter_tiles, limit_of, rgb
-from gpuconv.see.tour_training import Lesson
+from gpuconv.see.page import Widget, encoded
+from gpuconv.see.rendering import filter_tiles, limit_of, rgb
+from gpuconv.see.tour_training import TrainingRecord
 
 _FLOATS = 400_000  # of a layer's input and outputs, each; a larger one is cut to its middle
 _LAYER_WORDS = (
@@ -23,9 +23,9 @@ _FILM_WORDS = ("play", "pause", "epoch", "filters", "example", "readout")
 def layer(
     key: str, call: Call, chosen: Sequence[int], picture: Tensor, names: Sequence[str], at: tuple[int, int, int]
 ) -> Widget:
-    """The outputs of a convolution to be clicked: channels `chosen` of `call`, on a picture [3, H, W], 0 … 1, to see.
+    """The outputs of a convolution, to be clicked: channels `chosen` of `call`, beside a picture [3, H, W], 0 … 1.
 
-    names: of the input's channels, or none. at: the output that is shown first: which of the chosen, row, column.
+    names: of the input's channels, or none. at: the output that is shown first (index in `chosen`, row, column).
     """
     outputs, channels = call.weight.shape[0], call.weight.shape[1]
     group = outputs // call.groups
@@ -44,10 +44,10 @@ def layer(
     input, output = padded[:, rows, columns], call.output[0, list(chosen), p0:p1, q0:q1]
     bias = torch.zeros(outputs) if call.bias is None else call.bias
     data = {
-        "input": packed(input.float()),
-        "weight": packed(call.weight[list(chosen)].float()),
-        "bias": packed(bias[list(chosen)].float()),
-        "output": packed(output.float()),
+        "input": encoded(input.float()),
+        "weight": encoded(call.weight[list(chosen)].float()),
+        "bias": encoded(bias[list(chosen)].float()),
+        "output": encoded(output.float()),
         "input_shape": list(input.shape),
         "weight_shape": list(call.weight[list(chosen)].shape),
         "output_shape": list(output.shape),
@@ -67,7 +67,7 @@ def layer(
 
 
 def _side(call: Call, channels: int, filters: int) -> int:
-    """The most rows and columns of outputs that fit into a page."""
+    """The greatest number of rows and columns of outputs that fit into a page."""
     for side in range(max(call.output.shape[2:]), 8, -1):
         inputs = [
             (side - 1) * s + d * (r - 1) + 1
@@ -79,24 +79,24 @@ def _side(call: Call, channels: int, filters: int) -> int:
 
 
 def _middle(size: int, side: int, place: int) -> tuple[int, int]:
-    """At most `side` of `size` places in a row, with `place` near their middle."""
+    """A range of at most `side` out of `size` places, with `place` near its middle."""
     first = min(max(place - side // 2, 0), max(size - side, 0))
     return first, min(first + side, size)
 
 
-def film(key: str, lesson: Lesson, example: int) -> Widget:
-    """The lesson's first filters and outputs for one held-out picture, epoch by epoch, on one scale."""
-    limit = limit_of(*(frame.filters for frame in lesson.film))
-    tiles = b"".join(tile.tobytes() for frame in lesson.film for tile in filter_tiles(frame.filters, limit))
-    count, _, side, _ = lesson.film[0].filters.shape
+def film(key: str, record: TrainingRecord, example: int) -> Widget:
+    """The filters of the first layer and the outputs for one held-out picture, epoch by epoch, on one scale."""
+    limit = limit_of(*(snapshot.filters for snapshot in record.snapshots))
+    tiles = b"".join(tile.tobytes() for snapshot in record.snapshots for tile in filter_tiles(snapshot.filters, limit))
+    count, _, side, _ = record.snapshots[0].filters.shape
     data = {
         "filters": base64.b64encode(tiles).decode(),
         "filter_shape": [count, side],
-        "outputs": [[round(value, 4) for value in frame.outputs[example].tolist()] for frame in lesson.film],
-        "cross_entropy": [round(frame.cross_entropy, 4) for frame in lesson.film],
-        "mse": [round(frame.mse, 5) for frame in lesson.film],
-        "accuracy": [round(frame.accuracy, 4) for frame in lesson.film],
-        "label": int(lesson.labels[example]),
-        "picture": base64.b64encode(rgb(lesson.pictures[example]).tobytes()).decode(),
+        "outputs": [[round(value, 4) for value in snapshot.outputs[example].tolist()] for snapshot in record.snapshots],
+        "cross_entropy": [round(snapshot.cross_entropy, 4) for snapshot in record.snapshots],
+        "mse": [round(snapshot.mse, 5) for snapshot in record.snapshots],
+        "accuracy": [round(snapshot.accuracy, 4) for snapshot in record.snapshots],
+        "label": int(record.labels[example]),
+        "picture": base64.b64encode(rgb(record.pictures[example]).tobytes()).decode(),
     }
     return Widget("film", key, data, [f"film.{word}" for word in _FILM_WORDS])

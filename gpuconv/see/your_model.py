@@ -1,4 +1,4 @@
-"""The page on a model and images of one's own: the layer at work, its filters, and what features look for."""
+"""The page on the reader's own model and images: a layer's outputs, its filters, and what features respond to."""
 
 import dataclasses
 import math
@@ -11,168 +11,169 @@ from torch import Tensor, nn
 
 import gpuconv
 from gpuconv.errors import UserError
-from gpuconv.see import features, pictures, widgets
+from gpuconv.see import features, rendering, widgets
 from gpuconv.see.arithmetic import dead, duplicates, spectrum
-from gpuconv.see.layers import Call, convolutions, find, maps_of, run
-from gpuconv.see.models import SIDE, Subject, fitted, read_image
-from gpuconv.see.page import Block, Chapter, Picture, Table, Words, check, write
-from gpuconv.see.text import Text
+from gpuconv.see.input_images import read_image, resized
+from gpuconv.see.layers import Call, convolutions, find_module, maps_of, run
+from gpuconv.see.model_sources import DEFAULT_SIDE, LoadedModel
+from gpuconv.see.page import Block, Chapter, Picture, Table, TextBlock, check_writable, write
+from gpuconv.see.translations import Translation
 
-_MAPS, _FILTERS, _OWN_IMAGES = 12, 48, 256
+_MAPS, _FILTERS, _RUN_IMAGES = 12, 48, 256  # at most
 _FEATURES = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A model and what it looks at."""
+    """A model, its images and the layer to be seen."""
 
-    subject: Subject
-    looks: Tensor  # [N, C, H, W], 0 … 1
-    images: Tensor  # the same as the model takes them
+    loaded: LoadedModel
+    images: Tensor  # [N, C, H, W], 0 … 1
+    inputs: Tensor  # the images as the model takes them
     layer: str
 
 
-def view(subject: Subject, files: Sequence[Path], layer: str | None, side: int | None) -> View:
-    """The model with its images: the files, or, where there are none, a run's own held-out ones.
+def view(loaded: LoadedModel, files: Sequence[Path], layer: str | None, side: int | None) -> View:
+    """The view of a model on image files, or, where there are none, on the held-out images of its run.
 
-    layer: by default the first convolution. side: the longer one of the image, where the model takes any size. Raises
+    layer: by default the first convolution. side: the longer side of the images, where the model takes any size. Raises
     UserError for files that are no images, a layer that is not there, and where there are no images.
     """
-    names = convolutions(subject.model)
+    names = convolutions(loaded.model)
     layer = next(iter(names)) if layer is None else layer
-    find(subject.model, layer)
+    find_module(loaded.model, layer)
     if files:
-        read = [read_image(file, subject.channels) for file in files]
-        first = fitted(read[0], subject.size or side or SIDE)
+        read = [read_image(file, loaded.channels) for file in files]
+        first = resized(read[0], loaded.size or side or DEFAULT_SIDE)
         height, width = first.shape[1:]
-        looks = torch.stack([first, *(fitted(image, (height, width)) for image in read[1:])])
-    elif subject.images is not None:
-        looks = subject.images[:_OWN_IMAGES]
+        images = torch.stack([first, *(resized(image, (height, width)) for image in read[1:])])
+    elif loaded.images is not None:
+        images = loaded.images[:_RUN_IMAGES]
     else:
-        raise UserError(f"{subject.name} needs an image to look at: --image FILE")
-    return View(subject, looks, subject.normalized(looks), layer)
+        raise UserError(f"{loaded.name} needs an image to look at: --image FILE")
+    return View(loaded, images, loaded.normalized(images), layer)
 
 
-def page(view: View, folder: Path, language: str = "en", say: Callable[[str], None] = lambda line: None) -> Path:
-    """Write the page and its pictures into `folder`; gives the page's path. `say` hears of each chapter.
+def write_page(view: View, folder: Path, language: str = "en", say: Callable[[str], None] = lambda line: None) -> Path:
+    """Write the page and its pictures into `folder`; returns the page's path. `say` gets the title of each chapter.
 
     Raises UserError for an unknown language, for a model that cannot take the images, or where it cannot write.
     """
-    text, began = Text(language), time.perf_counter()
-    check(folder)
+    text, began = Translation(language), time.perf_counter()
+    check_writable(folder)
     with torch.no_grad():
-        output, calls = run(view.subject.model, view.images[:1], view.layer)
+        output, calls = run(view.loaded.model, view.inputs[:1], view.layer)
     maps = maps_of(output, view.layer)[0]
     chapters = []
-    if not view.subject.trained:
-        say(text.of("own-layer.untrained", {}))
+    if not view.loaded.trained:
+        say(text.of("your-layer.untrained", {}))
     for name, blocks in (
-        ("own-layer", lambda: at_work(view, maps, calls)),
-        ("own-filters", lambda: own_filters(maps, calls)),
-        ("own-deeper", lambda: deeper(view)),
+        ("your-layer", lambda: layer_blocks(view, maps, calls)),
+        ("your-filters", lambda: filter_blocks(maps, calls)),
+        ("your-features", lambda: feature_blocks(view)),
     ):
         say(text.of(f"{name}.title", {}))
         made = blocks()
         if made:
             chapters.append(Chapter(name, made))
     values = {
-        "name": view.subject.name, "layer": view.layer, "backend": gpuconv.backends.selected(),
+        "name": view.loaded.name, "layer": view.layer, "backend": gpuconv.backends.selected(),
         "seconds": f"{time.perf_counter() - began:.0f}",
     }  # fmt: skip
-    return write(folder, "own", values, chapters, text)
+    return write(folder, "your-model", values, chapters, text)
 
 
 def strongest(maps: Tensor) -> list[int]:
-    """Up to twelve channels of maps [K, P, Q], those with the greatest response first."""
+    """Up to twelve channels of maps [K, P, Q], the one with the greatest response first."""
     return maps.abs().amax((1, 2)).argsort(descending=True, stable=True)[:_MAPS].tolist()
 
 
-def at_work(view: View, maps: Tensor, calls: Sequence[Call]) -> list[Block]:
+def layer_blocks(view: View, maps: Tensor, calls: Sequence[Call]) -> list[Block]:
     chosen = strongest(maps)
-    limit = pictures.limit_of(maps[chosen])
-    tiles = [pictures.colours(maps[k], limit) for k in chosen]
-    look = view.looks[0]
-    (tile,) = pictures.image_tiles(look[None])
-    channels, height, width = look.shape
+    limit = rendering.limit_of(maps[chosen])
+    tiles = [rendering.colours(maps[k], limit) for k in chosen]
+    image = view.images[0]
+    (tile,) = rendering.image_tiles(image[None])
+    channels, height, width = image.shape
     values = {
         "layer": view.layer, "count": len(chosen), "all": len(maps), "height": maps.shape[1], "width": maps.shape[2],
         "channels": ", ".join(map(str, chosen)),
     }  # fmt: skip
     blocks: list[Block] = [
-        *([] if view.subject.trained else [Words("own-layer.untrained", kind="note")]),
+        *([] if view.loaded.trained else [TextBlock("your-layer.untrained", kind="note")]),
         Picture.of(
-            "own-layer.image", pictures.mosaic([tile], 1, pictures.fitting_zoom(tile, 256)),
+            "your-layer.image", rendering.mosaic([tile], 1, rendering.fitting_zoom(tile, 256)),
             values={"height": height, "width": width, "channels": channels},
         ),
         Picture.of(
-            "own-layer.maps", pictures.mosaic(tiles, 4, pictures.fitting_zoom(tiles[0], 160), 6), values=values,
+            "your-layer.maps", rendering.mosaic(tiles, 4, rendering.fitting_zoom(tiles[0], 160), 6), values=values,
             limit=limit,
         ),
     ]  # fmt: skip
     if not calls:
         return blocks
     call = calls[0]
-    heard = call.output[0].abs().amax((1, 2)).argsort(descending=True, stable=True)[:_MAPS].tolist()
-    row, column = divmod(int(call.output[0, heard[0]].abs().argmax()), call.output.shape[3])
-    seen = look if channels == 3 else look.mean(0).expand(3, height, width)
+    outputs = call.output[0].abs().amax((1, 2)).argsort(descending=True, stable=True)[:_MAPS].tolist()
+    row, column = divmod(int(call.output[0, outputs[0]].abs().argmax()), call.output.shape[3])
+    picture = image if channels == 3 else image.mean(0).expand(3, height, width)
     names = ("R", "G", "B") if call.input.shape[1] == channels == 3 else ()
     shapes = [("x", call.input[0]), ("w", call.weight), ("y", call.output[0])]
     products = call.output[0].numel() * call.weight[0].numel()
     return [
         *blocks,
-        widgets.layer("layer.how", call, heard, seen, names, (0, row, column)),
+        widgets.layer("layer.how", call, outputs, picture, names, (0, row, column)),
         Table(
-            "own-layer.shapes", ["shapes.what", "shapes.shape", "shapes.count"],
+            "your-layer.shapes", ["shapes.what", "shapes.shape", "shapes.count"],
             [[name, " × ".join(map(str, tensor.shape)), f"{tensor.numel():,}"] for name, tensor in shapes],
             {"products": f"{products:,}"},
         ),
     ]  # fmt: skip
 
 
-def own_filters(maps: Tensor, calls: Sequence[Call]) -> list[Block]:
+def filter_blocks(maps: Tensor, calls: Sequence[Call]) -> list[Block]:
     if not calls:
         return []
     weight = calls[0].weight.float()
     kinds = [spectrum(filter).kind for filter in weight]
-    some = weight[:_FILTERS] if weight.shape[1] == 3 else weight[:_FILTERS, :1]
-    limit = pictures.limit_of(some)
-    tiles = pictures.filter_tiles(some, limit)
+    shown = weight[:_FILTERS] if weight.shape[1] == 3 else weight[:_FILTERS, :1]
+    limit = rendering.limit_of(shown)
+    tiles = rendering.filter_tiles(shown, limit)
     columns = min(12, math.ceil(math.sqrt(2 * len(tiles))))
     coloured = weight.shape[1] == 3
     values = {
         "all": len(weight), "shape": " × ".join(map(str, weight.shape[1:])), "alike": len(duplicates(weight)),
         "silent": len(dead(maps[None])), "low": kinds.count("low-pass"), "band": kinds.count("band-pass"),
-        "high": kinds.count("high-pass"), "flat": kinds.count("all-pass"), "last": len(some) - 1, "count": len(some),
+        "high": kinds.count("high-pass"), "flat": kinds.count("all-pass"), "last": len(shown) - 1, "count": len(shown),
         "limit": f"{limit:.3g}",
     }  # fmt: skip
     return [
-        Words("own-filters.words", values),
+        TextBlock("your-filters.words", values),
         Picture.of(
-            f"own-filters.{'colours' if coloured else 'signed'}",
-            pictures.mosaic(tiles, columns, pictures.fitting_zoom(tiles[0], 48), 4),
+            f"your-filters.{'colours' if coloured else 'signed'}",
+            rendering.mosaic(tiles, columns, rendering.fitting_zoom(tiles[0], 48), 4),
             values=values, limit=None if coloured else limit,
         ),
     ]  # fmt: skip
 
 
-def deeper(view: View) -> list[Block]:
-    model = view.subject.model
-    blocks: list[Block] = [Words("own-deeper.words")]
+def feature_blocks(view: View) -> list[Block]:
+    model = view.loaded.model
+    blocks: list[Block] = [TextBlock("your-features.words")]
     rows = []
-    for name in _compared(model, view):
-        shown = features.shown(model, view.images, view.looks, name, _FEATURES)
-        height, width = shown.field
+    for name in _layers_to_compare(model, view):
+        found = features.find(model, view.inputs, view.images, name, _FEATURES)
+        height, width = found.field
         blocks += [
-            Words("own-deeper.layer", {"layer": name, "height": height, "width": width}, "h3"),
-            *features.blocks(shown),
+            TextBlock("your-features.layer", {"layer": name, "height": height, "width": width}, "h3"),
+            *features.blocks(found),
         ]
-        rows.append([name, f"{height} × {width}", shown.shape[1], f"{shown.shape[2]} × {shown.shape[3]}"])
+        rows.append([name, f"{height} × {width}", found.shape[1], f"{found.shape[2]} × {found.shape[3]}"])
     head = ["shapes.layer", "shapes.field", "shapes.channels", "shapes.maps"]
-    return [*blocks, Table("own-deeper.fields", head, rows)]
+    return [*blocks, Table("your-features.fields", head, rows)]
 
 
-def _compared(model: nn.Module, view: View) -> list[str]:
-    """The first convolution, and the layer that was asked for; or one from the middle and the last that is reached."""
+def _layers_to_compare(model: nn.Module, view: View) -> list[str]:
+    """The first convolution and the layer that was chosen, or else one from the middle and the last that is reached."""
     names = list(convolutions(model))
     if view.layer != names[0]:
         return [names[0], view.layer]
@@ -180,7 +181,7 @@ def _compared(model: nn.Module, view: View) -> list[str]:
     for name in (names[len(names) // 2], *reversed(names)):
         try:
             with torch.no_grad():
-                output, _ = run(model, view.images[:1], name)
+                output, _ = run(model, view.inputs[:1], name)
         except UserError:
             continue  # a head that plays no part in evaluation, say
         if output.dim() == 4 and min(output.shape[2:]) > 1:

@@ -1,7 +1,7 @@
-"""Tensors and JSON in one safetensors file with a checksum; nothing in it is ever executed.
+"""Checkpoints: tensors and JSON in one safetensors file with a checksum; nothing in it is ever executed.
 
-A checkpoint holds all that decides how a run goes on: weights, their average, the optimiser's and the scaler's state,
-the random generators of every process, and the place in the epoch. The schedule and what an epoch sees follow from it.
+A checkpoint holds all that decides how a run continues: weights, their average, the state of optimiser and scaler, the
+random generators of every process, and the position in the epoch. The schedule and the batches follow from these.
 """
 
 import json
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gpuconv.errors import UserError
 from gpuconv.files import write_atomically
-from gpuconv.train import ranks
+from gpuconv.train import distributed
 from gpuconv.train.loop import Training
 
 
@@ -32,15 +32,15 @@ def write(path: Path, content: bytes) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}{kept}") from None
 
 
-def sealed(tensors: Mapping[str, Tensor], about: Any = None) -> bytes:
-    """The tensors and anything JSON can say, as the content of a file."""
+def to_bytes(tensors: Mapping[str, Tensor], about: Any = None) -> bytes:
+    """The content of a file that holds the tensors and `about`, any value of JSON."""
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     # One entry, since safetensors writes several in random order.
     return safetensors.torch.save(copies, {"gpuconv": json.dumps({"crc32": _checksum(copies, about), "about": about})})
 
 
-def unsealed(content: bytes, path: Path) -> tuple[dict[str, Tensor], Any]:
-    """What `sealed` was given. Raises UserError, naming the file, where the content is not whole."""
+def from_bytes(content: bytes, path: Path) -> tuple[dict[str, Tensor], Any]:
+    """The tensors and `about` that `to_bytes` got. Raises UserError, naming the file, where the content is damaged."""
     try:
         tensors = safetensors.torch.load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -59,8 +59,8 @@ def _checksum(tensors: Mapping[str, Tensor], about: Any) -> str:
     return f"{found:08x}"
 
 
-def fill(network: nn.Module, found: Mapping[str, Tensor], path: Path) -> None:
-    """Give the network the tensors of a file. Raises UserError, with nothing changed, where they are another's."""
+def load_weights(network: nn.Module, found: Mapping[str, Tensor], path: Path) -> None:
+    """Load the tensors of a file into the network. Raises UserError, with nothing changed, where they do not fit."""
     expected = network.state_dict()
     for name in sorted(expected.keys() | found.keys()):
         shapes = [list(tensors[name].shape) if name in tensors else None for tensors in (expected, found)]
@@ -70,40 +70,40 @@ def fill(network: nn.Module, found: Mapping[str, Tensor], path: Path) -> None:
 
 
 def pack(training: Training, tally: dict[str, Any]) -> bytes:
-    """A checkpoint, with a tally that JSON can say. Every process must call it."""
+    """The content of a checkpoint of `training` and `tally`, values of JSON. Every process must call it."""
     at, device = training.at, training.at.sums.device
     tensors = {f"network.{name}": value for name, value in training.network.state_dict().items()}
     if training.average is not None:
         tensors |= {f"average.{name}": value for name, value in training.average.state_dict().items()}
     for index, state in training.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items() if value is not None}
-    tensors["sums"] = ranks.each(at.sums.cpu())
-    tensors["torch"] = ranks.each(torch.get_rng_state())
+    tensors["sums"] = distributed.gather(at.sums.cpu())
+    tensors["torch"] = distributed.gather(torch.get_rng_state())
     if device.type == "cuda":
-        tensors["cuda"] = ranks.each(torch.cuda.get_rng_state(device))
+        tensors["cuda"] = distributed.gather(torch.cuda.get_rng_state(device))
     numpy: dict[str, Any] = dict(np.random.get_state(legacy=False))
     numpy["state"] = numpy["state"] | {"key": numpy["state"]["key"].tolist()}
-    images, scaler = ranks.each(torch.tensor(at.images)).tolist(), training.scaler.state_dict()
+    images, scaler = distributed.gather(torch.tensor(at.images)).tolist(), training.scaler.state_dict()
     about = {"step": at.step, "images": images, "scaler": scaler, "python": random.getstate(), "numpy": numpy}
-    return sealed(tensors, about | {"tally": tally})
+    return to_bytes(tensors, about | {"tally": tally})
 
 
 def unpack(training: Training, content: bytes, path: Path, tally: dict[str, Any]) -> dict[str, Any]:
-    """Put `training` and the random generators where `pack` found them; gives the tally, which has the keys of `tally`.
+    """Restore `training` and the random generators that `pack` saved; returns the tally, which has the keys of `tally`.
 
-    Raises UserError where the content is damaged, another network's, or was made by another number of processes.
+    Raises UserError where the content is damaged, another network's, or from another number of processes.
     """
-    tensors, about = unsealed(content, path)
+    tensors, about = from_bytes(content, path)
     try:
-        if len(about["images"]) != ranks.world():
-            raise UserError(f"{path} is of {len(about['images'])} processes, but there are {ranks.world()}")
+        if len(about["images"]) != distributed.world_size():
+            raise UserError(f"{path} is of {len(about['images'])} processes, but there are {distributed.world_size()}")
         parts: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = value
-        fill(training.network, parts["network"], path)
+        load_weights(training.network, parts["network"], path)
         if training.average is not None:
-            fill(training.average, parts["average"], path)
+            load_weights(training.average, parts["average"], path)
         params = [param for group in training.optimizer.param_groups for param in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in parts.get("optimizer", {}).items():
@@ -114,7 +114,7 @@ def unpack(training: Training, content: bytes, path: Path, tally: dict[str, Any]
         groups = training.optimizer.state_dict()["param_groups"]
         training.optimizer.load_state_dict({"state": state, "param_groups": groups})
         training.scaler.load_state_dict(about["scaler"])
-        at, rank = training.at, ranks.rank()
+        at, rank = training.at, distributed.rank()
         at.step, at.images = about["step"], about["images"][rank]
         at.sums.copy_(tensors["sums"][rank])
         torch.set_rng_state(tensors["torch"][rank].clone())  # it wants aligned memory

@@ -1,4 +1,4 @@
-"""The same training on several backends: accuracy, seconds an epoch, images a second, and where a step's time goes."""
+"""Comparison of backends in training: accuracy, seconds per epoch, images per second, and the parts of a step."""
 
 import dataclasses
 import io
@@ -16,20 +16,20 @@ from gpuconv import backends
 from gpuconv.errors import UserError
 from gpuconv.train import checkpoint, data as datasets, loop, networks, run as runs
 from gpuconv.train.config import Config
-from gpuconv.train.progress import Lines
+from gpuconv.train.progress import ProgressLines
 
 TABLE, PICTURE = "compare.json", "compare.png"
 STAGES = ("data", "forward", "backward", "optimizer")
-_WARM, _TIMED = 5, 20  # steps
+_WARMUP, _TIMED = 5, 20  # steps
 
 
 def compare(config: Config, names: Sequence[str], seeds: int, path: Path, stream: TextIO) -> list[dict[str, Any]]:
-    """Train with each backend of `names` and each of so many seeds, in turn; write runs, table and picture to `path`.
+    """Train with each backend of `names` and each of `seeds` seeds; write the runs, a table and a chart to `path`.
 
-    What is the same by another name is measured once: on a CPU `auto` is `aten`. Gives a row for each backend: its
-    values are means, those called `…_spread` standard deviations over seeds. Accuracy is that of the runs' results, on
-    images by which nothing was chosen. An epoch's speed is the median of a run's epochs but the first. Raises as
-    `runs.train` does.
+    Two names of one backend are measured once: on a CPU `auto` is `aten`. Returns a row for each backend: its values
+    are means, those called `…_spread` standard deviations over seeds. Accuracy is that of the runs' results, on images
+    by which nothing was chosen. The speed is the median over a run's epochs except the first. Raises as `runs.train`
+    does.
     """
     names = _different(names, config.device, stream)
     configs = {name: dataclasses.replace(config, backend=name) for name in names}
@@ -39,8 +39,8 @@ def compare(config: Config, names: Sequence[str], seeds: int, path: Path, stream
         runs.check_new(path / f"{name}-{seed}")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed, name in itertools.product(range(config.seed, config.seed + seeds), names):
-        watch = Lines(stream, f"{name}, seed {seed}")
-        result = runs.train(dataclasses.replace(configs[name], seed=seed), path / f"{name}-{seed}", [watch])
+        progress = ProgressLines(stream, f"{name}, seed {seed}")
+        result = runs.train(dataclasses.replace(configs[name], seed=seed), path / f"{name}-{seed}", [progress])
         if result["stopped_by"]:
             raise UserError(f"stopped by {result['stopped_by']}; the runs that ended are in {path}")
         epochs = [line for line in runs.metrics(path / f"{name}-{seed}") if line["kind"] == "epoch"]
@@ -60,7 +60,7 @@ def compare(config: Config, names: Sequence[str], seeds: int, path: Path, stream
 
 
 def _different(names: Sequence[str], device: str, stream: TextIO) -> list[str]:
-    """The names by which the backends are known, each once; says where that is another one than was given."""
+    """The different backends among `names`; prints where a name stands for another."""
     order = backends.auto_order(torch.device(device).type)
     found: list[str] = []
     for name in map(str.strip, names):
@@ -73,11 +73,11 @@ def _different(names: Sequence[str], device: str, stream: TextIO) -> list[str]:
 
 
 def step_times(config: Config) -> dict[str, float]:
-    """Milliseconds of each stage of a training step, the median of some; the device is waited for after each stage."""
+    """Milliseconds of each stage of a training step, medians; the device is synchronised after each stage."""
     device = torch.device(config.device)
     data = datasets.load(config).to(device)
     network = networks.build(config.model, data.image_shape, len(data.classes), config.channels_last)
-    config = dataclasses.replace(config, steps=_WARM + _TIMED, epochs=None)
+    config = dataclasses.replace(config, steps=_WARMUP + _TIMED, epochs=None)
     network.to(device, config.weight_dtype)
     networks.measure(network, data.images, data.top)
     times: dict[str, list[float]] = {stage: [] for stage in STAGES}
@@ -92,10 +92,10 @@ def step_times(config: Config) -> dict[str, float]:
         last = now
 
     with runs.computing(config, data.image_shape):
-        training = loop.Training(network, config, len(data.labels), loop.rehearse(network, data, config))
+        training = loop.Training(network, config, len(data.labels), loop.dry_run(network, data, config))
         for _ in loop.fit(training, data, config, mark):
             last = time.perf_counter()
-    return {stage: statistics.median(values[_WARM:]) for stage, values in times.items()}
+    return {stage: statistics.median(values[_WARMUP:]) for stage, values in times.items()}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

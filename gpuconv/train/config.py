@@ -1,4 +1,4 @@
-"""The settings of a run, what suits which data and network, and the error for everything that a user can put right."""
+"""The settings of a training run, and their defaults for each data set and network."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from gpuconv.errors import UserError
 
 DEFAULT_EPOCHS = 40
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-# What takes the place of a setting's default, unless it is given: by data, then by network.
+# Defaults that replace those of `Config`: for each data set, then for each network.
 DATA: dict[str, dict[str, Any]] = {
     "digits": {"shift": 1},
     "cifar10:DIR": {"epochs": 16, "batch_size": 128, "flip": True, "shift": 2},
@@ -28,7 +28,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "tutorial": {"epochs": 8, "shift": 1},
     "resnet9": {"epochs": 24, "batch_size": 512, "lr": 0.2, "flip_test": True},
     "resnet18": {"epochs": 30},
-    # airbench94.py's own, for the mean of a batch's losses and not their sum, and with epochs to spare
+    # airbench94.py's, converted from the sum of a batch's losses to their mean, and with more epochs
     "airbench94": {"epochs": 16, "batch_size": 1024, "lr": 1.5, "momentum": 0.85, "weight_decay": 1.33e-3,
                    "label_smoothing": 0.2, "ema": 0.95, "flip_test": True},
     "timm:NAME": {},
@@ -44,58 +44,66 @@ _MUST: dict[str, Callable[[Any], bool]] = {
 AT_LEAST_1, NOT_NEGATIVE, SHARE, POSITIVE, SEED = _MUST
 
 
-def _is(default: Any, help: str, *choices: str, must: str | None = None) -> Any:
+def _setting(default: Any, help: str, *choices: str, must: str | None = None) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "must": must})
 
 
 def kind(value: str, known: Iterable[str]) -> str | None:
-    """Which of DATA or MODELS a setting is one of: 'cifar10:DIR' for 'cifar10:/data'."""
+    """The key of DATA or MODELS that a setting belongs to: 'cifar10:DIR' for 'cifar10:/data'."""
     word, colon, rest = value.partition(":")
     return next((k for k in known if k.partition(":")[:2] == (word, colon) and bool(rest) == bool(colon)), None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a run is made from. The same settings on the same machine give the same weights, bit for bit."""
+    """The settings of a run. The same settings on the same machine give the same weights, bit for bit."""
 
-    data: str = _is("digits", f"Images to learn from: {', '.join(DATA)}.")
-    model: str = _is("small", f"Network: {', '.join(MODELS)}.")
-    loss: str = _is("cross-entropy", "cross-entropy, or mse (on one-hot targets).", "cross-entropy", "mse")
-    label_smoothing: float = _is(0.0, "Share of a target that is spread over all classes.", must=SHARE)
-    optimizer: str = _is("sgd", "sgd (with Nesterov momentum) or adamw.", "sgd", "adamw")
-    schedule: str = _is("one-cycle", "Of the learning rate: one-cycle or cosine.", "one-cycle", "cosine")
-    lr: float = _is(0.1, "Highest learning rate.", must=POSITIVE)
-    momentum: float = _is(0.9, "Of sgd.", must=SHARE)
-    weight_decay: float = _is(5e-4, "Pull of the weights towards 0.", must=NOT_NEGATIVE)
-    clip: float = _is(0.0, "Longest gradient; a longer one is shortened to it. 0: any.", must=NOT_NEGATIVE)
-    epochs: int | None = _is(None, "Passes over the training set; as many as --steps needs.", must=AT_LEAST_1)
-    steps: int | None = _is(None, "Stop after this many optimiser steps in all.", must=AT_LEAST_1)
-    batch_size: int = _is(64, "Images in a step.", must=AT_LEAST_1)
-    ema: float = _is(0.0, "Decay of a moving average of the weights, to be judged and saved. 0: none.", must=SHARE)
-    patience: int = _is(
+    data: str = _setting("digits", f"Images to learn from: {', '.join(DATA)}.")
+    model: str = _setting("small", f"Network: {', '.join(MODELS)}.")
+    loss: str = _setting("cross-entropy", "cross-entropy, or mse (on one-hot targets).", "cross-entropy", "mse")
+    label_smoothing: float = _setting(0.0, "Share of a target that is spread over all classes.", must=SHARE)
+    optimizer: str = _setting("sgd", "sgd (with Nesterov momentum) or adamw.", "sgd", "adamw")
+    schedule: str = _setting("one-cycle", "Schedule of the learning rate: one-cycle or cosine.", "one-cycle", "cosine")
+    lr: float = _setting(0.1, "Highest learning rate.", must=POSITIVE)
+    momentum: float = _setting(0.9, "Momentum of sgd.", must=SHARE)
+    weight_decay: float = _setting(5e-4, "Decay of the weights towards 0.", must=NOT_NEGATIVE)
+    clip: float = _setting(
+        0.0, "Greatest norm of the gradient; a longer one is scaled down to it. 0: no limit.", must=NOT_NEGATIVE
+    )
+    epochs: int | None = _setting(None, "Passes over the training set; as many as --steps needs.", must=AT_LEAST_1)
+    steps: int | None = _setting(None, "Stop after this many optimiser steps in all.", must=AT_LEAST_1)
+    batch_size: int = _setting(64, "Images in a step.", must=AT_LEAST_1)
+    ema: float = _setting(
+        0.0, "Decay of a moving average of the weights, which is then evaluated and saved. 0: none.", must=SHARE
+    )
+    patience: int = _setting(
         0,
-        "Stop after so many epochs no better in validation; keep the best. 0: never.",
+        "Stop after this many epochs without a better validation score; keep the best. 0: never.",
         must=NOT_NEGATIVE,
     )
-    flip: bool = _is(False, "Mirror every image in every other epoch.")
-    shift: int = _is(0, "Move images by up to this many pixels along each axis.", must=NOT_NEGATIVE)
-    cutout: int = _is(0, "Blacken a square with sides of this many pixels in each image.", must=NOT_NEGATIVE)
-    flip_test: bool = _is(False, "Judge an image and its mirror image, and take the mean.")
-    size: int = _is(
-        0, "Side of the squares that a folder's images become: scaled to cover one, its middle taken. 0: leave "
-        "them, or the median of their short sides, 224 at most, where they differ.", must=NOT_NEGATIVE
+    flip: bool = _setting(False, "Mirror every image in every other epoch.")
+    shift: int = _setting(0, "Move images by up to this many pixels along each axis.", must=NOT_NEGATIVE)
+    cutout: int = _setting(0, "Blacken a square with sides of this many pixels in each image.", must=NOT_NEGATIVE)
+    flip_test: bool = _setting(False, "Evaluate on each image and its mirror image, and take the mean.")
+    size: int = _setting(
+        0, "Side of the squares that a folder's images are scaled and cropped to. 0: leave them as they are, or the "
+        "median of their short sides, 224 at most, where they differ.", must=NOT_NEGATIVE
     )  # fmt: skip
-    skip_broken: bool = _is(False, "Leave out images of a folder that cannot be read.")
-    backend: str = _is("auto", f"Who computes convolutions: {', '.join((*backends.CHOICES, *backends.names()))}.")
-    device: str = _is("cpu", "cpu, cuda or cuda:N; cuda where there is a GPU.")
-    dtype: str = _is("float32", f"{', '.join(DTYPES)}; the 16-bit ones by autocast, with float32 weights.", *DTYPES)
-    channels_last: bool = _is(False, "Lay tensors out with channels last, as tensor cores want them.")
-    compile: bool = _is(False, "Train through torch.compile.")
-    seed: int = _is(0, "The same seed gives the same weights, bit for bit.", must=SEED)
+    skip_broken: bool = _setting(False, "Leave out images of a folder that cannot be read.")
+    backend: str = _setting(
+        "auto", f"Backend that computes convolutions: {', '.join((*backends.CHOICES, *backends.names()))}."
+    )
+    device: str = _setting("cpu", "cpu, cuda or cuda:N; cuda where there is a GPU.")
+    dtype: str = _setting(
+        "float32", f"{', '.join(DTYPES)}; the 16-bit ones by autocast, with float32 weights.", *DTYPES
+    )
+    channels_last: bool = _setting(False, "Use the channels-last layout, which suits tensor cores.")
+    compile: bool = _setting(False, "Train through torch.compile.")
+    seed: int = _setting(0, "The same seed gives the same weights, bit for bit.", must=SEED)
 
     @classmethod
     def of(cls, values: object) -> "Config":
-        """The Config that `dataclasses.asdict` made `values` from; other keys are ignored.
+        """The Config whose `dataclasses.asdict` is `values`; other keys are ignored.
 
         Raises UserError where a setting is missing or has the wrong type.
         """
@@ -112,7 +120,7 @@ class Config:
 
     @classmethod
     def given(cls, **given: Any) -> "Config":
-        """These settings, and where one is left out or None, what suits the others."""
+        """The Config with these settings; one that is left out or None gets the default that suits the others."""
         given = {name: value for name, value in given.items() if value is not None}
         fit: dict[str, Any] = {"backend": backends.selected(), "device": "cuda" if torch.cuda.is_available() else "cpu"}
         for name, known in (("data", DATA), ("model", MODELS)):
@@ -145,13 +153,13 @@ class Config:
         except ValueError as error:
             raise UserError(str(error)) from None
 
-    def length(self, images: int, least: int = 1) -> tuple[int, int]:
-        """(steps in all, steps an epoch) on a training set of `images`; an epoch's last batch may be a small one.
+    def length(self, images: int, min_batch: int = 1) -> tuple[int, int]:
+        """(steps in all, steps per epoch) on a training set of `images`; an epoch's last batch may be smaller.
 
-        least: fewer images are no batch of their own, but part of the one before, as in `data.epoch_batches`.
+        min_batch: fewer images join the batch before, as in `data.epoch_batches`.
         """
         epoch, rest = divmod(images, self.batch_size)
-        epoch += rest >= least or not epoch
+        epoch += rest >= min_batch or not epoch
         if self.steps is not None and self.epochs is None:
             return self.steps, epoch
         steps = (self.epochs or DEFAULT_EPOCHS) * epoch

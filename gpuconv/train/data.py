@@ -1,4 +1,4 @@
-"""The images to learn from, held in memory on the device, and the order and guise in which training sees them."""
+"""The images of a run, held in memory on the device, and the batches of an epoch, shuffled and augmented."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpuconv.errors import UserError
-from gpuconv.train import folder, known, npz
+from gpuconv.train import image_folder, npz, standard_data
 from gpuconv.train.config import Config
-from gpuconv.train.source import Source, every
+from gpuconv.train.raw_data import RawData, nth_of_class
 
 _EVERY = 5  # where nothing is held out, every fifth image of each class is
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Images to learn from, images to test the result with, and perhaps images to choose it with.
+    """Training images, test images, and perhaps validation images.
 
     Images are [N, C, H, W] uint8 or floats, labels [N] int64.
     """
@@ -34,7 +34,7 @@ class Data:
     skipped: tuple[str, ...] = ()  # what could not be read
     val_images: Tensor | None = None
     val_labels: Tensor | None = None
-    notes: tuple[str, ...] = ()  # a user ought to be told
+    notes: tuple[str, ...] = ()  # for the user
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -42,8 +42,8 @@ class Data:
         return tuple(self.images.shape[1:])
 
     @property
-    def watched(self) -> str:
-        """The part that a run is judged by after each epoch: 'val' where there is one, else 'test'."""
+    def monitored(self) -> str:
+        """The part that is evaluated after each epoch: 'val' where there is one, else 'test'."""
         return "test" if self.val_labels is None else "val"
 
     def part(self, name: str) -> tuple[Tensor, Tensor]:
@@ -53,19 +53,19 @@ class Data:
         return self.val_images, self.val_labels
 
     def pixels(self, images: Tensor, dtype: torch.dtype) -> Tensor:
-        """Images of this data as networks take them: values 0 … 1."""
+        """Images of this data with values 0 … 1, as networks take them."""
         return images.to(dtype).div_(self.top) if self.top != 1 else images.to(dtype)
 
     def to(self, device: torch.device) -> "Data":
-        """The same data on `device`."""
+        """This data on `device`."""
         tensors: dict[str, Any] = {k: value.to(device) for k, value in vars(self).items() if isinstance(value, Tensor)}
         return dataclasses.replace(self, **tensors)
 
 
 def load(config: Config, size: tuple[int, int] | None = None) -> Data:
-    """What `config.data` names. size: (H, W) that a folder's images are brought to; by default what suits them.
+    """The data that `config.data` names. size: (H, W) that a folder's images are resized to; by default as they are.
 
-    Where the data have no part to test with, their `val` part is it, or every fifth training image of each class. Where
+    Data without a test part are tested with their `val` part, or with every fifth training image of each class. Where
     the best of several epochs is to be kept (`config.patience`), it is chosen by `val` alone, or else by every fifth
     remaining image; nothing is chosen by test images. Raises UserError for what is missing, damaged or does not fit
     together.
@@ -94,7 +94,7 @@ def load(config: Config, size: tuple[int, int] | None = None) -> Data:
         if name in parts or (name == "val" and not config.patience):
             continue
         images, labels = parts["train"]
-        out = every(labels, _EVERY)
+        out = nth_of_class(labels, _EVERY)
         if not out.any():
             raise UserError(f"{config.data}: no class has the {_EVERY} images that it takes {why}")
         parts["train"], parts[name] = (images[~out], labels[~out]), (images[out], labels[out])
@@ -116,27 +116,27 @@ def load(config: Config, size: tuple[int, int] | None = None) -> Data:
     )  # fmt: skip
 
 
-_READERS: dict[str, Callable[[Path, Config, tuple[int, int] | None], Source]] = {
-    "digits": lambda path, config, size: known.digits(),
-    "cifar10": lambda path, config, size: known.cifar10(path),
-    "cifar100": lambda path, config, size: known.cifar100(path),
-    "mnist": lambda path, config, size: known.mnist(path),
-    "folder": folder.load,
+_READERS: dict[str, Callable[[Path, Config, tuple[int, int] | None], RawData]] = {
+    "digits": lambda path, config, size: standard_data.digits(),
+    "cifar10": lambda path, config, size: standard_data.cifar10(path),
+    "cifar100": lambda path, config, size: standard_data.cifar100(path),
+    "mnist": lambda path, config, size: standard_data.mnist(path),
+    "folder": image_folder.load,
     "npz": lambda path, config, size: npz.load(path),
 }
 
 
-# ---- what training sees ---------------------------------------------------------------------------------------------
+# ---- the batches of an epoch ----------------------------------------------------------------------------------------
 
 
 def epoch_batches(
-    data: Data, config: Config, epoch: int, first: int = 0, part: tuple[int, int] = (0, 1), least: int = 1
+    data: Data, config: Config, epoch: int, first: int = 0, part: tuple[int, int] = (0, 1), min_batch: int = 1
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
     """The training set once, shuffled and augmented: images [B, C, H, W], labels [B], the size of the whole batch.
 
-    first: the batch to begin with. part: (k, n) gives every n-th image of each batch, from the k-th on. least: a last
-    batch of fewer images is part of the one before it. What becomes of an image depends on seed, epoch and its place in
-    the training set alone, on no batch, part or device.
+    first: the batch to begin with. part: (k, n) gives every n-th image of each batch, from the k-th on. min_batch: a
+    last batch of fewer images joins the one before it. How an image is augmented depends only on the seed, the epoch
+    and its place in the training set, not on batch, part or device.
     """
     device, count = data.labels.device, len(data.labels)
     order = torch.randperm(count, generator=torch.Generator().manual_seed((config.seed << 20) + epoch)).to(device)
@@ -144,7 +144,7 @@ def epoch_batches(
     # An image is mirrored in every other epoch: of two epochs one sees it either way (airbench's alternating flip).
     mirrored = ((draws(config.seed, 0, torch.arange(count, device=device))[0] + epoch) & 1).bool()
     batches = list(order.split(config.batch_size))
-    if len(batches) > 1 and len(batches[-1]) < least:
+    if len(batches) > 1 and len(batches[-1]) < min_batch:
         batches[-2:] = [order[(len(batches) - 2) * config.batch_size :]]
     for batch in batches[first:]:
         mine = batch[part[0] :: part[1]]
@@ -153,7 +153,7 @@ def epoch_batches(
 
 
 def _augment(images: Tensor, chance: Tensor, mirrored: Tensor, config: Config) -> Tensor:
-    """Images [B, C, H, W] moved, mirrored and cut by chance [4, B]."""
+    """Images [B, C, H, W] shifted, mirrored and cut out, as the random numbers `chance` [4, B] say."""
     (height, width), s = images.shape[2:], config.shift
     if s:
         windows = F.pad(images, (s,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # [B, C, 2s+1, 2s+1, H, W], a view
@@ -171,13 +171,13 @@ def _augment(images: Tensor, chance: Tensor, mirrored: Tensor, config: Config) -
 
 
 def draws(seed: int, epoch: int, index: Tensor) -> Tensor:
-    """Four numbers 0 … 2³² − 1 for each index [N]: int64 [4, N], a hash of (seed, epoch, index) on any device."""
+    """Four numbers 0 … 2³² − 1 for each index [N], as int64 [4, N]: a hash of (seed, epoch, index) on any device."""
     streams = torch.arange(4, device=index.device)[:, None]
     return _mix(_mix(index ^ _mix(_mix(seed) ^ epoch)) ^ streams)
 
 
 def _mix(x: Any) -> Any:
-    """lowbias32 (Chris Wellons) on ints or int64 tensors; a product's low 32 bits survive its overflow."""
+    """The hash lowbias32 (Chris Wellons) on ints or int64 tensors; a product's low 32 bits survive its overflow."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
     x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
     return x ^ (x >> 16)

@@ -1,4 +1,4 @@
-"""A trained network for those who have no gpuconv: weights, a program of torch.export, or ONNX; checked, then kept.
+"""Export of a trained network as weights, a program of torch.export, or ONNX, which run without gpuconv.
 
 What is written holds PyTorch's (or ONNX's) own convolutions, and the normalisation of the images: it takes [N, C, H, W]
 with values 0 … 1, for any N, and gives a score for each class. Each file also says what it is for: `classes`, the names
@@ -24,14 +24,14 @@ from gpuconv.train import checkpoint, networks, run as runs
 
 ABOUT = "gpuconv.json"
 _IMAGES = 8
-_WORSE = 4  # times PyTorch's own error against float64, one rounding of the largest output at least
+_FACTOR = 4  # allowed error: times PyTorch's own against float64, at least one rounding of the largest output
 
 
 def export(run: Path, format: str, out: Path) -> str:
-    """Write the network of the run at `run` to `out` and say how well it agrees; `format`: one of FORMATS.
+    """Write the network of the run at `run` to `out`; returns a line on how well it agrees. format: one of FORMATS.
 
-    Raises UserError where it could not be written, does not agree, a package is missing, or the folder is damaged:
-    then nothing is written.
+    Raises UserError, with nothing written, where the file cannot be written or its outputs do not agree, a package is
+    missing, or the run is damaged.
     """
     if format not in FORMATS:
         raise UserError(f"format must be one of {', '.join(FORMATS)}, but got {format!r}")
@@ -56,7 +56,7 @@ def export(run: Path, format: str, out: Path) -> str:
         expected = network(images[:3])
         exact = network.double()(images[:3].double())
         own, off = ((outputs.double() - exact).abs().max().item() for outputs in (expected, got))
-        allowed = _WORSE * max(own, exact.abs().max().item() * torch.finfo(torch.float32).eps / 2)
+        allowed = _FACTOR * max(own, exact.abs().max().item() * torch.finfo(torch.float32).eps / 2)
         if not off <= allowed:
             raise UserError(f"{format} was not written: its outputs are off by {off:.1e}, PyTorch's by {own:.1e}")
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -65,9 +65,9 @@ def export(run: Path, format: str, out: Path) -> str:
 
 
 def _safetensors(network: nn.Module, images: Tensor, file: Path, about: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-    file.write_bytes(checkpoint.sealed(network.state_dict(), about))
+    file.write_bytes(checkpoint.to_bytes(network.state_dict(), about))
     again = gpuconv.revert(networks.build(about["model"], tuple(about["image_shape"]), len(about["classes"])))
-    checkpoint.fill(again, checkpoint.unsealed(file.read_bytes(), file)[0], file)
+    checkpoint.load_weights(again, checkpoint.from_bytes(file.read_bytes(), file)[0], file)
     return again.eval()
 
 

@@ -1,6 +1,6 @@
-"""The networks by name. Each takes images with values 0 … 1 and normalises them itself: its file is all it needs.
+"""The networks by name. Each takes images with values 0 … 1 and normalises them itself: its weights are all it needs.
 
-They are written with PyTorch's layers, and `build` converts them: the convolutions are gpuconv's.
+They are written with PyTorch's layers; `build` converts their convolutions to gpuconv's.
 """
 
 import inspect
@@ -14,27 +14,27 @@ from torch import Tensor, nn
 
 import gpuconv
 from gpuconv.errors import UserError
-from gpuconv.text import like
+from gpuconv.text import did_you_mean
 
 Shape = tuple[int, ...]  # [C, H, W]
 
 
 def build(name: str, image_shape: Shape, classes: int, channels_last: bool = False) -> nn.Module:
-    """The network called `name` for such images. Raises UserError for one that is not there."""
+    """The network called `name` for images of `image_shape`. Raises UserError where there is none."""
     library, _, theirs = name.partition(":")
     if theirs:
         parts = {"normalize": Normalize(image_shape[0]), "net": _from_library(library, theirs, image_shape[0], classes)}
         network: nn.Module = nn.Sequential(OrderedDict(parts))
     else:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # images may be too small for a layer; what is done with them says so
+            warnings.simplefilter("ignore")  # of images too small for a layer: using them raises
             network = NETWORKS[name](image_shape, classes)
     gpuconv.convert(network, torch.channels_last if channels_last else None)
     return network
 
 
 def measure(network: nn.Module, images: Tensor, top: float) -> None:
-    """Set what a network takes from its training images [N, C, H, W], of values 0 … top."""
+    """Set what a network computes from its training images [N, C, H, W], values 0 … top: normalisation, whitening."""
     normalize: Any = network.normalize
     normalize.measure(images, top)
     if isinstance(network, AirBench94):
@@ -50,18 +50,18 @@ def _from_library(library: str, name: str, channels: int, classes: int) -> nn.Mo
         return of_torchvision(name, num_classes=classes)
     except ImportError:
         raise UserError(f"model {library}:{name} needs: pip install {library}") from None
-    except (ValueError, RuntimeError, TypeError, KeyError) as error:  # what each says of a name that it does not have
+    except (ValueError, RuntimeError, TypeError, KeyError) as error:  # raised for unknown names
         known = _names(library)
-        near = "" if name in known else like(name, known)
+        near = "" if name in known else did_you_mean(name, known)
         raise UserError(f"{library} cannot make a model {name!r}: {error}{near}") from None
 
 
 def of_torchvision(name: str, **settings: Any) -> nn.Module:
-    """torchvision's model with random weights all through. Raises ValueError for a name that it does not have."""
+    """The model of torchvision with random weights throughout. Raises ValueError for an unknown name."""
     import torchvision
 
     takes = inspect.signature(torchvision.models.get_model_builder(name)).parameters
-    if "weights_backbone" in takes:  # whose default is downloaded
+    if "weights_backbone" in takes:  # its default would be downloaded
         settings["weights_backbone"] = None
     return torchvision.models.get_model(name, weights=None, **settings)
 
@@ -88,7 +88,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.ones(channels, 1, 1))
 
     def measure(self, images: Tensor, top: float = 1.0) -> None:
-        """Take mean and std of `images` / top, [N, C, H, W]; a channel that never varies keeps its scale."""
+        """Set mean and std to those of `images` / top, [N, C, H, W]; a channel that never varies keeps its scale."""
         n = images.numel() / images.shape[1]
 
         def total(of: Callable[[Tensor], Tensor]) -> Tensor:  # [C, 1, 1], a thousand images at a time
@@ -116,7 +116,7 @@ def small(image_shape: Shape, classes: int) -> nn.Module:
 
 
 def tutorial(image_shape: Shape, classes: int) -> nn.Module:
-    """The network of the lectures: an image, filters, ReLU, pooling, three times over, and a score for each class."""
+    """Three times convolution, ReLU and pooling, then a score for each class."""
     channels, height, width = image_shape
     return nn.Sequential(OrderedDict(
         normalize=Normalize(channels),                 # 32×32×3, with zero mean
@@ -162,7 +162,7 @@ def _conv_bn(c: int, k: int, size: int = 3, stride: int = 1, relu: bool = True) 
 
 
 def resnet9(image_shape: Shape, classes: int) -> nn.Module:
-    """David Page's for CIFAR-10: 64×32×32 → 128×16×16 and a residual → 256×8×8 → 512×4×4 and a residual → scores."""
+    """David Page's, for CIFAR-10: 64×32×32 → 128×16×16 and a residual → 256×8×8 → 512×4×4 and a residual → scores."""
 
     def residual(k: int) -> nn.Module:
         return Residual(nn.Sequential(_conv_bn(k, k), _conv_bn(k, k)))
@@ -177,7 +177,7 @@ def resnet9(image_shape: Shape, classes: int) -> nn.Module:
 
 
 def resnet18(image_shape: Shape, classes: int) -> nn.Module:
-    """He et al.'s; its stem is a 3×3 layer for images of up to 64 pixels, as is usual, above that 7×7 and a pool."""
+    """He et al.'s ResNet-18; its stem is a 3×3 layer for images of up to 64 pixels, else 7×7 and a pool."""
 
     def block(c: int, k: int, stride: int) -> nn.Module:
         body = nn.Sequential(_conv_bn(c, k, 3, stride), _conv_bn(k, k, relu=False))
@@ -196,8 +196,8 @@ def resnet18(image_shape: Shape, classes: int) -> nn.Module:
 class AirBench94(nn.Sequential):
     """Keller Jordan's airbench94: fixed whitening filters of the training patches, three groups of two layers, scores.
 
-    CIFAR-10: 3×32×32 → 24×31×31 → 64×15×15 → 256×7×7 → 256×3×3 → 10. BatchNorm learns only its shifts, and they learn
-    fast (`bias_lr`); a convolution begins as the identity as far as its channels go.
+    CIFAR-10: 3×32×32 → 24×31×31 → 64×15×15 → 256×7×7 → 256×3×3 → 10. BatchNorm learns only its biases, at 64 times
+    the learning rate (`bias_lr`); convolutions begin as the identity as far as their channels go.
     """
 
     bias_lr = 64
@@ -231,7 +231,7 @@ class AirBench94(nn.Sequential):
         self.whiten.weight.copy_(torch.cat([filters, -filters]))
 
 
-# Each is made from the shape of an image, [C, H, W], and the number of classes.
+# Functions of the shape of an image, [C, H, W], and the number of classes.
 NETWORKS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "small": small, "tutorial": tutorial, "resnet9": resnet9, "resnet18": resnet18, "airbench94": AirBench94,
 }  # fmt: skip

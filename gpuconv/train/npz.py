@@ -1,4 +1,4 @@
-"""NumPy's npz files: which arrays are images and labels, which axis is which, and what their numbers mean."""
+"""Data sets in NumPy's npz files: which arrays are images and labels, which axis is which, what numbers mean."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from gpuconv.errors import UserError
-from gpuconv.image_files import some
-from gpuconv.train.source import Part, Source
+from gpuconv.text import first_few
+from gpuconv.train.raw_data import Part, RawData
 
-# What images and labels are called: here, by MedMNIST, and by Keras.
+# The names of images and labels: gpuconv's, MedMNIST's, Keras's and others.
 _NAMES = {
     "train": ("images labels", "train_images train_labels", "x_train y_train", "X_train y_train", "x y", "X y"),
     "val": ("val_images val_labels", "valid_images valid_labels", "x_val y_val", "X_val y_val"),
@@ -20,10 +20,10 @@ _USUAL = (1, 3)  # channels
 _MANY = 1000  # classes
 
 
-def load(path: Path) -> Source:
-    """Images [N, H, W], [N, C, H, W] or [N, H, W, C] and labels [N] of almost any type; perhaps `test_…` and `val_…`.
+def load(path: Path) -> RawData:
+    """The data of a file: images [N, H, W], [N, C, H, W] or [N, H, W, C] and labels [N]; perhaps `test_…` and `val_…`.
 
-    Raises UserError for a file that is damaged or has arrays that cannot be understood.
+    Raises UserError for a file that is damaged or has arrays that cannot be interpreted.
     """
     notes: list[str] = []
     arrays = _read(path, notes)
@@ -31,7 +31,7 @@ def load(path: Path) -> Source:
     images, top = _scaled(path, images, notes)
     labels, classes = _numbered(path, {part: pair[1] for part, pair in arrays.items()}, notes)
     notes = list(dict.fromkeys(notes))  # parts are alike
-    return Source({part: (images[part], labels[part]) for part in images}, classes, top, notes=tuple(notes))
+    return RawData({part: (images[part], labels[part]) for part in images}, classes, top, notes=tuple(notes))
 
 
 def _read(path: Path, notes: list[str]) -> dict[str, Part]:
@@ -51,11 +51,11 @@ def _read(path: Path, notes: list[str]) -> dict[str, Part]:
         what = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} is damaged, or no npz file of numbers: {what}") from None
     if "train" not in found or len(arrays) < len(wanted) or not all(isinstance(a, np.ndarray) for a in arrays.values()):
-        has = some(here) or "nothing"
+        has = first_few(here) or "nothing"
         raise UserError(f"{path} must have images and labels, and both of test_ and of val_ or none, but has {has}")
     unused = [name for name in here if name not in arrays]
     if unused:
-        notes.append(f"not used of {path}: {some(unused)}")
+        notes.append(f"not used of {path}: {first_few(unused)}")
     return {part: (arrays[images], arrays[labels]) for part, (images, labels) in found.items()}
 
 
@@ -81,7 +81,7 @@ def _channels_first(path: Path, images: Any, notes: list[str]) -> Any:
 
 
 def _scaled(path: Path, images: dict[str, Any], notes: list[str]) -> tuple[dict[str, Any], float]:
-    """Images of a type that PyTorch takes, uint8 or floats, and the value that stands for 1 in them."""
+    """Images as uint8 or floats, and the value that stands for 1 in them."""
     if all(array.dtype == np.uint8 for array in images.values()):
         return images, 255.0
     found: dict[str, Any] = {}
@@ -115,7 +115,7 @@ def _integers(path: Path, images: dict[str, Any], notes: list[str]) -> tuple[dic
 
 
 def _range(images: dict[str, Any]) -> tuple[Any, Any]:
-    """The least and the greatest value, 0 counted in."""
+    """The least and the greatest of all values and 0."""
     return min(a.min(initial=0) for a in images.values()), max(a.max(initial=0) for a in images.values())
 
 
@@ -138,7 +138,7 @@ def _floats(path: Path, images: dict[str, Any], notes: list[str]) -> tuple[dict[
 
 
 def _numbered(path: Path, labels: dict[str, Any], notes: list[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Labels as numbers of classes, and the classes' names: those that came, where they are not 0, 1, 2, …"""
+    """Labels as class numbers, and the classes' names: the labels' values, or 0, 1, 2, … where they are one-hot."""
     widths = {part: array.shape[1] for part, array in labels.items() if array.ndim == 2 and array.shape[1] > 1}
     if widths and len(widths) == len(labels) and len({*widths.values()}) == 1 and all(map(_one_hot, labels.values())):
         notes.append("labels are one-hot")
@@ -158,13 +158,13 @@ def _numbered(path: Path, labels: dict[str, Any], notes: list[str]) -> tuple[dic
     classes = tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names.tolist())
     if classes != tuple(map(str, range(len(classes)))):
         notes.append(
-            f"labels are {len(classes)} different values, {some(classes)}: they stand for the classes "
+            f"labels are {len(classes)} different values, {first_few(classes)}: they stand for the classes "
             f"0 to {len(classes) - 1}"
         )
     numbered = {part: np.searchsorted(names, array) for part, array in values.items()}
     missing = np.setdiff1d(np.arange(len(classes)), numbered["train"]).tolist()
     if missing:
-        notes.append(f"no training images of {some([classes[k] for k in missing])}")
+        notes.append(f"no training images of {first_few([classes[k] for k in missing])}")
     return numbered, classes
 
 

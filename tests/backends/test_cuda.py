@@ -15,14 +15,14 @@ from host_cuda import COMPILER, FLAGS, compiled
 
 from gpuconv import backends
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import compiler as cuda_compile, simt as cuda_simt
+from gpuconv.backends.cuda import banded as cuda_banded, compiler as cuda_compile, simt as cuda_simt
 from gpuconv.backends.cuda.backend import FAMILIES, CudaBackend, launches
 from gpuconv.backends.cuda.launch import CONV, Launch, source
 from gpuconv.backends.derived import WORKSPACE
 from gpuconv.bench import suites
 from gpuconv.checking.problems import CURATED
 from gpuconv.gpu import KNOWN, Gpu
-from gpuconv.planning import plan, predict, predict_depthwise
+from gpuconv.planning import plan, ranking
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 
 # ---- why it cannot run -----------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ LARGE = ConvProblem.of((256, 512, 112, 112), (2048, 512, 3, 3), padding=1)
 def test_partial_sums_fit_their_workspace(multiprocessors: int) -> None:
     operands = plan.contiguous_operands(LARGE, "grad_weight")
     gpu = dataclasses.replace(KNOWN["H100"], multiprocessors=multiprocessors)
-    tiles = [tile for tile in cuda_simt.tiles(LARGE, "grad_weight", gpu) if tile.splits > 1]
+    tiles = [tile for tile in cuda_simt.menu(LARGE, "grad_weight", gpu) if tile.splits > 1]
     assert tiles
     for tile in tiles:
         product, add = launches(LARGE, "grad_weight", operands, tile, with_bias=True)
@@ -104,7 +104,7 @@ def test_partial_sums_fit_their_workspace(multiprocessors: int) -> None:
 def test_offsets_are_64_bit_only_where_32_bits_overflow(direction: str) -> None:
     huge = dataclasses.replace(LARGE, batch=1024)
     for problem, expected in ((CURATED["3x3"], "-DWIDE=0"), (huge, "-DWIDE=1")):
-        tile = cuda_simt.tiles(problem, direction, KNOWN["H100"])[0]
+        tile = cuda_simt.menu(problem, direction, KNOWN["H100"])[0]
         launch = launches(problem, direction, plan.contiguous_operands(problem, direction), tile)[0]
         assert expected in launch.instance.options
 
@@ -154,10 +154,10 @@ def test_every_family_has_tiles_or_a_reason(direction: Direction) -> None:
 def test_plan_says_why_families_of_cuda_kernels_are_left_out() -> None:
     layer = suites.layer("thirty.resnet50-28-3x3-stride2", 8, torch.bfloat16, torch.channels_last)
     operands = plan.contiguous_operands(layer, "forward", torch.channels_last)
-    _, refused = plan.candidates(layer, "forward", KNOWN["A100"], operands)
+    _, refused = ranking.candidates(layer, "forward", KNOWN["A100"], operands)
     assert refused["cuda simt"] == "tensor cores do it"
     assert "stride 1" in refused["cuda halo"] and "2 to 32 channels" in refused["cuda grouped_halo"]
-    _, refused = plan.candidates(layer, "forward", KNOWN["T4"], operands)
+    _, refused = ranking.candidates(layer, "forward", KNOWN["T4"], operands)
     assert "sm_75 has no tensor cores" in refused["cuda tensor"]
 
 
@@ -168,8 +168,8 @@ each_gpu = pytest.mark.parametrize("gpu", KNOWN.values(), ids=lambda gpu: gpu.na
 
 def chosen(problem: ConvProblem, direction: Direction, gpu: Gpu, tf32: bool = False) -> Tile:
     operands = plan.contiguous_operands(problem, direction, problem.memory_format)._replace(tf32=tf32)
-    candidates = CudaBackend().tiles(problem, direction, gpu, operands)
-    tile = predict.best_tile(candidates, problem, direction, gpu, tf32)
+    cuda = CudaBackend()
+    tile = ranking.best_tile(cuda, cuda.tiles(problem, direction, gpu, operands), problem, direction, gpu, tf32)
     assert tile is not None
     return tile
 
@@ -182,7 +182,7 @@ def test_planner_counts_the_blocks_that_are_launched(direction: Direction, name:
         operands = plan.contiguous_operands(problem, direction, torch.channels_last)
         for tile in CudaBackend().tiles(problem, direction, KNOWN["A100"], operands):
             blocks = launches(problem, direction, operands, tile)[0].blocks
-            assert blocks == predict.predict(problem, direction, tile, KNOWN["A100"], False).programs, tile
+            assert blocks == CudaBackend().predict(problem, direction, tile, KNOWN["A100"], False).programs, tile
 
 
 @each_gpu
@@ -208,7 +208,7 @@ def test_a_halo_costs_what_it_fetches() -> None:
     assert halo.windows == tensor.windows + 32 * 112 * 112 // 128  # 112 is a multiple of 16 and of 8: nothing is wasted
 
     def seconds(tile: Tile) -> float:
-        return predict.predict(problem, "forward", tile, gpu, False).seconds
+        return CudaBackend().predict(problem, "forward", tile, gpu, False).seconds
 
     assert seconds(halo) < seconds(tensor) == seconds(dataclasses.replace(halo, kernel="tensor", windows=0, halo=0))
     assert seconds(dataclasses.replace(halo, halo=2000)) > seconds(tensor)
@@ -231,8 +231,8 @@ def test_large_depthwise_filters_are_banded_products_where_that_is_quicker(direc
 
 
 def test_shares_of_banded_products_that_are_taps() -> None:
-    assert [round(taps / predict_depthwise.band_width(taps, 16), 2) for taps in (31, 13, 9)] == [0.65, 0.41, 0.28]
-    assert predict_depthwise.band_width(9, 8) == 16
+    assert [round(taps / cuda_banded.band_width(taps, 16), 2) for taps in (31, 13, 9)] == [0.65, 0.41, 0.28]
+    assert cuda_banded.band_width(9, 8) == 16
 
 
 @each_gpu
@@ -317,7 +317,7 @@ def test_ptx_is_text() -> None:
 def _launch() -> Launch:
     problem = CURATED["3x3"]
     operands = Operands(((189, 63, 7, 1), (27, 9, 3, 1)))
-    return launches(problem, "forward", operands, cuda_simt.tiles(problem, "forward", KNOWN["A100"])[0])[0]
+    return launches(problem, "forward", operands, cuda_simt.menu(problem, "forward", KNOWN["A100"])[0])[0]
 
 
 def test_parameters_are_the_pointers_and_then_the_struct() -> None:

@@ -17,7 +17,9 @@ SHARDS = 4
 SUITES = [
     "backends/test_oracle_suite.py",
     "ops/test_convolution.py",
+    "ops/test_compile.py",
     "test_functional.py",
+    "test_transposed.py",
     "ops/test_act_backward.py",
 ]
 
@@ -42,7 +44,7 @@ def test_all_of_the_suite_passes_in_the_interpreter(shard: int, clean_environmen
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("suite", ["test_models.py", "test_op_db.py"])
+@pytest.mark.parametrize("suite", ["models/test_networks.py", "ops/test_op_db.py"])
 def test_networks_and_the_operator_database_pass_in_the_interpreter(
     suite: str, clean_environment: dict[str, str]
 ) -> None:

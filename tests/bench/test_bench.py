@@ -11,7 +11,7 @@ import torch
 
 from gpuconv import backends
 from gpuconv.bench import plots, records, report, runner, timing, verdict, workloads
-from gpuconv.bench.workloads import Case
+from gpuconv.bench.workloads import Workload, combinations
 from gpuconv.checking.precision import float32_as
 from gpuconv.cli import main
 from gpuconv.problem import DIRECTIONS, ConvProblem
@@ -36,8 +36,8 @@ def sample() -> list[records.Row]:
 
 
 def measure(out: Path, *subjects: str, directions=DIRECTIONS, **options) -> list[records.Row]:
-    todo = list(workloads.cases([SMALL], directions, ["float32"], None, "cpu"))
-    return list(runner.run(todo, runner.Options(CPU, subjects, **options), out, lambda number, text: None))
+    few = list(combinations([SMALL], directions, ["float32"], None, "cpu"))
+    return list(runner.run(few, runner.Options(CPU, subjects, **options), out, lambda number, text: None))
 
 
 # ---- the gate --------------------------------------------------------------------------------------------------------
@@ -46,14 +46,16 @@ def measure(out: Path, *subjects: str, directions=DIRECTIONS, **options) -> list
 def test_fused_is_a_forward_with_bias_and_relu(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = measure(tmp_path / "a.jsonl", "aten", "numpy", directions=("fused",))
     assert len(rows) == 4 and all(row["right"] and row["direction"] == "fused" and row["ms"] > 0 for row in rows)
-    case = Case(SMALL, "fused", "float32", 1)
-    x, w = workloads.tensors(case, CPU)
-    bias = case.bias(CPU)
-    call = workloads.call(case, "numpy", "contiguous", x, w)
+    workload = Workload(SMALL, "fused", "float32", 1)
+    x, w = workload.operands(CPU)
+    bias = workload.bias(CPU)
+    call = workload.bound_call("numpy", "contiguous", x, w)
     for most in (1e9, 0):  # judged by the oracle, and by PyTorch in float64
         monkeypatch.setattr(verdict, "MOST_FLOPS_FOR_THE_ORACLE", most)
-        fused, linear = (verdict.Judge(case.problem("contiguous"), "forward", x, w, False, b) for b in (bias, None))
-        assert fused.error(call()) <= 1 < linear.error(call())
+        fused, linear = (
+            verdict.ExactResult(workload.problem("contiguous"), "forward", x, w, False, b) for b in (bias, None)
+        )
+        assert fused.error_of(call()) <= 1 < linear.error_of(call())
 
 
 def test_what_is_right_is_timed_with_all_that_a_row_has_to_say(quick: None, tmp_path: Path) -> None:
@@ -109,8 +111,8 @@ def test_what_fails_or_is_refused_does_not_stop_the_rest(quick: None, tmp_path: 
 
 
 def test_a_baseline_is_timed_and_its_error_reported(quick: None, tmp_path: Path) -> None:
-    todo = list(workloads.cases([SMALL], ("grad_weight",), ["float16"], 2, "cpu"))
-    rows = list(runner.run(todo, runner.Options(CPU, ("aten",)), tmp_path / "a.jsonl", lambda number, text: None))
+    few = list(combinations([SMALL], ("grad_weight",), ["float16"], 2, "cpu"))
+    rows = list(runner.run(few, runner.Options(CPU, ("aten",)), tmp_path / "a.jsonl", lambda number, text: None))
     assert all("ms" in row and row["role"] == "baseline" for row in rows)
     missed = [row for row in rows if not row["right"]]
     assert ("misses the error bound" in report.table(rows)) == bool(missed)
@@ -118,26 +120,28 @@ def test_a_baseline_is_timed_and_its_error_reported(quick: None, tmp_path: Path)
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_both_judges_agree(monkeypatch: pytest.MonkeyPatch, direction: str, dtype: torch.dtype) -> None:
+def test_the_oracle_and_pytorch_in_float64_agree(
+    monkeypatch: pytest.MonkeyPatch, direction: str, dtype: torch.dtype
+) -> None:
     p = ConvProblem.of((5, 6, 9, 8), (4, 3, 3, 3), 2, 1, groups=2, dtype=dtype)
     a, b = (
         torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(dtype)
         for shape in p.operand_shapes(direction)
     )
     got = workloads.pytorch(p, direction, a)(a, b)
-    by_oracle = verdict.Judge(p, direction, a, b, False)
+    by_oracle = verdict.ExactResult(p, direction, a, b, False)
     monkeypatch.setattr(verdict, "MOST_FLOPS_FOR_THE_ORACLE", 0)
     monkeypatch.setattr(verdict, "_ELEMENTS_AT_ONCE", 2 * 6 * 9 * 8)  # two images at a time
-    by_pytorch = verdict.Judge(p, direction, a, b, False)
-    assert (by_oracle.by, by_pytorch.by) == ("oracle", "PyTorch in float64")
+    by_pytorch = verdict.ExactResult(p, direction, a, b, False)
+    assert (by_oracle.computed_by, by_pytorch.computed_by) == ("oracle", "PyTorch in float64")
     if dtype is not torch.float64:  # there PyTorch would be compared with itself
-        assert by_pytorch.error(got) == pytest.approx(by_oracle.error(got), rel=1e-3)
+        assert by_pytorch.error_of(got) == pytest.approx(by_oracle.error_of(got), rel=1e-3)
     got = got.clone()
     got.view(-1)[-1] += 1
-    assert by_oracle.error(got) > 1 and by_pytorch.error(got) > 1
+    assert by_oracle.error_of(got) > 1 and by_pytorch.error_of(got) > 1
     got.view(-1)[0] = float("nan")
-    assert by_oracle.error(got) == by_pytorch.error(got) == float("inf")
-    assert by_pytorch.error(got[:1]) == float("inf")
+    assert by_oracle.error_of(got) == by_pytorch.error_of(got) == float("inf")
+    assert by_pytorch.error_of(got[:1]) == float("inf")
 
 
 def test_float32_settings_are_put_back() -> None:
@@ -152,8 +156,8 @@ def test_float32_settings_are_put_back() -> None:
 
 def test_an_interrupted_run_keeps_its_rows_and_goes_on(quick: None, tmp_path: Path) -> None:
     out = tmp_path / "new folder" / "a.jsonl"
-    todo = list(workloads.cases([SMALL], DIRECTIONS, ["float32"], None, "cpu"))
-    going = runner.run(todo, runner.Options(CPU, ("aten", "numpy")), out, lambda number, text: None)
+    few = list(combinations([SMALL], DIRECTIONS, ["float32"], None, "cpu"))
+    going = runner.run(few, runner.Options(CPU, ("aten", "numpy")), out, lambda number, text: None)
     first = [next(going) for _ in range(5)]
     going.close()
     with out.open("a") as file:
@@ -303,7 +307,7 @@ def test_command_line(
     [
         (["--suite", "resnet"], "no suite is called 'resnet' (did you mean resnet"),
         (["--layer", "resnet18.conv"], "did you mean resnet18.conv"),
-        (["--dtype", "float8"], "dtype must be of bfloat16"),
+        (["--dtype", "float8"], "dtype must be one of float16"),
         (["--dtype", "tf32"], "tf32 is how GPUs multiply float32"),
         (["--backend", "nonsense"], "backend must be package.module:Class or one of"),
         (["--report", "none.jsonl"], "none.jsonl cannot be read"),
@@ -315,15 +319,15 @@ def test_wrong_options_are_named(options: list[str], words: str, capsys: pytest.
 
 
 def test_first_call_in_a_fresh_process() -> None:
-    found = runner.first_call(Case(SMALL, "forward", "float32", 2), "numpy", "contiguous", CPU)
+    found = runner.first_call(Workload(SMALL, "forward", "float32", 2), "numpy", "contiguous", CPU)
     assert found["first_call_ms"] > 0 and found["compile_ms"] >= 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="times a GPU")
 def test_a_gpu_is_timed_three_ways(tmp_path: Path) -> None:
-    todo = list(workloads.cases([SMALL], DIRECTIONS, ["bfloat16"], None, "cuda"))
+    few = list(combinations([SMALL], DIRECTIONS, ["bfloat16"], None, "cuda"))
     options = runner.Options(torch.device("cuda"), ("aten", "triton"), first_call=True)
-    for row in runner.run(todo, options, tmp_path / "a.jsonl", lambda number, text: None):
+    for row in runner.run(few, options, tmp_path / "a.jsonl", lambda number, text: None):
         assert (
             row["right"] and row["ms"] > 0 and row["graph_ms"] > 0 and row["host_us"] > 0 and row["first_call_ms"] > 0
         ), row

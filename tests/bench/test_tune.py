@@ -41,7 +41,7 @@ class Broken(NumpyBackend):
         raise RuntimeError("out of memory")
 
 
-def test_the_quickest_of_the_right_ones_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fastest_of_the_right_ones_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     for ours in (Wrong(), Broken()):
         monkeypatch.setitem(backends._loaded, ours.name, ours)
     found = tune.tune(asked(), ("wrong", "broken", "numpy", "aten"), budget=0.01)
@@ -57,9 +57,9 @@ def test_a_model_s_problems_are_recorded_and_then_taken(cache: Path) -> None:
     x = torch.randn(2, 3, 8, 8)
     with plan.listening() as heard, gpuconv.use_backend("fastest"):
         gpuconv.warmup(net, x)
-    todo = tune.distinct(heard)
-    assert sorted(a.direction for a in todo) == ["forward"] * 2 + ["grad_input"] + ["grad_weight"] * 2
-    done = list(tune.run(todo, ("numpy", "aten"), limit=60, budget=0.01))
+    problems = tune.distinct(heard)
+    assert sorted(a.direction for a in problems) == ["forward"] * 2 + ["grad_input"] + ["grad_weight"] * 2
+    done = list(tune.tune_each(problems, ("numpy", "aten"), limit=60, budget=0.01))
     assert len(done) == 5 and len(json.loads(tuned.path().read_text())["problems"]) == 5
     with plan.listening() as heard, gpuconv.use_backend("fastest"):
         net(x)
@@ -70,13 +70,13 @@ def test_a_model_s_problems_are_recorded_and_then_taken(cache: Path) -> None:
 
 
 def test_time_is_limited_and_what_was_done_is_kept() -> None:
-    todo = [asked(), asked(batch=2)]
-    assert len(list(tune.run(todo, ("aten",), limit=-1, budget=0.01))) == 0
-    first = tune.run(todo, ("aten",), limit=60, budget=0.01)
+    problems = [asked(), asked(batch=2)]
+    assert len(list(tune.tune_each(problems, ("aten",), limit=-1, budget=0.01))) == 0
+    first = tune.tune_each(problems, ("aten",), limit=60, budget=0.01)
     next(first)
     first.close()  # as Ctrl-C does
-    assert tuned.look_up(todo[0].problem, "forward", "cpu", todo[0].operands)
-    assert not tuned.look_up(todo[1].problem, "forward", "cpu", todo[1].operands)
+    assert tuned.look_up(problems[0].problem, "forward", "cpu", problems[0].operands)
+    assert not tuned.look_up(problems[1].problem, "forward", "cpu", problems[1].operands)
 
 
 def test_the_command_says_what_it_found_and_where(capsys: pytest.CaptureFixture[str], cache: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_model_is_tuned_or_only_compiled(
     assert main.run([*command, "--compile-only"]) == 0
     assert "5 problems are planned" in capsys.readouterr().out and not tuned.path().exists()
     assert main.run(command) == 0
-    assert "5 of 5 problems tuned on cpu; quickest: aten 5" in capsys.readouterr().out
+    assert "5 of 5 problems tuned on cpu; fastest: aten 5" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,18 @@ FEW = ("3x3-same", "3x3-stride2-dilation3", "3x3-groups2", "one-channel-each", "
 CPU = torch.device("cpu")
 
 
-def run(cls: type, dtype: torch.dtype = torch.float32, directions: tuple = DIRECTIONS, problems=FEW) -> check.Report:
+def run(cls: type, dtype: str = "float32", directions: tuple = DIRECTIONS, problems=FEW) -> check.Report:
     torch.manual_seed(0)
     name = backends.load(f"planted:{cls.__name__}")
-    return check.check(name, CPU, check.cases(directions, (dtype,), problems))
+    return check.check_backend(name, CPU, check.select_cases(directions, (dtype,), problems))
 
 
 @pytest.mark.parametrize("name", [lane.backend for lane in LANES if lane.device == "cpu" and lane.backend != "aten"])
 def test_our_backends_pass(name: str) -> None:
-    dtypes = (torch.float32, torch.float16)
-    report = check.check(name, CPU, check.cases(dtypes=dtypes, problems=FEW[:4] if name == "numpy" else FEW[:1]))
+    dtypes = ("float32", "float16")
+    report = check.check_backend(
+        name, CPU, check.select_cases(dtypes=dtypes, problems=FEW[:4] if name == "numpy" else FEW[:1])
+    )
     assert report.ok, "\n".join(map(str, report.failures))
     assert all(report.passed[direction] for direction in DIRECTIONS)
 
@@ -39,13 +41,13 @@ def test_what_the_mistakes_are_planted_in_passes() -> None:
 @pytest.mark.parametrize(
     ("cls", "kind", "dtype"),
     [
-        (planted.DroppedTap, "value", torch.float32),
-        (planted.WrongPad, "value", torch.float32),
-        (planted.UnmaskedStore, "memory", torch.float32),
-        (planted.Float16Sums, "value", torch.float16),
+        (planted.DroppedTap, "value", "float32"),
+        (planted.WrongPad, "value", "float32"),
+        (planted.UnmaskedStore, "memory", "float32"),
+        (planted.Float16Sums, "value", "float16"),
     ],
 )
-def test_planted_mistakes_are_found(cls: type, kind: str, dtype: torch.dtype, direction: str) -> None:
+def test_planted_mistakes_are_found(cls: type, kind: str, dtype: str, direction: str) -> None:
     report = run(cls, dtype, (direction,))
     assert not report.ok
     assert kind in {failure.check for failure in report.failures}
@@ -61,7 +63,7 @@ def test_a_racy_sum_is_found() -> None:
 
 
 def test_only_what_a_backend_claims_is_checked() -> None:
-    report = run(planted.Float16Sums, torch.float64)
+    report = run(planted.Float16Sums, "float64")
     assert not report.ok and not report.failures and set(report.refused) == {"it does float16"}
 
     class ForwardAlone(backends.Backend):
@@ -71,7 +73,7 @@ def test_only_what_a_backend_claims_is_checked() -> None:
             return backends.get("numpy").forward(problem, *tensors, activation)
 
     backends.register(ForwardAlone())
-    report = check.check("forward-alone", CPU, check.cases(dtypes=(torch.float32,), problems=("3x3-same",)))
+    report = check.check_backend("forward-alone", CPU, check.select_cases(dtypes=("float32",), problems=("3x3-same",)))
     assert report.ok and set(report.passed) == {"forward"}
     assert set(report.refused) == {"it has no grad_input", "it has no grad_weight"}
 
@@ -89,7 +91,7 @@ def test_problems_are_written_as_code() -> None:
 
 def test_only_triton_kernels_are_excused_under_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    report = run(planted.DroppedTap, torch.bfloat16, ("forward",), ("3x3-same",))
+    report = run(planted.DroppedTap, "bfloat16", ("forward",), ("3x3-same",))
     assert not report.refused and {failure.check for failure in report.failures} == {"value"}
 
 

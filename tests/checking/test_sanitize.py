@@ -8,6 +8,7 @@ import torch
 
 from gpuconv.backends.cuda.backend import CudaBackend
 from gpuconv.checking import sanitize
+from gpuconv.checking.precision import NUMBERS
 from gpuconv.gpu import KNOWN, Gpu
 
 
@@ -20,7 +21,7 @@ def test_its_problems_take_every_cuda_kernel(monkeypatch: pytest.MonkeyPatch) ->
     backend = CudaBackend()
     monkeypatch.setattr(backend, "refuses", lambda *_: None)
     found = {
-        (case.direction, case.tile.kernel, case.problem.dtype.itemsize)
+        (case.direction, case.tile.kernel, NUMBERS[case.numbers].itemsize)
         for case in sanitize.cases(backend, torch.device("meta"))
         if case.tile is not None
     }

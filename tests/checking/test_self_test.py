@@ -17,7 +17,8 @@ import gpuconv
 from gpuconv import BackendUnavailable, backends, packages
 from gpuconv.backends.numpy import NumpyBackend
 from gpuconv.bench import suites
-from gpuconv.checking import check, isolated, self_test as selftest
+from gpuconv.checking import check, isolated, self_test
+from gpuconv.checking.precision import NUMBERS
 from gpuconv.checking.problems import CURATED, OF_FAMILIES
 from gpuconv.cli import main
 from gpuconv.gpu import INTERPRETER, KNOWN
@@ -28,7 +29,6 @@ from gpuconv.settings import Settings
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 SUPPORT = Path(planted.__file__).parent
-NUMBERS = selftest.NUMBERS
 PROBLEM = ConvProblem.of((2, 3, 9, 8), (5, 3, 3, 3), padding=1)
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -37,13 +37,13 @@ pytestmark = pytest.mark.usefixtures("cache")
 @pytest.fixture(autouse=True)
 def few_problems(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fewer than the command takes: two number types, and one of each kind where a backend has no tiles."""
-    monkeypatch.setattr(selftest, "_WITHOUT_TILES", 1)
-    monkeypatch.setattr(selftest, "NUMBERS", {of: selftest.NUMBERS[of] for of in ("float32", "float64")})
+    monkeypatch.setattr(self_test, "_PROBLEMS_WITHOUT_TILES", 1)
+    monkeypatch.setattr(self_test, "NUMBERS", {name: NUMBERS[name] for name in ("float32", "float64")})
     monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))
     yield
 
 
-def self_test(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str]:
+def run_self_test(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str]:
     status = main.run(["doctor", "--self-test", "--device", "cpu", *options])
     found = capsys.readouterr()
     assert not found.err
@@ -72,27 +72,29 @@ def test_whatever_the_planner_may_choose_is_tried(name: str, gpu: str, monkeypat
         pytest.skip(f"{name} refuses a {gpu}")
     monkeypatch.setitem(backends._loaded, name, backend)
     monkeypatch.setattr(type(backend), "refuses", lambda *_: None)  # that there is no GPU here
-    monkeypatch.setattr(selftest, "NUMBERS", NUMBERS)
+    monkeypatch.setattr(self_test, "NUMBERS", NUMBERS)
     tried = {
         (*t.kernels[1:], "last" if t.case.layout == "channels_last" else "contiguous", t.tile.splits > 1)
-        for t in selftest.trials(name, KNOWN[gpu], CUDA)
+        for t in self_test.trials(name, KNOWN[gpu], CUDA)
         if t.tile is not None and t.case.layout in ("contiguous", "channels_last")
     }
     layers = [f"thirty.{layer}" for layer in suites.SUITES["thirty"].layers]
     layers += ["replknet31.stage3_31x31", "mamba.causal_1536", "resnext50.conv3_3x3"]
     for layer in set(layers) & set(suites.names()):
-        for of, dtype in NUMBERS.items():
+        for numbers, dtype in NUMBERS.items():
             for memory_format in (torch.contiguous_format, torch.channels_last):
                 problem = suites.layer(layer, 2, dtype, memory_format)
                 layout = "contiguous" if problem.memory_format is torch.contiguous_format else "last"
                 for direction in DIRECTIONS:
                     operands = plan.contiguous_operands(problem, direction, problem.memory_format)
-                    for tile in backend.tiles(problem, direction, KNOWN[gpu], operands._replace(tf32=of == "tf32")):
-                        assert (tile.kernel, direction, of, layout, tile.splits > 1) in tried
+                    for tile in backend.tiles(
+                        problem, direction, KNOWN[gpu], operands._replace(tf32=numbers == "tf32")
+                    ):
+                        assert (tile.kernel, direction, numbers, layout, tile.splits > 1) in tried
 
 
 def test_there_is_something_to_compute_and_it_is_small() -> None:
-    for name, problem in selftest._PROBLEMS.items():
+    for name, problem in self_test._PROBLEMS.items():
         assert 0 < problem.flops < 3e8, name
     assert not OF_FAMILIES.keys() & CURATED.keys()
 
@@ -105,14 +107,14 @@ def test_a_wrong_family_is_found_remembered_and_not_planned_until_it_passes(
 ) -> None:
     backends.register(planted.Families())
     assert chosen("families").tile.kernel == "wrong"
-    status, output = self_test(capsys, "--backend", "families")
+    status, output = run_self_test(capsys, "--backend", "families")
     assert status == 1
     lines = {tuple(line.split()[:2]): line for line in output.splitlines()}
     assert lines["families", "right"].endswith(" ok") and lines["families", "wrong"].endswith(" FAILED")
     assert lines["families", "act_backward"].endswith(" FAILED")
     assert "forward float32 contiguous" in output and "ConvProblem.of((" in output and "times too large" in output
     assert "FAILED: families wrong forward float32, families act_backward float32" in output
-    assert f"not planned any more on cpu, until a self-test passes: {distrust.path()}" in output
+    assert f"the planner does not use these on cpu until they pass a self-test: {distrust.path()}" in output
     # Nothing else is held against it.
     assert chosen("families").tile.kernel == "right"
     assert "failed the self-test on this CPU on 20" in dict(chosen("families").passed_over)["families wrong"]
@@ -133,19 +135,19 @@ def test_a_wrong_family_is_found_remembered_and_not_planned_until_it_passes(
     known = json.loads(capsys.readouterr().out)["failed"]
     assert ("families", "wrong", "forward", "float32") in [tuple(one[n] for n in Kernels._fields) for one in known]
     # `check`, which judges by itself, looks at the wrong one, and leaves it passed over.
-    assert not check.check("families", CPU, check.cases(("forward",), (torch.float32,), ("3x3-same",))).ok
+    assert not check.check_backend("families", CPU, check.select_cases(("forward",), ("float32",), ("3x3-same",))).ok
     assert chosen("families").tile.kernel == "right"
     # It is mended.
     monkeypatch.setattr(planted.Families, "bind", lambda self, *given: NumpyBackend().bind(*given[:4]))
     monkeypatch.setattr(planted.Families, "factor", 1.0)
-    assert self_test(capsys, "--backend", "families")[0] == 0
+    assert run_self_test(capsys, "--backend", "families")[0] == 0
     assert chosen("families").tile.kernel == "wrong" and not distrust.failed("cpu")
     assert json.loads(distrust.path().read_text())["failed"] == {}
 
 
 def test_without_the_record_it_is_planned_again(capsys: pytest.CaptureFixture[str]) -> None:
     backends.register(planted.Families())
-    self_test(capsys, "--backend", "families")
+    run_self_test(capsys, "--backend", "families")
     assert chosen("families").tile.kernel == "right"
     distrust.path().unlink()
     plan.forget()
@@ -154,27 +156,29 @@ def test_without_the_record_it_is_planned_again(capsys: pytest.CaptureFixture[st
 
 def test_json_holds_everything(capsys: pytest.CaptureFixture[str]) -> None:
     backends.register(planted.Families())
-    status, output = self_test(capsys, "--json", "--backend", "families")
+    status, output = run_self_test(capsys, "--json", "--backend", "families")
     found = json.loads(output)
     assert status == 1 and found["ok"] is False and found["finished"] is True and found["device"] == "cpu"
     assert found["versions"].keys() == {"gpuconv", "torch", "triton", "cupy", "driver"}
     by_name = {family["family"]: family for family in found["families"]}
     assert by_name.keys() == {"right", "wrong", "act_backward"}
-    assert by_name["right"]["status"] == "ok" and 0 < by_name["right"]["worst"] <= 1 and not by_name["right"]["faults"]
-    fault = by_name["wrong"]["faults"][0]
-    assert fault["check"] == "value" and fault["tile"]["kernel"] == "wrong" and fault["worst"] > 1
-    made = eval(fault["code"], {"ConvProblem": ConvProblem, "torch": torch})
-    assert made == CURATED.get(fault["problem"], OF_FAMILIES.get(fault["problem"]))
+    assert (
+        by_name["right"]["status"] == "ok" and 0 < by_name["right"]["worst"] <= 1 and not by_name["right"]["failures"]
+    )
+    failure = by_name["wrong"]["failures"][0]
+    assert failure["check"] == "value" and failure["tile"]["kernel"] == "wrong" and failure["worst"] > 1
+    made = eval(failure["code"], {"ConvProblem": ConvProblem, "torch": torch})
+    assert made == CURATED.get(failure["problem"], OF_FAMILIES.get(failure["problem"]))
     assert {"backend": "families", "family": "wrong", "direction": "forward", "numbers": "float32"} in found["failed"]
     assert found["remembered_in"] == str(distrust.path()) and found["trouble"] is None
 
 
 def test_all_that_runs_here_is_right(capsys: pytest.CaptureFixture[str]) -> None:
     """Where it is interpreted or host-checked, of a few kinds alone: see tests/kernels."""
-    status, output = self_test(capsys, "--backend", "numpy", "--backend", "aten")
-    assert status == 0 and "all right" in output
+    status, output = run_self_test(capsys, "--backend", "numpy", "--backend", "aten")
+    assert status == 0 and "all passed" in output
     assert [line.split()[0] for line in output.splitlines() if " problems  worst" in line] == ["numpy", "aten"]
-    assert "told, not judged" in output  # PyTorch's float16 gradients miss the bound on a CPU, and are what is left
+    assert "measured, not judged" in output  # PyTorch's float16 gradients miss the bound on a CPU, and are what is left
     assert not distrust.path().exists()
 
 
@@ -184,10 +188,10 @@ def test_cuda_kernels_in_the_host_check() -> None:
     if not host_cuda.COMPILER:
         pytest.skip("the host check needs g++")
     backends.register(host_cuda.HostChecked())
-    todo = [t for t in selftest.trials("cuda", INTERPRETER, CPU) if t.kernels.numbers == "float32"]
-    few = {t.kernels[:3]: t for t in reversed(todo)}.values()
+    trials = [t for t in self_test.trials("cuda", INTERPRETER, CPU) if t.kernels.numbers == "float32"]
+    few = {t.kernels[:3]: t for t in reversed(trials)}.values()
     for trial in list(few)[:4]:
-        assert selftest.attempt(trial, CPU).status == "ok", trial
+        assert self_test.attempt(trial, CPU).status == "ok", trial
 
 
 # ---- what a kernel can do to its process -----------------------------------------------------------------------------
@@ -198,10 +202,10 @@ def test_a_kernel_that_kills_its_process_or_never_ends_costs_no_more_than_itself
 ) -> None:
     monkeypatch.chdir(SUPPORT)  # the child finds the backend there
     name = backends.load("planted:Deadly")
-    todo = [t for t in selftest.trials(name, INTERPRETER, CPU) if t.case.layout != "sliced"]
-    todo = [t for t in todo if t.kernels.numbers in ("float32", "float64")]
-    begun = list(zip(todo, isolated.attempts(todo, CPU, ["planted:Deadly"], most_seconds=5, processes=2), strict=True))
-    status = {t.kernels[2:]: (o.status, o.message) for t, o in begun}
+    trials = [t for t in self_test.trials(name, INTERPRETER, CPU) if t.case.layout != "sliced"]
+    trials = [t for t in trials if t.kernels.numbers in ("float32", "float64")]
+    outcomes = isolated.attempts(trials, CPU, ["planted:Deadly"], most_seconds=5, processes=2)
+    status = {t.kernels[2:]: (o.status, o.message) for t, o in zip(trials, outcomes, strict=True)}
     assert status["forward", "float32"] == ("failed", "the process ended by signal 6")
     assert status["grad_input", "float64"] == ("failed", "nothing came in 5 s")
     assert {status[kind][0] for kind in (("grad_input", "float32"), ("grad_weight", "float64"))} == {"ok"}
@@ -278,14 +282,14 @@ def test_where_nothing_can_be_written_it_says_so(
 ) -> None:
     monkeypatch.setenv("GPUCONV_CACHE", "/proc/gpuconv")
     backends.register(planted.Families())
-    status, output = self_test(capsys, "--backend", "families")
-    assert status == 1 and "cannot be written" in output and "it is not remembered" in output
+    status, output = run_self_test(capsys, "--backend", "families")
+    assert status == 1 and "cannot be written" in output and "nothing is recorded" in output
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--backend", "numpy"], "--backend and --device belong to --self-test"),
+        (["--backend", "numpy"], "--backend and --device are options of --self-test"),
         (["--self-test", "--backend", "abacus"], "'abacus'"),
         (["--self-test", "--device", "moon"], "device 'moon' cannot be used"),
         (["--self-test", "--device", "cpu", "--backend", "absent"], "backend 'absent': its hardware is elsewhere"),

@@ -26,7 +26,7 @@ pytestmark = [
 _CHILD = """
 import sys
 import torch, gpuconv
-names = "triton", "cupy", "gpuconv.inspection.machine_code", "gpuconv.emulator.machine"
+names = "triton", "cupy", "gpuconv.inspection.machine_code", "gpuconv.emulator.program"
 heavy = [name for name in names if name in sys.modules]
 assert not heavy, heavy
 torch.manual_seed(0)

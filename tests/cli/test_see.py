@@ -15,10 +15,10 @@ from PIL import Image
 import gpuconv
 from gpuconv.cli import main
 from gpuconv.errors import UserError
-from gpuconv.see import models, page, terminal, tour, your_model
+from gpuconv.see import model_sources, page, terminal, tour, tour_filters, your_model
 from gpuconv.train import run as runs
 from gpuconv.train.config import Config
-from gpuconv.train.progress import Lines
+from gpuconv.train.progress import ProgressLines
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -29,7 +29,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
-    runs.train(Config(steps=20), path, [Lines(sys.stderr, "a run to be seen")])
+    runs.train(Config(steps=20), path, [ProgressLines(sys.stderr, "a run to be seen")])
     return path
 
 
@@ -84,9 +84,9 @@ def test_models_of_any_number_of_channels_and_images_of_any_size(channels: int, 
         torch.nn.Conv2d(channels, 6, 5, stride=2), torch.nn.ReLU(), torch.nn.Conv2d(6, 4, 3, groups=2)
     )
     np.save(tmp_path / "image.npy", np.random.default_rng(0).random((channels, 33, 21), np.float32))
-    view = your_model.view(models.Subject("mine", model, channels), [tmp_path / "image.npy"], "2", 41)
-    assert view.looks.shape == (1, channels, 41, 26)
-    assert your_model.page(view, tmp_path / "page").is_file()
+    view = your_model.view(model_sources.LoadedModel("mine", model, channels), [tmp_path / "image.npy"], "2", 41)
+    assert view.images.shape == (1, channels, 41, 26)
+    assert your_model.write_page(view, tmp_path / "page").is_file()
 
 
 def test_layers_are_listed_when_asked_for(capsys: pytest.CaptureFixture[str], run: Path) -> None:
@@ -143,9 +143,10 @@ def test_half_blocks_are_two_pixels_a_character() -> None:
 
 
 def test_the_tour_says_where_it_is(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chapters: list[page.Chapter]
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tour, "chapters", lambda say: chapters)  # made once for all tests
+    chapters = [page.Chapter("smoothing", tour_filters.smoothing())]  # tests/see makes them all
+    monkeypatch.setattr(tour, "chapters", lambda say: chapters)
     status, output, errors = call(capsys, "tour", "--out", tmp_path / "tour")
     assert (status, errors) == (0, "")
     assert re.fullmatch(rf"page  {tmp_path}/tour/index.html \(\d\.\d MB\)\n", output)
@@ -154,7 +155,7 @@ def test_the_tour_says_where_it_is(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("RUN --layer conv3", "there is no layer 'conv3'; the nearest names are conv"),
+        ("RUN --layer conv3", r"there is no layer 'conv3' \(did you mean conv"),
         ("RUN --layer fc --out OUT", r"layer 'fc' gives \[1, 10\], no maps"),
         ("RUN --image RUN/config.json", "config.json is no image"),
         ("RUN --image nowhere.png", "cannot read nowhere.png: there is no such file"),
@@ -192,6 +193,8 @@ def test_a_damaged_run_is_one_line(capsys: pytest.CaptureFixture[str], run: Path
 
 def test_a_model_without_convolutions_and_one_without_images_are_told() -> None:
     with pytest.raises(UserError, match="has no 2-D convolution: there is nothing to see"):
-        your_model.view(models.Subject("mine", torch.nn.Linear(3, 3), 3), [], None, None)
+        your_model.view(model_sources.LoadedModel("mine", torch.nn.Linear(3, 3), 3), [], None, None)
     with pytest.raises(UserError, match="mine needs an image to look at: --image FILE"):
-        your_model.view(models.Subject("mine", torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3)), 3), [], None, None)
+        your_model.view(
+            model_sources.LoadedModel("mine", torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3)), 3), [], None, None
+        )

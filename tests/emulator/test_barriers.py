@@ -1,4 +1,4 @@
-"""Barriers of PTX: numbered ones with counts, mbarriers with phases and bytes, and what is wrong with them found."""
+"""Barriers of PTX: numbered ones with counts, mbarriers with phases and bytes, and the faults in their use."""
 
 import numpy as np
 import pytest

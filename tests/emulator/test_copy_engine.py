@@ -157,7 +157,7 @@ def test_boxes_loaded(name: str, i: int) -> None:
 
 @pytest.mark.parametrize(("name", "i"), CASES)
 def test_boxes_stored(name: str, i: int) -> None:
-    """What lies outside the tensor, between its rows too, stays as it was."""
+    """Memory outside the tensor, between its rows too, stays as it was."""
     kind, sizes, box, at, swizzle = case(name, i)
     memory, strides = tensor_of(sizes, kind)
     expected = memory.copy()

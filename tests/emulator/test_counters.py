@@ -1,4 +1,4 @@
-"""What a run on the virtual GPU counts, on kernels for which it can be told by hand."""
+"""Counters of a run on the virtual GPU, for kernels whose counts can be worked out by hand."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ ret;
 
 
 def counted(body: str, threads: int = 32, **named: object) -> Counters:
-    """What `body` counts in one block, %in being 64 KB of float32 numbers and %out as many bytes."""
+    """The counters of `body` in one block, %in being 64 KB of float32 numbers and %out as many bytes."""
     x, y = torch.arange(16384, dtype=torch.float32), torch.zeros(16384)
     return run_ptx(kernel(body, threads=threads), "k", 1, threads, 0, (x, y), **named)
 

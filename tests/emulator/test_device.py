@@ -1,5 +1,4 @@
-"""The virtual GPU in place of the CPU: it computes what the oracle says, for the GPU that is asked for, and leaves no
-trace."""
+"""The virtual GPU in place of the CPU: right by the oracle, planned for the GPU that is named, and leaving no trace."""
 
 import dataclasses
 import threading
@@ -16,12 +15,12 @@ from gpuconv.backends.base import contiguous_operands
 from gpuconv.checking.precision import float32_as
 from gpuconv.checking.problems import tensors
 from gpuconv.emulator import device as emulator
-from gpuconv.emulator.machine import EmulationError
+from gpuconv.emulator.program import EmulationError
 from gpuconv.functional import conv2d_act
 from gpuconv.gpu import INTERPRETER, KNOWN, Gpu
 from gpuconv.planning import distrust, plan, tuned
 from gpuconv.planning.distrust import Failed, Kernels
-from gpuconv.planning.predict import ranked
+from gpuconv.planning.ranking import candidates, ranked
 from gpuconv.problem import ConvProblem
 from gpuconv.reference import as_numpy, assert_close_to_oracle
 from gpuconv.settings import Settings
@@ -170,7 +169,7 @@ def test_a_fault_names_the_kernel_and_the_line_of_its_source(lane: Lane) -> None
     with lane.emulated():
         ours = backends.get(lane.backend)
         tile, _ = ranked(
-            ours.tiles(PROBLEM, "forward", Gpu.of(CPU), operands_), PROBLEM, "forward", Gpu.of(CPU), False
+            ours, ours.tiles(PROBLEM, "forward", Gpu.of(CPU), operands_), PROBLEM, "forward", Gpu.of(CPU), False
         )[0]
         run = ours.bind(PROBLEM, "forward", CPU, IDENTITY, operands_, tile)
         x, w, _, _ = operands()
@@ -195,14 +194,14 @@ def test_it_plans_as_for_that_gpu() -> None:
             assert Gpu.of(CPU) is gpu
             assert plan.device_name(CPU) == f"{gpu.name} (emulated)"
             chosen = plan.choose(problem, "forward", CPU, settings, asked)
-            best = plan.candidates(problem, "forward", gpu, asked)[0][0]
+            best = candidates(problem, "forward", gpu, asked)[0][0]
             assert (chosen.backend.name, chosen.tile) == best[:2]
     with emulator.on("t4"), pytest.raises(BackendUnavailable, match=r"on T4 \(emulated\) .*sm_75"):
         plan.choose(problem, "forward", CPU, settings._replace(backend="triton"), asked)
 
 
 def test_leaving_it_leaves_no_trace(h100: emulator.VirtualGpu) -> None:
-    """Whatever happened within, in contexts within contexts."""
+    """Also after an error, and with nested contexts."""
     x, w, b, _ = operands()
     inner = []
 
@@ -294,13 +293,15 @@ def test_compiled_code_follows_it() -> None:
 
 @each_backend
 def test_a_tile_that_the_gpu_has_no_memory_for_is_passed_over(lane: Lane) -> None:
-    """As on a real one, which refuses the launch."""
+    """A real GPU would refuse the launch."""
     small = dataclasses.replace(KNOWN["A100"], shared_memory=4 << 10)
     problem = ConvProblem.of((2, 64, 16, 16), (64, 64, 3, 3), padding=1, dtype=torch.float16, memory_format=LAST)
     asked = contiguous_operands(problem, "forward", LAST)
     with emulator.on("a100"):
         ours = backends.get(lane.backend)
-        tile, _ = ranked(ours.tiles(problem, "forward", Gpu.of(CPU), asked), problem, "forward", Gpu.of(CPU), False)[0]
+        tile, _ = ranked(
+            ours, ours.tiles(problem, "forward", Gpu.of(CPU), asked), problem, "forward", Gpu.of(CPU), False
+        )[0]
     world = plan.emulate(emulator.VirtualGpu(small))
     try:
         run = ours.bind(problem, "forward", CPU, IDENTITY, asked, tile)

@@ -1,4 +1,4 @@
-"""What no kernel may do is found, where it happens, and what only looks like it is not."""
+"""Faults in kernels are found, where they happen; correct code that looks like them is not."""
 
 import signal
 import subprocess

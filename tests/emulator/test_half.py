@@ -79,7 +79,7 @@ def test_in_pairs(name: str, form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_fma_relu(form: str) -> None:
-    """What is negative becomes zero, NaN stays NaN."""
+    """Negative results become zero, NaN stays NaN."""
     inputs = operands(form)
     got = numbers(apply(instruction("fma", form, ".relu"), "u16", *inputs), form)
     exact = expected("fma", form, inputs)

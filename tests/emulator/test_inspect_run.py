@@ -1,4 +1,4 @@
-"""`gpuconv inspect --run`: our kernels, run once on a virtual GPU; what they count is what theory says."""
+"""`gpuconv inspect --run`: our kernels, run once on a virtual GPU, have the counters that theory predicts."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from gpuconv.backends.cuda import compiler as cuda_compile
 from gpuconv.cli import main
 from gpuconv.emulator import device
 from gpuconv.gpu import KNOWN
-from gpuconv.inspection.kernels import Kernel, examine
+from gpuconv.inspection.kernels import Kernel, inspect_kernels
 from gpuconv.problem import ConvProblem
 
 if emulator.why_not() is not None:
@@ -46,7 +46,7 @@ def layer(
 
 def ran(problem: ConvProblem, backend: str, gpu: str, direction: str = "forward", **named: object) -> list[Kernel]:
     needs(backend)
-    kernels = examine(problem, direction, backend, KNOWN[gpu], run=True, **named)
+    kernels = inspect_kernels(problem, direction, backend, KNOWN[gpu], run=True, **named)
     assert all(kernel.error <= 1 for kernel in kernels)
     return kernels
 

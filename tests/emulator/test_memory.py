@@ -20,7 +20,7 @@ def mine(to: int, of: int, size: int) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_loads_extend_to_the_register(kind: str) -> None:
-    """By the sign for signed types; stores cut off."""
+    """Loads of signed types extend the sign; stores cut off."""
     size = TYPES[kind].itemsize
     wide = f"{kind[0]}64" if kind[0] in "us" else kind
     source, to, back = BYTES[: 32 * size].copy(), np.zeros(32, TYPES[wide]), np.zeros(32 * size, np.uint8)
@@ -148,7 +148,7 @@ ATOMIC = {
 @pytest.mark.parametrize("space", ["global", "shared"])
 @pytest.mark.parametrize(("name", "kind"), [(n, k) for n, (_, kinds) in ATOMIC.items() for k in kinds])
 def test_atomics(name: str, kind: str, space: str) -> None:
-    """What is returned is the old value, what is left the new one; red leaves the same."""
+    """Atomics return the old value and leave the new one; red leaves the same."""
     dtype = TYPES[kind.replace("b", "u")]
     bits, n = 8 * dtype.itemsize, 64
     random = np.random.default_rng(3)
@@ -247,7 +247,7 @@ COPY = "cp.async.{cache}.shared.global [%r0], [%l0], {size}{zfill};"
 
 @pytest.mark.parametrize("size", [4, 8, 16])
 def test_asynchronous_copies(size: int) -> None:
-    """Of each size; what lies beyond the source size is zero."""
+    """Copies of each size; bytes beyond the source size are zero."""
     source, count = BYTES[: 32 * size].copy(), np.arange(32, dtype=np.uint32) % (size + 1)
     for zfill, there in (("", np.full(32, size)), (", %r1", count)):
         to = np.zeros(32 * size, np.uint8)

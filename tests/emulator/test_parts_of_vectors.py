@@ -58,7 +58,7 @@ _HALVES = """
 @pytest.mark.skipif(emulator.why_not() is not None, reason=f"nothing can be emulated: {emulator.why_not()}")
 @pytest.mark.parametrize("packed", ["%r0, %r1", "%r1, %r0"])
 def test_of_a_register_that_is_half_undefined_the_other_half_may_be_used(packed: str) -> None:
-    """As LLVM's vectoriser has it for sm_120."""
+    """LLVM's vectoriser makes such code for sm_120."""
     out = torch.zeros(1, dtype=torch.int32)
     good, bad = ("%r2, _", "_, %r2") if packed.startswith("%r0") else ("_, %r2", "%r2, _")
     emulator.run_ptx(_HALVES.format(packed=packed, taken=good), None, 1, 1, 0, [out])

@@ -1,5 +1,7 @@
-"""Faults in the text of CUDA C, which the host check finds too (tests/kernels/cuda): compiled with it for sm_80 and
-sm_90, the emulator finds each."""
+"""Faults planted in CUDA C, compiled for sm_80 and sm_90: the emulator finds each.
+
+The host check finds them too (tests/kernels/cuda).
+"""
 
 import functools
 

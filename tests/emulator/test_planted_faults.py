@@ -79,7 +79,7 @@ def test_as_they_are_nothing_is_found(name: str) -> None:
 
 
 def test_what_comes_before() -> None:
-    """What `no_bulk_store` and `nothing_is_written` look at: the way through the kernel, its loops included."""
+    """The analysis behind `no_bulk_store` and `nothing_is_written`: the way through the kernel, its loops included."""
     k = kernel(WINDOWS[0])
     waits = [site.line for site in sites(k.text, r"cp\.async\.bulk\.wait_group")]
     assert [comes_before(k.text, k.entry, line, BULK_STORES) for line in waits[-2:]] == [True, True]

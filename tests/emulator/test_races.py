@@ -132,7 +132,7 @@ def test_their_twins_are_sound(name: str) -> None:
 
 
 def test_a_consumer_that_says_too_early_that_it_has_read() -> None:
-    """It arrives at the barrier for which the refill waits, and reads after that."""
+    """The consumer arrives at the barrier for which the refill waits, and reads after that."""
     body = f"""{WORDS} {INIT} @%p2 bra CONSUMER;
         {FILL} {wait(FULL, 0, "T")} {wait(EMPTY, 0, "W")} {FILL} {wait(FULL, 1, "U")} bra END;
         CONSUMER: {wait(FULL, 0, "V")} FIRST mbarrier.arrive.shared::cta.b64 _, [%at+{EMPTY}]; THEN END: {OUT}"""

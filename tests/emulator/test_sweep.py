@@ -27,7 +27,7 @@ from emulated import complaint, lane_of
 from lanes import INTERPRETING
 from schedules import SCHEDULES
 
-from gpuconv.checking.self_test import NUMBERS
+from gpuconv.checking.precision import NUMBERS
 from gpuconv.problem import DIRECTIONS, Direction
 
 pytestmark = pytest.mark.skipif(INTERPRETING, reason="what is interpreted is not compiled")

@@ -1,4 +1,4 @@
-"""`triton_gpu`: what Triton's JIT finds in place of a GPU, and how arguments reach the kernel."""
+"""`triton_gpu`: Triton's JIT on the virtual GPU, its driver, and the arguments of launches."""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What Triton's operations compile to, beside PyTorch: mathematics, casts, products of every type, layouts, print."""
+"""Triton's operations, compiled, beside PyTorch: mathematics, casts, products of every type, layouts, print."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What the lanes of a warp do together, and branches that part and join them."""
+"""Operations across the lanes of a warp, and branches that part and join them."""
 
 from collections.abc import Callable
 
@@ -170,7 +170,7 @@ def test_early_return_of_some_lanes() -> None:
 
 
 def test_special_registers() -> None:
-    """In three dimensions: each thread writes what it is told to the place that follows from it."""
+    """Each thread of a grid in three dimensions writes its registers to the place that follows from them."""
     to = np.full((2 * 3 * 4, 4 * 3 * 6, 12), 99, np.uint32)
     names = [f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"]
     body = "".join(f"mov.u32 %r{i}, {name};" for i, name in enumerate(names))

@@ -130,7 +130,7 @@ def matmul_device_descriptors(a: torch.Tensor, b: torch.Tensor, programs: int = 
 def persistent_matmul_kernel(
     a, b, c, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr
 ):
-    """By pointers into contiguous A [M, K], B [K, N], C [M, N]; the loop over tiles is made one with that over k."""
+    """A matrix product by pointers into contiguous A [M, K], B [K, N], C [M, N]; its loops over tiles and k are one."""
     rows, columns = tl.cdiv(M, BM), tl.cdiv(N, BN)
     for tile in tl.range(tl.program_id(0), rows * columns, tl.num_programs(0), flatten=True):
         i, j = _grouped(tile, rows, columns, GROUP)
@@ -293,7 +293,7 @@ def sort(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @triton.jit
 def histogram_kernel(x, counts, sums, most, n, BINS: tl.constexpr, BLOCK: tl.constexpr):
-    """How often each of BINS values occurs in x; sums of x by its value, and the largest x (also of the block's)."""
+    """Counts of each of BINS values in x; sums of x by its value, and the largest x (also of the block's)."""
     o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     m = o < n
     v = tl.load(x + o, m, other=0)

@@ -165,7 +165,7 @@ class HostChecked(CudaBackend):
         if gpu.capability != (0, 0):
             return super().tiles(problem, direction, gpu, operands)
         gpu = KNOWN["A100"]
-        offered = *cuda_simt.tiles(problem, direction, gpu), *super().tiles(problem, direction, gpu, operands)
+        offered = *cuda_simt.menu(problem, direction, gpu), *super().tiles(problem, direction, gpu, operands)
         candidates = list(dict.fromkeys(dataclasses.replace(tile, splits=1) for tile in offered))
         draw = zlib.crc32(f"{direction} {problem}".encode())
         tile = candidates[draw % len(candidates)]

@@ -1,4 +1,4 @@
-"""`gpuconv plan` and `gpuconv inspect`: what would be launched for a layer on a GPU that is not here."""
+"""`gpuconv plan` and `gpuconv inspect`: the launches for a layer on a GPU, without one."""
 
 import importlib.resources
 import json
@@ -15,8 +15,8 @@ from gpuconv.backends.triton import backend as triton
 from gpuconv.bench import suites
 from gpuconv.cli import main
 from gpuconv.gpu import KNOWN, REPRESENTATIVE, named
-from gpuconv.inspection.kernels import examine
-from gpuconv.planning import plan
+from gpuconv.inspection.kernels import inspect_kernels
+from gpuconv.planning import plan, ranking
 from gpuconv.problem import DIRECTIONS
 
 ARCHITECTURES = [name for name in REPRESENTATIVE if name != "sm_75"]
@@ -27,7 +27,7 @@ LAYER = "resnet50.conv4_3x3"
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_main_loop_of_a_triton_kernel_is_found(arch: str) -> None:
     problem = suites.layer(LAYER, 8, torch.float16, torch.channels_last)
-    (kernel,) = examine(problem, "forward", "triton", REPRESENTATIVE[arch])
+    (kernel,) = inspect_kernels(problem, "forward", "triton", REPRESENTATIVE[arch])
     loop, all_of_it = kernel.code.loop_instructions, kernel.code.instructions
     assert loop[PRODUCTS.get(arch, "HMMA")] > 0 and loop["LDGSTS"] + loop["UTMALDG"] > 0 and loop["STG"] == 0
     assert all(all_of_it[name] >= count for name, count in loop.items())
@@ -38,7 +38,7 @@ def test_the_main_loop_of_a_triton_kernel_is_found(arch: str) -> None:
 def test_the_main_loop_of_a_cuda_kernel_is_found() -> None:
     pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
     problem = suites.layer(LAYER, 8, torch.float32)
-    (kernel,) = examine(problem, "grad_input", "cuda", KNOWN["T4"], ptx=True)
+    (kernel,) = inspect_kernels(problem, "grad_input", "cuda", KNOWN["T4"], ptx=True)
     assert kernel.name == "simt_grad_input" and kernel.architecture == "sm_75"
     assert kernel.code.loop_instructions["FFMA"] >= kernel.tile.rows * kernel.tile.columns * 8 / kernel.threads
     assert kernel.ptx.startswith("//\n") and "\n.target sm_75\n" in kernel.ptx
@@ -65,7 +65,7 @@ def test_every_kernel_is_reached_by_some_layer_on_every_architecture() -> None:
                 for direction in DIRECTIONS:
                     problem = suites.layer(name, 32, dtype, layout)
                     operands = plan.contiguous_operands(problem, direction, layout)
-                    found, refused = plan.candidates(problem, direction, REPRESENTATIVE[arch], operands)
+                    found, refused = ranking.candidates(problem, direction, REPRESENTATIVE[arch], operands)
                     assert set(refused) >= {"numpy", "aten"}
                     for backend, module in (("triton", triton), ("cuda", cuda)):
                         best = next(candidate for candidate in found if candidate.backend == backend)
@@ -80,7 +80,7 @@ def test_every_kernel_is_reached_by_some_layer_on_every_architecture() -> None:
 def test_candidates_are_in_the_order_of_their_times_and_auto_takes_the_planner_s() -> None:
     problem = suites.layer(LAYER, dtype=torch.bfloat16, memory_format=torch.channels_last)
     operands = plan.contiguous_operands(problem, "forward", torch.channels_last)
-    found, _ = plan.candidates(problem, "forward", named("rtx4090"), operands)
+    found, _ = ranking.candidates(problem, "forward", named("rtx4090"), operands)
     seconds = [candidate.prediction.seconds for candidate in found]
     assert seconds == sorted(seconds) and {candidate.backend for candidate in found} == {"triton", "cuda"}
     assert {candidate.prediction.bound for candidate in found} <= {
@@ -146,4 +146,4 @@ def test_what_cannot_be_asked_is_said_in_a_line(
 
 def test_a_backend_without_kernels_cannot_be_looked_at() -> None:
     with pytest.raises(BackendUnavailable, match="one of triton, cuda to look at kernels, but got 'aten'"):
-        examine(suites.layer(LAYER), "forward", "aten", KNOWN["H100"])
+        inspect_kernels(suites.layer(LAYER), "forward", "aten", KNOWN["H100"])

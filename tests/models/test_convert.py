@@ -1,4 +1,4 @@
-"""`convert`, `revert` and `patch`: PyTorch's models computed by gpuconv, and nothing else about them changed."""
+"""`convert`, `revert` and `patch`: models of PyTorch are computed by gpuconv, and nothing else about them changes."""
 
 import copy
 import pickle
@@ -57,6 +57,7 @@ def test_each_module_becomes_ours_and_back(name: str, counting) -> None:
     x = torch.randn(2, 3, *(5,) * ndim, dtype=torch.float64)
     identity, parameters = id(module), list(map(id, module.parameters()))
     report = gpuconv.convert(module)
+    assert isinstance(report, gpuconv.ConversionReport)
     assert report.converted == ("",) and not report.kept
     assert type(module) is getattr(gpuconv.nn, name) and id(module) == identity
     assert list(map(id, module.parameters())) == parameters

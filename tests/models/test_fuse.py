@@ -1,4 +1,4 @@
-"""`gpuconv.fuse`: the same function of the same weights, with fewer kernels, and a report that says what and why."""
+"""`gpuconv.fuse`, which rewrites a model: the same function of the same weights, fewer kernels, and a report."""
 
 import copy
 import operator
@@ -88,7 +88,7 @@ class Net(nn.Module):
 
 
 def after(rest, *modules: nn.Module) -> tuple[str, str]:
-    """What a convolution followed by `rest` becomes, and why nothing more; the values being the same."""
+    """The report on a convolution followed by `rest`: what it became, and why nothing more. Values must be equal."""
     torch.manual_seed(0)
     report = same(with_statistics(Net(rest, *modules)), torch.randn(2, 4, 5, 6, dtype=torch.float64))
     return dict(report.fused).get("conv", "conv"), dict(report.kept).get("conv", "")

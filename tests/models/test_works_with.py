@@ -1,4 +1,4 @@
-"""The table 'works with' of the README, line by line, and models that go through files and copies."""
+"""The table 'works with' of docs/models.md, line by line, and models that go through files and copies."""
 
 import copy
 import io
@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.ao.quantization as quantization
+from pages import DOCS
 from torch import nn
 from torch.ao.quantization import quantize_fx
 
 import gpuconv
 
-TABLE = {  # line of the README's table: the tests of it, here or a file
+TABLE = {  # line of the page's table: the tests of it, here or a file
     "hooks, parametrizations, DDP, FSDP, activation checkpointing, `torch.func`": "test_convert.py",
     "`torch.save`, `torch.load`, `pickle`, `copy.deepcopy`, `state_dict`": "test_models_go_through",
     "`torch.compile(fullgraph=True)`, `torch.export`, AOTInductor, `torch.fx`": "test_models_go_through",
@@ -27,8 +28,8 @@ TABLE = {  # line of the README's table: the tests of it, here or a file
 }
 
 
-def test_the_readme_has_this_table() -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+def test_the_page_has_this_table() -> None:
+    text = (DOCS / "models.md").read_text(encoding="utf-8")
     table = text[text.index("| with | what happens |") :].split("\n\n")[0]
     assert re.findall(r"^\| (.*?) \| ", table, re.MULTILINE)[2:] == list(TABLE)
     for tests in TABLE.values():
@@ -125,7 +126,7 @@ WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-RECORDED = ("torch.export", "torch.export with aten", "torch.fx")  # which no values of tensors may be asked in
+RECORDED = ("torch.export", "torch.export with aten", "torch.fx")  # in which values of tensors may not be read
 
 
 @pytest.mark.parametrize("patched", [False, True], ids=["", "patched"])

@@ -1,4 +1,4 @@
-"""torch.func and forward-mode AD of our functions, on top of each other and compiled, are PyTorch's in float64."""
+"""torch.func and forward-mode AD of our functions, nested and compiled, give PyTorch's results in float64."""
 
 import functools
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from lanes import INTERPRETING, LANES, Lane
+from lanes import INTERPRETING, OURS, Lane
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
@@ -15,7 +15,6 @@ from gpuconv import functional
 from gpuconv.ops.act_backward import act_backward
 from gpuconv.settings import Settings
 
-OURS = [lane for lane in LANES if lane.backend != "aten"]
 Function = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -120,7 +119,7 @@ def act_gradient(activation: str, backend: str | None) -> Function:
 
 
 def functions(backend: str | None) -> dict[str, Function]:
-    """Everything of ours by that backend; by PyTorch if None."""
+    """Functions to transform, by the backend; by PyTorch if None."""
     more = {} if backend is None else {"backend": backend}
     namespace = torch if backend is None else gpuconv
     found = {

@@ -1,4 +1,4 @@
-"""Tensor-likes with a `__torch_function__` of their own are asked by our functions as they are by PyTorch's."""
+"""Tensor-likes with a `__torch_function__` of their own override our functions as they do PyTorch's."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ class Ignorant(Duck):
 
 
 class Labelled(torch.Tensor):
-    """As the tensors of fastai and of torchvision's transforms: a handler of its own around that of Tensor."""
+    """A tensor as those of fastai and of torchvision's transforms: its handler wraps that of Tensor."""
 
     label = "none"
 

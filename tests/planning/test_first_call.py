@@ -18,7 +18,7 @@ from gpuconv.backends.numpy import NumpyBackend
 from gpuconv.bench import tune
 from gpuconv.gpu import KNOWN
 from gpuconv.planning import plan
-from gpuconv.planning.predict import ranked
+from gpuconv.planning.ranking import ranked
 from gpuconv.problem import DIRECTIONS, ConvProblem
 from gpuconv.settings import Settings
 
@@ -116,7 +116,7 @@ def tensors() -> tuple[torch.Tensor, torch.Tensor]:
 def test_what_is_refused_is_predicted_to_be_quickest(backend: Compiled) -> None:
     """Else the tests below would show nothing."""
     operands = plan.contiguous_operands(PROBLEM, "forward", LAST)
-    in_order = [tile for tile, _ in ranked(backend.menu, PROBLEM, "forward", plan.Gpu.of(CPU), False)]
+    in_order = [tile for tile, _ in ranked(backend, backend.menu, PROBLEM, "forward", plan.Gpu.of(CPU), False)]
     assert in_order[-1] == GOOD
     for tile, error in ((NO_POWER_OF_TWO, CompilationError), (TOO_LARGE, OutOfResources)):
         with pytest.raises(error) as refused:

@@ -7,9 +7,10 @@ import torch
 
 from gpuconv import backends
 from gpuconv.backends.base import Tile
+from gpuconv.backends.roofline import programs_and_steps
 from gpuconv.bench import suites
 from gpuconv.gpu import INTERPRETER, KNOWN, Gpu
-from gpuconv.planning import plan, predict
+from gpuconv.planning import plan, ranking
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
@@ -23,8 +24,8 @@ each_direction = pytest.mark.parametrize("direction", DIRECTIONS)
 
 def best(problem: ConvProblem, direction: Direction, gpu: Gpu, tf32: bool = False) -> Tile:
     operands = plan.contiguous_operands(problem, direction, problem.memory_format)._replace(tf32=tf32)
-    candidates = backends.get("triton").tiles(problem, direction, gpu, operands)
-    tile = predict.best_tile(candidates, problem, direction, gpu, tf32)
+    triton = backends.get("triton")
+    tile = ranking.best_tile(triton, triton.tiles(problem, direction, gpu, operands), problem, direction, gpu, tf32)
     assert tile is not None
     return tile
 
@@ -60,7 +61,7 @@ def test_large_problems_take_large_tiles_and_narrow_ones_narrow(gpu: Gpu) -> Non
 def test_grad_weight_is_split_to_fill_the_gpu_and_no_further(gpu: Gpu) -> None:
     few = suites.layer("thirty.resnet50-56-3x3", 32, torch.float16, torch.channels_last)
     tile = best(few, "grad_weight", gpu)
-    predicted = predict.predict(few, "grad_weight", tile, gpu, False)
+    predicted = backends.get("triton").predict(few, "grad_weight", tile, gpu, False)
     assert tile.splits > 1 and gpu.multiprocessors / 2 <= predicted.programs and predicted.steps >= 4
     tiny = ConvProblem.of((1, 64, 4, 4), (64, 64, 3, 3), dtype=torch.float16)
     assert best(tiny, "grad_weight", gpu).splits == 1
@@ -89,7 +90,7 @@ def test_splits_are_never_empty() -> None:
 @each_direction
 def test_interpreting_takes_few_steps(direction: Direction) -> None:
     problem = ConvProblem.of((2, 17, 9, 7), (19, 17, 3, 3), padding=1)
-    programs, steps = predict.programs_and_steps(problem, direction, best(problem, direction, INTERPRETER))
+    programs, steps = programs_and_steps(problem, direction, best(problem, direction, INTERPRETER))
     assert programs * steps <= 18
 
 
@@ -97,7 +98,7 @@ def test_the_formula_prefers_what_it_should() -> None:
     gpu, problem = KNOWN["H100"], large()
 
     def seconds(tile: Tile, problem: ConvProblem = problem, direction: Direction = "forward") -> float:
-        return predict.predict(problem, direction, tile, gpu, False).seconds
+        return backends.get("triton").predict(problem, direction, tile, gpu, False).seconds
 
     assert seconds(Tile(128, 128, 64, 8, 4)) < seconds(Tile(64, 64, 64, 4, 4)) < seconds(Tile(64, 16, 64, 4, 4))
     assert seconds(Tile(128, 128, 64, 8, 4, addressed=16384)) > seconds(Tile(128, 128, 64, 8, 4))
@@ -112,7 +113,7 @@ def test_the_formula_prefers_what_it_should() -> None:
 
 
 def test_no_tile_to_choose_is_no_tile() -> None:
-    assert predict.best_tile((), large(), "forward", KNOWN["A100"], False) is None
+    assert ranking.best_tile(backends.get("triton"), (), large(), "forward", KNOWN["A100"], False) is None
 
 
 def test_a_gpu_is_known_by_its_properties(monkeypatch: pytest.MonkeyPatch) -> None:

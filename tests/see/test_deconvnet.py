@@ -129,7 +129,7 @@ def test_the_model_comes_out_as_it_went_in() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: see.deconvnet(m, image(), "layre1"), "no layer 'layre1'; the nearest names are layer1"),
+        (lambda m: see.deconvnet(m, image(), "layre1"), r"no layer 'layre1' \(did you mean layer1\?\)"),
         (lambda m: see.deconvnet(m, image(), "layer1", 4), "channel must be from 0 to 3 in layer 'layer1', but got 4"),
         (lambda m: see.deconvnet(m, image(), "layer1", 0, (99, 0)), r"at must lie within the map \[15, 13\]"),
         (lambda m: see.deconvnet(m, image(), "flat"), "'flat' gives .*, no maps"),

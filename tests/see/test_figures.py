@@ -9,7 +9,7 @@ from matplotlib.text import Text
 from torch import nn
 
 from gpuconv import see
-from gpuconv.see import pictures
+from gpuconv.see import rendering
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,9 @@ def test_what_is_compared_shares_its_limit(made: dict[str, Any]) -> None:
         name: {image.norm.vmax for axes in made[name].figure().axes for image in axes.get_images()}
         for name in ("maps", "output")
     }
-    assert limits["maps"] == {pictures.limit_of(made["maps"].values)}
+    assert limits["maps"] == {rendering.limit_of(made["maps"].values)}
     parts = (made["output"].window, made["output"].filter, made["output"].products)
-    assert limits["output"] == {pictures.limit_of(part) for part in parts}
+    assert limits["output"] == {rendering.limit_of(part) for part in parts}
 
 
 def test_the_arrays_are_there_too(made: dict[str, Any]) -> None:

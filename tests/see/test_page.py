@@ -16,10 +16,10 @@ from chromium import Page, find
 from PIL import Image
 
 from gpuconv.errors import UserError
-from gpuconv.see import page, pictures, tour
-from gpuconv.see.page import Block, Chapter, Picture, Row, Table, Widget, Words
-from gpuconv.see.text import CATALOGUE, LANGUAGES, Text
-from gpuconv.see.text_tour import TOUR
+from gpuconv.see import page, rendering, tour
+from gpuconv.see.page import Block, Chapter, Picture, Row, Table, TextBlock, Widget
+from gpuconv.see.translations import CATALOGUE, LANGUAGES, Translation
+from gpuconv.see.translations_tour import TOUR
 
 VALUES = {"backend": "auto", "seconds": "9"}
 
@@ -29,7 +29,7 @@ def folders(chapters: list[Chapter], tmp_path_factory: pytest.TempPathFactory) -
     """The tour in each language."""
     made = {language: tmp_path_factory.mktemp(language) for language in LANGUAGES}
     for language, folder in made.items():
-        page.write(folder, "tour", VALUES, chapters, Text(language))
+        page.write(folder, "tour", VALUES, chapters, Translation(language))
     return made
 
 
@@ -46,7 +46,7 @@ def test_it_has_seven_chapters_and_needs_nothing_else(folders: dict[str, Path]) 
     assert len(text.encode()) < 8e6
     titles = re.findall(r"<h2[^>]*>([^<]+)", text)
     assert titles == [CATALOGUE[f"{name}.title"][0] for name in
-                      ("smoothing", "curve", "layer", "after", "training", "monkey", "deeper")]  # fmt: skip
+                      ("smoothing", "curve", "layer", "after", "training", "random-search", "deeper")]  # fmt: skip
     assert not re.search(r"https?://|<link[^>]+href=\"(?!data:)|src=\"(?!data:)|@import|url\(", text)
 
 
@@ -84,7 +84,7 @@ def test_chinese_has_one_word_for_one_thing_and_introduces_it() -> None:
     assert "<b>低频</b>" in introduced and "<b>高频</b>" in introduced
     first = next(key for key, text in chinese.items() if "低频" in text or "高频" in text)
     assert first == "smoothing.intro"
-    assert "<i>梯度</i>" in chinese["monkey.intro"] and chinese["after.likely"] == "概率"
+    assert "<i>梯度</i>" in chinese["random-search.intro"] and chinese["after.likely"] == "概率"
     assert "三个通道" in chinese["layer.intro"]
 
 
@@ -97,7 +97,7 @@ def test_every_text_of_the_tour_is_used(chapters: list[Chapter]) -> None:
             used |= {block.key, *block.head}
         elif isinstance(block, Widget):
             used |= {block.key, *block.words}
-        elif isinstance(block, Words):
+        elif isinstance(block, TextBlock):
             used.add(block.key)
     assert TOUR.keys() <= used and used <= CATALOGUE.keys()
 
@@ -119,40 +119,42 @@ def test_labels_of_spectra_and_the_detectors_numbers_are_on_the_page(folders: di
 
 def test_an_unknown_language_and_a_folder_that_cannot_be_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lang must be one of en, zh, but got 'fr'"):
-        Text("fr")
+        Translation("fr")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write to .*file"):
-        page.write(tmp_path / "file", "tour", VALUES, [], Text("en"))
+        page.write(tmp_path / "file", "tour", VALUES, [], Translation("en"))
 
 
 def test_values_cannot_become_markup() -> None:
-    made = page.render("own", {"name": "<b id=name>", "layer": "<b id=layer>", **VALUES}, [], Text("en"))
+    made = page.render("your-model", {"name": "<b id=name>", "layer": "<b id=layer>", **VALUES}, [], Translation("en"))
     assert "<b id=" not in made and made.count("&lt;b id=") == 3  # title, headline and lead
 
 
 def test_names_cannot_become_folders_or_colours(tmp_path: Path) -> None:
     name = "../a\x1b[31m/b"
-    made = Picture("own-layer.image", pictures.png(np.zeros((2, 2, 3), np.uint8)),
+    made = Picture("your-layer.image", rendering.png(np.zeros((2, 2, 3), np.uint8)),
                    {"height": 2, "width": 2, "channels": name}, name=name)  # fmt: skip
-    chapter = Chapter("own-layer", [made, Table("own-layer.shapes", ["shapes.what"], [[name]], {"products": name})])
-    written = page.write(tmp_path / "page", "own", {"name": name, "layer": name, **VALUES}, [chapter], Text("en"))
-    assert sorted(file.name for file in tmp_path.rglob("*.*")) == ["index.html", "own-layer-1-.._a__31m_b.png"]
+    chapter = Chapter("your-layer", [made, Table("your-layer.shapes", ["shapes.what"], [[name]], {"products": name})])
+    written = page.write(
+        tmp_path / "page", "your-model", {"name": name, "layer": name, **VALUES}, [chapter], Translation("en")
+    )
+    assert sorted(file.name for file in tmp_path.rglob("*.*")) == ["index.html", "your-layer-1-.._a__31m_b.png"]
     text = written.read_text()
     assert "\x1b" not in text and text.count(r"../a\x1b[31m/b") == 6
 
 
 def test_a_page_does_not_lie_among_the_files_of_a_run(tmp_path: Path) -> None:
-    assert page.place_in(tmp_path) == tmp_path
+    assert page.folder_for(tmp_path) == tmp_path
     for file in ("config.json", "metrics.jsonl"):
         (tmp_path / file).touch()
-    assert page.place_in(tmp_path) == tmp_path / "see"
+    assert page.folder_for(tmp_path) == tmp_path / "see"
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
 
 def test_the_scale_is_symmetric_and_told_apart_in_grey_by_sign_of_hue() -> None:
-    ramp = pictures.colours(torch.linspace(-2, 2, 101)[None], 2)[0].astype(float)
+    ramp = rendering.colours(torch.linspace(-2, 2, 101)[None], 2)[0].astype(float)
     lightness = ramp @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(lightness[:51]) > 0).all() and (np.diff(lightness[50:]) < 0).all()
     assert ramp[50].min() > 240  # zero is white
@@ -161,11 +163,11 @@ def test_the_scale_is_symmetric_and_told_apart_in_grey_by_sign_of_hue() -> None:
 
 def test_a_mosaic_keeps_its_tiles_and_lets_the_page_through_between_them() -> None:
     tiles = [np.full((2, 3, 3), value, np.uint8) for value in (10, 20, 30)]
-    made = pictures.mosaic(tiles, 2, 2, 1)
+    made = rendering.mosaic(tiles, 2, 2, 1)
     assert made.shape == (9, 13, 4)
     assert made[0, 0].tolist() == [10, 10, 10, 255] and made[8, 5].tolist() == [30, 30, 30, 255]
     assert made[4].max() == 0 and made[:, 6].max() == 0
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(pictures.png(made)))), made)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(rendering.png(made)))), made)
 
 
 # ---- in a browser ---------------------------------------------------------------------------------------------------
@@ -274,7 +276,7 @@ def test_the_film_goes_from_epoch_to_epoch(browser: Page, folders: dict[str, Pat
 @pytest.mark.full
 def test_the_whole_tour_is_small_and_quick(tmp_path: Path) -> None:
     began = time.process_time()
-    written = tour.tour(tmp_path)
+    written = tour.write_page(tmp_path)
     assert time.process_time() - began < 2 * 180
     assert written.stat().st_size < 8e6
     film = json.loads(re.search(r'data-kind="film".*?json">(.*?)</script>', written.read_text(), re.DOTALL)[1])

@@ -58,7 +58,7 @@ def test_a_channel_that_is_not_there_is_told(model: nn.Sequential) -> None:
 
 def test_features_come_with_projections_of_their_patches(model: nn.Sequential) -> None:
     images = torch.rand(12, 3, 18, 16)
-    shown = features.shown(model, images, images, "4", channels=2, count=3)
+    shown = features.find(model, images, images, "4", channels=2, count=3)
     assert len(shown.features) == 2 and shown.field == (8, 8)
     for feature in shown.features:
         whole = see.deconvnet(model, images[feature.patches[0].image], "4", feature.channel, feature.patches[0].at)

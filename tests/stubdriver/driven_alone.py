@@ -28,8 +28,7 @@ from gpuconv.backends.elementwise import Elementwise
 from gpuconv.backends.triton import act_backward as triton_act, backend
 from gpuconv.backends.triton.compiler import compile_for
 from gpuconv.backends.triton.launch import Launch
-from gpuconv.checking.check import OPERANDS
-from gpuconv.checking.problems import tensors as random_tensors
+from gpuconv.checking.problems import OPERANDS, tensors as random_tensors
 from gpuconv.gpu import KNOWN, Gpu
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 from gpuconv.reference import as_numpy, worst_violation

@@ -17,7 +17,7 @@ import triton
 from steps import LAST, driver, launched, net
 
 import gpuconv
-from gpuconv.checking import doctor
+from gpuconv.checking import installation
 from gpuconv.gpu import Gpu
 from gpuconv.planning import plan
 
@@ -42,11 +42,11 @@ def step(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def doctor_finds_the_gpus() -> None:
-    report = doctor.report()
+    report = installation.report()
     assert [gpu["capability"] for gpu in report["gpus"]] == ["9.0", "9.0", "8.0"]
     assert report["backends"]["triton"] == {"usable": True, "reason": None}
     assert report["auto"]["cuda"]["picks"] == "triton"
-    assert "H100" in doctor.text(report)
+    assert "H100" in installation.text(report)
     assert Gpu.of(torch.device("cuda", 0)).shared_memory == 227 << 10
     assert Gpu.of(torch.device("cuda", 2)).shared_memory == 163 << 10
 

@@ -26,8 +26,7 @@ from gpuconv.backends.cuda.backend import FAMILIES, CudaBackend, launches
 from gpuconv.backends.cuda.cupy_runtime import CupyRuntime
 from gpuconv.backends.cuda.launch import Instance, Launch
 from gpuconv.backends.elementwise import Elementwise
-from gpuconv.checking.check import OPERANDS
-from gpuconv.checking.problems import tensors as random_tensors
+from gpuconv.checking.problems import OPERANDS, tensors as random_tensors
 from gpuconv.gpu import KNOWN
 from gpuconv.planning import plan
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
@@ -50,7 +49,7 @@ ACT = Elementwise((4, 24, 7, 7), HALF, LAST, (1176, 1, 168, 24), True, Activatio
 NARROW = ConvProblem.of((2, 64, 28, 28), (64, 64, 3, 3), padding=1, dtype=HALF, memory_format=LAST)
 REACHING = ConvProblem.of((2, 64, 28, 28), (64, 64, 3, 3), padding=3, dilation=3, dtype=HALF, memory_format=LAST)
 UNSEEN = ConvProblem.of((2, 64, 28, 28), (64, 64, 1, 1), dtype=HALF, memory_format=LAST)
-BLOCK, PLAIN = Tile(128, 64, 64, 4, 3, kernel="halo"), Tile(64, 64, 32, 4, 2, kernel="tensor")
+BLOCK, PLAIN = Tile(128, 64, 64, 4, 3, kernel="halo", halo=180), Tile(64, 64, 32, 4, 2, kernel="tensor")
 
 
 def operands_of(problem: ConvProblem, direction: Direction) -> Operands:
@@ -62,7 +61,7 @@ def driven() -> Iterator[tuple[str, ConvProblem, Direction, Tile]]:
     for family, problem in LAYERS.items():
         for direction in DIRECTIONS:
             offered = FAMILIES[family].tiles(problem, direction, GPU, operands_of(problem, direction))
-            tiles = sorted((t for t in offered if t.kernel == family), key=lambda t: (t.rows * t.columns, t.splits))
+            tiles = sorted(offered, key=lambda t: (t.rows * t.columns, t.splits))
             for tile in (tiles[:1], [t for t in tiles if t.splits > 1][:1]):
                 yield from ((family, problem, direction, t) for t in tile)
 

@@ -16,7 +16,7 @@ import torch
 import triton
 
 from gpuconv.backends import BackendUnavailable
-from gpuconv.checking import doctor
+from gpuconv.checking import installation
 from gpuconv.planning import plan
 from gpuconv.problem import ConvProblem
 from gpuconv.settings import Settings
@@ -29,12 +29,12 @@ try:
     refusal = None
 except BackendUnavailable as error:
     refusal = str(error)
-report = doctor.report()
+report = installation.report()
 print(
     json.dumps(
         {
             "reason": report["backends"]["triton"]["reason"],
-            "text": doctor.text(report),
+            "text": installation.text(report),
             "chosen": chosen.backend.name,
             "passed over": dict(chosen.passed_over),
             "refusal": refusal,

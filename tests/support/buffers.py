@@ -33,7 +33,7 @@ def _loops(lines: list[str]) -> list[tuple[int, int]]:
 
 
 def too_few(ttgir: str) -> list[str]:
-    """What is wrong with the loops of a kernel, a line for each operand; nothing where there is no `warp_group_dot`."""
+    """The faults in the loops of a kernel, a line for each operand; none where there is no `warp_group_dot`."""
     lines = ttgir.splitlines()
     buffers, root = {}, {}  # how many an allocation has; which allocation a view is of
     for line in lines:

@@ -1,4 +1,4 @@
-"""A headless Chromium, told what to do over its debugging pipe: no driver and no package, only the browser itself."""
+"""A headless Chromium, controlled over its debugging pipe: no driver and no package, only the browser itself."""
 
 import base64
 import json

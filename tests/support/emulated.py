@@ -1,4 +1,4 @@
-"""Runs a case of the sweep on the emulator, under every schedule."""
+"""One case of the sweep, run on the emulator under every schedule."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from sweep import Case
 
 from gpuconv import backends
 from gpuconv.activations import Activation
-from gpuconv.checking import check
-from gpuconv.checking.problems import tensors
+from gpuconv.checking.judging import exact_results, judge, surrounded
+from gpuconv.checking.problems import OPERANDS, tensors
 from gpuconv.reference import as_numpy
 
 
@@ -19,16 +19,19 @@ def lane_of(backend: str, gpu: str) -> Lane:
 
 
 def complaint(case: Case, schedules: tuple[Schedule, ...] = SCHEDULES) -> str | None:
-    """What is wrong with what the kernels of a case compute, on any of these schedules; None if nothing is: values
-    within the bound, every output written and nothing else, inputs untouched, the same bits, no check that fires."""
+    """The first fault of the kernels of a case, under any of these schedules; None if there is none.
+
+    Values must be within the bound, every output written and nothing else, inputs untouched, bits equal, and no check
+    may fire.
+    """
     problem, operands, epilogue = case.problem, case.operands, case.epilogue
     given = tensors(problem, case.name, problem.dtype, "cpu", case.layout)
     n = {name: as_numpy(t) for name, t in given.items()}
     added = n["bias"] if epilogue.bias else None, n["residual"] if epilogue.residual else None
-    exact = check.named_results(problem, case.direction, n, *added, Activation.parse(epilogue.activation))
-    t = {name: check.surrounded(tensor) for name, tensor in given.items()}
+    exact = exact_results(problem, case.direction, n, *added, Activation.parse(epilogue.activation))
+    t = {name: surrounded(tensor) for name, tensor in given.items()}
     activation, device = Activation.parse(epilogue.activation), t["input"].device
-    a, b = (t[name] for name in check.OPERANDS[case.direction])
+    a, b = (t[name] for name in OPERANDS[case.direction])
     extra = t["bias"] if epilogue.bias else None, t["residual"] if epilogue.residual else None
     turns = iter(schedules)
     now = schedules[0]
@@ -43,7 +46,7 @@ def complaint(case: Case, schedules: tuple[Schedule, ...] = SCHEDULES) -> str | 
             return tuple(run(a, b, True)) if case.direction == "grad_weight" else (run(a, b),)
 
     try:
-        found = check.verdict(t, exact, call, problem.memory_format, len(schedules), operands.tf32)
+        found = judge(t, exact, call, problem.memory_format, len(schedules), operands.tf32)
     except RuntimeError as error:
         return f"{case}, {now}: {type(error).__name__}: {error}"
     return f"{case}: {found.check}: {found.message}" if found.check else None

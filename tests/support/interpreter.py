@@ -12,7 +12,7 @@ from gpuconv import reference
 from gpuconv.activations import Activation
 from gpuconv.backends.base import Tile
 from gpuconv.backends.triton import backend
-from gpuconv.checking.check import CANARY, MARGIN, surrounded
+from gpuconv.checking.judging import CANARY, MARGIN, surrounded
 from gpuconv.checking.problems import tensors
 from gpuconv.planning import plan
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, allocate, memory_format_of

@@ -72,7 +72,7 @@ class Lane(NamedTuple):
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """What a test of this lane runs in. Skips it where the GPU cannot be emulated."""
+        """The context of a test of this lane. Skips it where the GPU cannot be emulated."""
         if self.gpu is None:
             yield
             return
@@ -116,7 +116,9 @@ EMULATED = {
     Lane("cuda", "cpu", "t4"): False,
 }
 LANES = _lanes()
+OURS = [lane for lane in LANES if lane.backend != "aten"]  # `aten` has no ops of ours in its way
 each_lane = pytest.mark.parametrize("lane", LANES, ids=str)
+each_of_ours = pytest.mark.parametrize("lane", OURS, ids=str)
 each_lane_and_gpu = pytest.mark.parametrize(
     "lane",
     LANES

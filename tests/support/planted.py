@@ -1,4 +1,4 @@
-"""Backends with one mistake each, such as kernels have, for `gpuconv check` and the gate of `gpuconv bench` to find."""
+"""Backends with one typical mistake each, for `gpuconv check` and the gate of `gpuconv bench` to find."""
 
 import dataclasses
 import os

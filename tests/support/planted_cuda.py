@@ -70,5 +70,5 @@ FAULTS = {
 
 
 def of(family: str) -> dict[str, Fault]:
-    """Those of a family that the host check complains about."""
+    """The mistakes planted in a family that the host check finds."""
     return {name: fault for name, fault in FAULTS.items() if fault.kind.endswith(family) and fault.mode}

@@ -1,4 +1,4 @@
-"""Kernels whose compiled text is made wrong in one place and run on the emulator: what finds it?
+"""Kernels whose compiled text is made wrong in one place and run on the emulator, to see which check finds it.
 
 kernel = Kernel("tensor forward", problem, "forward", "cuda", "A100", tile)
 kernel.found(without(kernel.text, site))  # 'race', 'values', …; None: nothing does
@@ -17,8 +17,7 @@ from gpuconv.activations import IDENTITY
 from gpuconv.backends.base import Tile
 from gpuconv.backends.cuda import backend as cuda
 from gpuconv.backends.cuda.launch import Instance
-from gpuconv.checking.check import OPERANDS
-from gpuconv.checking.problems import tensors
+from gpuconv.checking.problems import OPERANDS, tensors
 from gpuconv.emulator import EmulationError, load
 from gpuconv.emulator.device import VirtualGpu
 from gpuconv.emulator.ptx import parse
@@ -98,29 +97,32 @@ class Kernel:
 
     @property
     def launched(self) -> Any:
-        """How it was launched: threads and bytes of shared memory of a block."""
+        """The launch: threads and bytes of shared memory of a block."""
         return self._gpu.original
 
     @property
     def instance(self) -> Instance:
-        """What NVRTC is given."""
+        """The kernel as NVRTC compiles it."""
         return cuda.launches(*self._planned, with_bias=True)[0].instance
 
     @functools.cached_property
     def runs(self) -> dict[int, int]:
-        """By line of the text, how often its instruction runs."""
+        """The runs of each instruction, by its line in the text."""
         assert self.found(self.text) is None
         counted = self._gpu.counted
         return {line.ptx_line: int(n) for line, n in zip(counted.lines, counted.table["runs"], strict=True)}
 
     def shared_passes(self, text: str) -> int:
-        """How often shared memory is accessed, bank after bank."""
+        """Passes over the banks of shared memory."""
         assert self.found(text) is None
         return self._gpu.counted.shared_passes
 
     def found(self, text: str | None) -> str | None:
-        """What finds the fault of a text that is run in the place of the kernel's: the check of the emulator that
-        fires, 'values' beyond the oracle's bound (or never written), 'bits' that differ between schedules; or None."""
+        """The check that finds a fault in a text that is run in place of the kernel's; None if none does.
+
+        The check of the emulator, or 'values' beyond the oracle's bound (or never written), or 'bits' that differ
+        between schedules.
+        """
         self._gpu.instead = text
         before: list[bytes] = []
         for self._gpu.schedule, self._gpu.seed in SCHEDULES:

@@ -1,4 +1,4 @@
-"""The schedules under which what the emulator runs is to give the same bits."""
+"""The schedules of the emulator under which a kernel must give the same bits."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Tensors whose elements lie gigabytes apart, in memory that is only there where it is touched.
+"""Tensors whose elements lie gigabytes apart, in memory that is allocated where it is touched only.
 
 An offset that is cut off to 32 bits lands elsewhere in the same buffer, which reaches as far before a tensor as behind
 it, and finds a zero there: a wrong result, not a crash.

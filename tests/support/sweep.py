@@ -1,4 +1,4 @@
-"""What the emulator's sweep runs: which kernels, with which tiles, on which problems. Chosen without compiling.
+"""The cases of the emulator's sweep: kernels, tiles and problems, chosen without compiling.
 
 A lane is a backend on a GPU. A kind is what must be exercised: (backend, GPU, family, direction, number type, layout).
 """
@@ -18,14 +18,15 @@ from gpuconv.activations import Activation
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda import backend as cuda
 from gpuconv.backends.cuda.launch import Launch as CudaLaunch
+from gpuconv.backends.roofline import programs_and_steps
 from gpuconv.backends.triton import backend as triton
 from gpuconv.backends.triton.launch import Launch
 from gpuconv.bench import suites
 from gpuconv.checking import check
+from gpuconv.checking.precision import NUMBERS
 from gpuconv.checking.problems import CURATED, LAYOUTS, LONG_SUMS, OF_FAMILIES, laid_out, problem_called
-from gpuconv.checking.self_test import NUMBERS
 from gpuconv.gpu import KNOWN
-from gpuconv.planning.predict import programs_and_steps, ranked
+from gpuconv.planning.ranking import ranked
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, memory_format_of
 
 GPUS = {"triton": ("A100", "H100"), "cuda": ("T4", "A100", "H100")}
@@ -38,7 +39,7 @@ Kind = tuple[str, str, str, str, str, str]
 
 
 class Epilogue(NamedTuple):
-    """What a forward pass adds."""
+    """The epilogue of a forward pass."""
 
     bias: bool = False
     residual: bool = False
@@ -75,11 +76,11 @@ class Case(NamedTuple):
 
     @property
     def problem(self) -> ConvProblem:
-        return _told(self)[0]
+        return _as_planned(self)[0]
 
     @property
     def operands(self) -> Operands:
-        return _told(self)[1]
+        return _as_planned(self)[1]
 
     @property
     def launches(self) -> tuple[Launch | CudaLaunch, ...]:
@@ -94,7 +95,7 @@ class Case(NamedTuple):
         return f"{self.name!r}, {how}, {self.tile}, {' + '.join(extra)}".rstrip(", ") + f" ({self.problem})"
 
 
-def _told(case: Case) -> tuple[ConvProblem, Operands]:
+def _as_planned(case: Case) -> tuple[ConvProblem, Operands]:
     return _operands(case.plain, case.direction, case.numbers, case.layout, case.epilogue)
 
 
@@ -102,7 +103,7 @@ def _told(case: Case) -> tuple[ConvProblem, Operands]:
 def _operands(
     plain: ConvProblem, direction: Direction, numbers: str, layout: str, epilogue: Epilogue = NOTHING
 ) -> tuple[ConvProblem, Operands]:
-    """The problem and the operands that the planner would tell a backend of a call with such tensors."""
+    """The problem and operands with which the planner would describe a call with such tensors to a backend."""
 
     def empty(shape: tuple[int, ...]) -> torch.Tensor:
         return laid_out(torch.empty(shape, dtype=NUMBERS[numbers], device="meta"), layout)
@@ -120,7 +121,9 @@ def menu(
     """The tiles that the planner may choose from, what it predicts to be quickest first."""
     problem, operands = _operands(plain, direction, numbers, layout)
     tiles = backends.get(backend).tiles(problem, direction, KNOWN[gpu], operands)
-    return tuple(tile for tile, _ in ranked(tiles, problem, direction, KNOWN[gpu], operands.tf32))
+    return tuple(
+        tile for tile, _ in ranked(backends.get(backend), tiles, problem, direction, KNOWN[gpu], operands.tf32)
+    )
 
 
 def _each(lane: tuple[str, str], problems: dict[str, ConvProblem], most: int | None = None) -> Iterator[Case]:
@@ -141,8 +144,10 @@ def claimed(lane: tuple[str, str]) -> frozenset[Kind]:
 
 
 def chosen(lane: tuple[str, str], randoms: int, full: bool) -> list[Case]:
-    """What the planner chooses for the curated problems and for random ones: each in each direction for one GPU of the
-    backend, in one number type and layout; if `full` in all."""
+    """The planner's choices for the curated problems and for random ones, in each direction.
+
+    Each for one GPU of the backend, in one number type and layout; if `full` in all.
+    """
     found, gpus = [], GPUS[lane[0]]
     names = [*CURATED, *(f"random {seed}" for seed in range(randoms))]
     for (at, name), direction, (i, numbers) in itertools.product(enumerate(names), DIRECTIONS, enumerate(NUMBERS)):
@@ -199,7 +204,7 @@ def smallest(case: Case) -> Case:
 
 
 def key_of(launch: Launch | CudaLaunch) -> object:
-    """What tells kernels that are compiled apart."""
+    """The key by which compiled kernels differ."""
     if isinstance(launch, CudaLaunch):
         return launch.instance
     return (launch.kernel, launch.dtypes, *launch.constants.items(), *launch.options.items())
@@ -212,7 +217,7 @@ def _smaller(case: Case) -> Iterator[ConvProblem]:
     def few(n: int, *counts: int) -> list[int]:
         return [*(count for count in counts if count < n), n]
 
-    c, k = plain.in_channels // plain.groups, plain.out_channels // plain.groups
+    c, k = plain.group_channels, plain.group_filters
     axes = zip(plain.filter_size, plain.dilation, plain.padding, strict=True)
     need = [d * (r - 1) + 1 - sum(p) for r, d, p in axes]
     found = []

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from gpuconv.errors import UserError
-from gpuconv.train import data as datasets, loop, networks, ranks, run as runs
+from gpuconv.train import data as datasets, distributed, loop, networks, run as runs
 from gpuconv.train.config import Config
-from gpuconv.train.progress import Lines
+from gpuconv.train.progress import ProgressLines
 
 
 def images(folder: Path, n: int) -> str:
@@ -27,21 +27,21 @@ def images(folder: Path, n: int) -> str:
     return f"npz:{folder / 'x.npz'}"
 
 
-def train(path: Path, config: Config, *lines: Lines, **how: object) -> list[str]:
-    """What was told."""
+def train(path: Path, config: Config, *lines: ProgressLines, **how: object) -> list[str]:
+    """The lines that were printed."""
     told = io.StringIO()
-    runs.train(config, path, [Lines(told, "title"), *lines], **how)
+    runs.train(config, path, [ProgressLines(told, "title"), *lines], **how)
     return told.getvalue().splitlines()
 
 
-class Stop(Lines):
+class Stop(ProgressLines):
     """Asks for an end after a step, as a signal does."""
 
     def __init__(self, step: int) -> None:
         super().__init__(io.StringIO(), "")
         self.at = step
 
-    def step(self, at: loop.Progress) -> None:
+    def step(self, at: loop.Position) -> None:
         if at.step == self.at:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -87,21 +87,21 @@ def test_batches_of_one_image_are_refused_before_the_first_step(tmp_path: Path) 
 
 
 def test_each_of_several_processes_has_images_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     config = Config(batch_size=6, epochs=1)
-    assert runs._batches(config, 15, 2) == [
+    assert runs._last_batch_notes(config, 15, 2) == [
         "an epoch's last batch would have 3 images for 2 processes, too few for BatchNorm: it joins the batch before "
         "it, which then has 9"
     ]
-    assert runs._batches(config, 15, 1) == runs._batches(config, 16, 2) == []
+    assert runs._last_batch_notes(config, 15, 1) == runs._last_batch_notes(config, 16, 2) == []
     with pytest.raises(UserError, match="an epoch's last batch has 1 images for 2 processes: change --batch-size"):
-        runs._batches(config, 13, 1)
+        runs._last_batch_notes(config, 13, 1)
     with pytest.raises(UserError, match="a batch has 3 for 2 processes: take a larger --batch-size"):
-        runs._batches(dataclasses.replace(config, batch_size=3), 15, 2)
+        runs._last_batch_notes(dataclasses.replace(config, batch_size=3), 15, 2)
 
 
 @pytest.mark.parametrize(
-    ("n", "size", "least", "expected"),
+    ("n", "size", "min_batch", "expected"),
     [
         (9, 4, 1, [4, 4, 1]),
         (9, 4, 2, [4, 5]),
@@ -112,16 +112,16 @@ def test_each_of_several_processes_has_images_enough(monkeypatch: pytest.MonkeyP
     ],
 )
 def test_an_epoch_has_as_many_steps_as_batches_and_sees_each_image_once(
-    n: int, size: int, least: int, expected: list[int]
+    n: int, size: int, min_batch: int, expected: list[int]
 ) -> None:
     labels = torch.arange(n)
     data = datasets.Data(torch.zeros(n, 1, 2, 2), labels, torch.zeros(1), labels[:1], ("a",), 1.0)
     config = Config(batch_size=size, epochs=1)
-    batches = list(datasets.epoch_batches(data, config, 1, least=least))
+    batches = list(datasets.epoch_batches(data, config, 1, min_batch=min_batch))
     assert [size for _, _, size in batches] == [len(labels) for _, labels, _ in batches] == expected
     assert torch.cat([labels for _, labels, _ in batches]).sort().values.tolist() == labels.tolist()
-    assert config.length(n, least) == (len(expected), len(expected))
-    again = list(datasets.epoch_batches(data, config, 1, first=len(expected) - 1, least=least))
+    assert config.length(n, min_batch) == (len(expected), len(expected))
+    again = list(datasets.epoch_batches(data, config, 1, first=len(expected) - 1, min_batch=min_batch))
     assert len(again) == 1 and torch.equal(again[0][1], batches[-1][1])
 
 
@@ -130,5 +130,5 @@ def test_the_rehearsal_finds_out_what_a_batch_needs(make: Callable[..., nn.Modul
     data, config = datasets.load(Config()), Config()
     network = make(data.image_shape, len(data.classes))
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    assert loop.rehearse(network, data, config) == expected
+    assert loop.dry_run(network, data, config) == expected
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpuconv.errors import UserError
-from gpuconv.train import data as datasets, known
+from gpuconv.train import data as datasets, standard_data
 from gpuconv.train.config import Config
 from gpuconv.train.data import Data
 
@@ -138,6 +138,6 @@ def test_a_bad_pickle_is_one_line_and_executes_nothing(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data_batch_1").write_bytes(make())
     with pytest.raises(UserError, match=message) as caught:
-        known.cifar10(tmp_path)
+        standard_data.cifar10(tmp_path)
     assert "\n" not in str(caught.value) and str(tmp_path / "data_batch_1") in str(caught.value)
     assert [file.name for file in tmp_path.iterdir()] == ["data_batch_1"]

@@ -42,23 +42,23 @@ def test_train_val_and_test_mean_what_they_say(tmp_path: Path, val: str) -> None
     for patience in (0, 3):
         data = load(tmp_path, patience=patience)
         assert (len(data.labels), len(data.part("val")[1]), len(data.test_labels)) == (12, 12, 4)
-        assert data.watched == "val"
+        assert data.monitored == "val"
         assert data.notes == (f"parts: train in {tmp_path}/train, val in {tmp_path}/{val}, test in {tmp_path}/test",)
 
 
 def test_val_alone_is_the_held_out_part_unless_something_is_chosen_by_it(tmp_path: Path) -> None:
     made(tmp_path, *PARTED, "val/cat", "val/dog")
     data = load(tmp_path)
-    assert (len(data.labels), len(data.test_labels), data.watched) == (12, 12, "test")
+    assert (len(data.labels), len(data.test_labels), data.monitored) == (12, 12, "test")
     assert data.notes[1] == "there is no test part: the validation part is the held-out one"
     data = load(tmp_path, patience=1)
-    assert (len(data.labels), len(data.part("val")[1]), len(data.test_labels), data.watched) == (10, 12, 2, "val")
+    assert (len(data.labels), len(data.part("val")[1]), len(data.test_labels), data.monitored) == (10, 12, 2, "val")
     assert data.notes[1] == "there is no test part: 2 of the training images are held out instead"
 
 
 def test_patience_has_a_part_of_the_training_images_and_none_of_the_test_images(tmp_path: Path) -> None:
     plain, patient = (datasets.load(Config(patience=patience)) for patience in (0, 5))
-    assert plain.watched == "test" and patient.watched == "val"
+    assert plain.monitored == "test" and patient.monitored == "val"
     assert torch.equal(plain.test_images, patient.test_images)
     assert len(patient.labels) + len(patient.part("val")[1]) == len(plain.labels) == 1442
     pairs = [(plain.images, plain.labels), (patient.images, patient.labels), patient.part("val")]

@@ -31,7 +31,7 @@ def losses(config: Config, steps: int = 4) -> torch.Tensor:
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 10, 1001])
 @pytest.mark.parametrize("schedule", ["one-cycle", "cosine"])
 def test_the_rate_has_one_peak_and_is_never_zero(schedule: str, steps: int) -> None:
-    rates = [loop.rate(step, steps, Config(lr=0.5, schedule=schedule)) for step in range(steps)]
+    rates = [loop.learning_rate(step, steps, Config(lr=0.5, schedule=schedule)) for step in range(steps)]
     peak = rates.index(max(rates))
     assert max(rates) == 0.5 and min(rates) > 0
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
@@ -109,7 +109,7 @@ def test_the_average_is_that_of_the_weights_with_a_decay_that_begins_small() -> 
         decay = min(0.9, at.step / (9 + at.step))
         for name, value in training.network.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * value
-    for name, value in training.best.state_dict().items():
+    for name, value in training.network_to_save.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-14)
 
 
@@ -117,8 +117,10 @@ def test_flip_averaging_judges_an_image_and_its_mirror_image_alike() -> None:
     training, data = begin(Config())
     images = data.pixels(data.images[:9], torch.float32)
     with torch.no_grad():
-        one, other = (loop.judged(training.network, x, Config(flip_test=True)) for x in (images, images.flip(3)))
-        plain = loop.judged(training.network, images, Config())
+        one, other = (
+            loop.evaluation_outputs(training.network, x, Config(flip_test=True)) for x in (images, images.flip(3))
+        )
+        plain = loop.evaluation_outputs(training.network, images, Config())
     torch.testing.assert_close(one, other)
     assert not torch.allclose(one, plain)
 

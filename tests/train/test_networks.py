@@ -93,4 +93,4 @@ def test_images_that_a_network_cannot_take_are_told() -> None:
     for name in ("airbench94", "tutorial"):
         small = dataclasses.replace(data, images=data.images[:, :, :4, :4])
         with pytest.raises(UserError, match=f"model {name} cannot be trained on images of 1×4×4: ."):
-            loop.rehearse(networks.build(name, (1, 4, 4), 10), small, Config(model=name))
+            loop.dry_run(networks.build(name, (1, 4, 4), 10), small, Config(model=name))

@@ -128,7 +128,7 @@ def test_medmnists_and_kerass_names_are_known_and_other_arrays_are_named(tmp_pat
     pair = {"images": BYTES, "labels": LABELS[:, None]}
     np.savez(tmp_path / "m.npz", **{f"{p}_{k}": v for p in ("train", "val", "test") for k, v in pair.items()})
     data = datasets.load(Config(data=f"npz:{tmp_path / 'm.npz'}"))
-    assert data.watched == "val" and data.notes == ()
+    assert data.monitored == "val" and data.notes == ()
     np.savez(tmp_path / "k.npz", x_train=BYTES, y_train=LABELS, x_test=BYTES[:4], y_test=LABELS[:4], ids=LABELS)
     data = datasets.load(Config(data=f"npz:{tmp_path / 'k.npz'}"))
     assert (len(data.labels), len(data.test_labels)) == (10, 4)

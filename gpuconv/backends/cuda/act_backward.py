@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from gpuconv.backends.cuda.launch import _MOST_OFFSET, ACTIVATIONS, TYPES, Instance, Launch
-from gpuconv.backends.derived import accumulator, matrix, steps
+from gpuconv.backends.cuda.launch import ACTIVATIONS, TYPES, Instance, Launch
+from gpuconv.backends.derived import accumulator, matrix, overflows, steps
 from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.gpu import Gpu
 from gpuconv.problem import allocate
@@ -37,7 +37,7 @@ def launches(e: Elementwise, multiprocessors: int, aligned: bool = True) -> tupl
     macros = {
         "TYPE": TYPES[e.dtype], "BM": rows, "BN": columns, "VECTOR": int(run > 1), "DENSE": int(m.dense),
         "SUM_ROWS": int(m.sum == "rows"),
-        "WIDE": int(max(m.extent, across * along * each * rows * columns * run) > _MOST_OFFSET),
+        "WIDE": int(overflows(m.extent, across * along * each * rows * columns * run)),
         "ACTIVATION": ACTIVATIONS.index(e.activation.name),
     }  # fmt: skip
     options = tuple(f"-D{name}={value}" for name, value in macros.items())

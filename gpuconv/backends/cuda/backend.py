@@ -1,7 +1,7 @@
 """Backend `cuda`: kernels in CUDA C (`gpuconv.kernels.cuda`), in families, compiled by NVRTC and launched through CuPy.
 
-This module says which problems the backend takes and which tiles the planner may choose from, and makes the functions
-of tensors: each allocates a result and calls the launches of the tile's family (`launches`, which needs no GPU).
+This module says which problems the backend takes and which families it has, and makes the functions of tensors: each
+allocates a result and calls the launches of the tile's family (`launches`, which needs no GPU).
 Compiling and launching is left to a `Runtime`, one for each type of device; while a GPU is emulated, the emulator's
 takes CPU tensors.
 """
@@ -14,38 +14,32 @@ import torch
 
 from gpuconv import gpu as gpus
 from gpuconv.activations import IDENTITY, Activation
-from gpuconv.backends.base import Backend, Operands, Tile
-from gpuconv.backends.cuda import act_backward, banded, depthwise, gemm, grouped, tensor
+from gpuconv.backends.base import Operands, Tile
+from gpuconv.backends.cuda import act_backward, banded, depthwise, grouped, grouped_halo, halo, simt, tensor
 from gpuconv.backends.cuda.cupy_runtime import CupyRuntime
 from gpuconv.backends.cuda.launch import TYPES, Launch, Runtime
-from gpuconv.backends.derived import accumulator, all_aligned, splits_of
+from gpuconv.backends.derived import accumulator, all_aligned
 from gpuconv.backends.elementwise import Elementwise, Run
+from gpuconv.backends.family import FamilyBackend, by_name
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction, allocate
 
-# By the `kernel` of their tiles. Each has `refuses`, `tiles` and `launches`, which need no GPU.
-FAMILIES = {
-    "simt": gemm,
-    "tensor": gemm,
-    "halo": gemm,
-    "grouped": grouped,
-    "grouped_halo": grouped,
-    "depthwise": depthwise,
-    "banded": banded,
-}
-# Why a family has no tiles, where that is not for want of shared memory or of a halo.
-_REFUSES: dict[str, Callable[[ConvProblem, Direction, Gpu, Operands], str | None]] = {
-    **{name: family.refuses for name, family in FAMILIES.items()},
-    "simt": lambda *_: "tensor cores do it",
-    "tensor": tensor.refuses,
-    "halo": tensor.refuses,
-}
+FAMILIES = by_name(
+    simt.FAMILY,
+    halo.FAMILY,
+    tensor.FAMILY,
+    grouped_halo.FAMILY,
+    grouped.FAMILY,
+    depthwise.FAMILY,
+    banded.FAMILY,
+)
 
 
-class CudaBackend(Backend):
+class CudaBackend(FamilyBackend[Launch]):
     """Hand-written CUDA C kernels on GPUs from sm_75."""
 
     name = "cuda"
+    families = FAMILIES
 
     def __init__(self) -> None:
         self.runtimes: dict[str, Runtime] = {"cuda": CupyRuntime()}  # by type of device
@@ -89,22 +83,6 @@ class CudaBackend(Backend):
     def refuses_gpu(self, gpu: Gpu) -> str | None:
         major, minor = gpu.capability
         return None if (major, minor) >= (7, 5) else f"it needs sm_75 or newer, and this is sm_{major}{minor}"
-
-    def tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
-        families = dict.fromkeys(FAMILIES.values())
-        return tuple(tile for family in families for tile in family.tiles(problem, direction, gpu, operands))
-
-    def refused_families(
-        self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands
-    ) -> dict[str, str]:
-        offered = {tile.kernel for tile in self.tiles(problem, direction, gpu, operands)}
-        reasons = {}
-        for name in FAMILIES.keys() - offered:
-            reason = _REFUSES[name](problem, direction, gpu, operands)
-            if reason is None and name.endswith("halo"):
-                reason = tensor.refuses_halo(problem, direction)
-            reasons[name] = reason or f"no tile fits {gpu.shared_memory >> 10} KiB of shared memory"
-        return {name: reasons[name] for name in FAMILIES if name in reasons}
 
     def bind(
         self,
@@ -201,7 +179,8 @@ def _bind_grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, call
         for aligned in (False, True)
     }  # fmt: skip
     shape, memory_format, filters = problem.weight_shape, problem.memory_format, problem.out_channels
-    splits, size, accumulate = splits_of(problem, tile), math.prod(shape), accumulator(problem.dtype)
+    splits = FAMILIES[tile.kernel].splits_of(problem, tile)
+    size, accumulate = math.prod(shape), accumulator(problem.dtype)
 
     def grad_weight(
         grad_output: torch.Tensor, input: torch.Tensor, with_bias: bool

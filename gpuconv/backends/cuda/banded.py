@@ -1,4 +1,4 @@
-"""The family `banded` of the CUDA C kernels: depthwise with large filters, as products with banded matrices.
+"""Family `banded` of the CUDA C kernels: depthwise with large filters, as products with banded matrices.
 
 A tile is a window of rows × columns of one channel of the output (in grad_input, of the input). In forward and
 grad_input each warp of a block has one window; in grad_weight a block goes through its share of the `windows` of a
@@ -12,6 +12,7 @@ import torch
 
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile
+from gpuconv.backends.cuda import tensor
 from gpuconv.backends.cuda.launch import (
     ACTIVATIONS,
     TYPES,
@@ -23,6 +24,17 @@ from gpuconv.backends.cuda.launch import (
     sum_partials,
 )
 from gpuconv.backends.derived import splits_of, splits_to_choose
+from gpuconv.backends.family import Family
+from gpuconv.backends.roofline import (
+    INSTRUCTIONS,
+    INSTRUCTIONS_AN_ELEMENT,
+    L2_SPEEDUP,
+    Prediction,
+    adding_splits,
+    in_waves,
+    resident,
+    share_of_rate,
+)
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
@@ -223,3 +235,52 @@ def _fitting(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu) -
     needed = [(shared_memory(problem, direction, choice), choice) for choice in choices]
     fit = [choice for least in (2, 1) for bytes_, choice in needed if least * bytes_ <= gpu.shared_memory]
     return fit[:1]
+
+
+# ---- how long they take ----------------------------------------------------------------------------------------------
+
+
+def band_width(taps: int, piece: int) -> int:
+    """Columns that a banded product takes for a filter row: those that the taps of `piece` outputs reach, in whole
+    pieces. In pieces of 16 the taps are 65 % of them for 31, 41 % for 13, 28 % for 9."""
+    return piece * math.ceil((taps + piece - 1) / piece)
+
+
+def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """The time of products with banded matrices.
+
+    A program has a window of rows × columns outputs for each warp, or in grad_weight its share of a filter's windows
+    one by one. A window is fetched with its margin; where columns are not neighbours in memory, 32 bytes a number.
+    Columns of padding are neither fetched nor multiplied.
+    """
+    (height, width), size, of_weight = problem.filter_size, problem.dtype.itemsize, direction == "grad_weight"
+    columns = min(band_width(width, tile.depth), tile.halo // (tile.rows + height - 1))
+    if of_weight:
+        programs, steps, at_once = problem.out_channels * tile.splits, math.ceil(tile.windows / tile.splits), 1
+    else:
+        channels = problem.out_channels if direction == "forward" else problem.in_channels
+        programs, steps = channels * math.ceil(tile.windows / tile.warps), problem.out_channels // channels
+        at_once = tile.warps  # windows of a program
+    pixels = at_once * (tile.halo + (tile.rows * tile.columns if of_weight else 0))
+    fetched = pixels * (32 if problem.memory_format is torch.channels_last else size)
+    operations = 2 * at_once * tile.rows * tile.columns * height * columns
+    held = pixels * size * (tile.stages if of_weight else 1)
+    registers = 32 * tile.warps * (168 if of_weight else 72 + tile.rows * tile.columns // 32)
+    together, waves = in_waves(programs, resident(tile, gpu, held, registers), gpu)
+    rate = tensor.rate_of(problem, gpu, tf32)
+    rate *= share_of_rate(tile) / gpu.multiprocessors
+    step, bound = max(
+        (together * operations / rate, "products"),
+        (together * tile.addressed * INSTRUCTIONS_AN_ELEMENT / INSTRUCTIONS, "addresses"),
+        (together * fetched / (L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors), "L2 fetches"),
+        (gpu.step_latency / (tile.stages - 1 if of_weight else 1), "fetch latency"),
+    )
+    seconds, bound = max(
+        (waves * (steps * step + 2 * gpu.step_latency), bound),
+        (problem.least_bytes(direction) / gpu.bandwidth, "memory bandwidth"),
+    )
+    seconds += adding_splits(tile, math.prod(problem.weight_shape), gpu)
+    return Prediction(seconds, bound, programs, steps, together, waves, operations / fetched)
+
+
+FAMILY = Family("banded", refuses, tiles, launches, predict)

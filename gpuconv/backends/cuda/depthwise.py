@@ -1,8 +1,7 @@
-"""The family `depthwise` of the CUDA C kernels: filters of one channel, in one or two axes, at strides 1 and 2.
+"""Family `depthwise` of the CUDA C kernels: filters of one channel, in one or two axes, at strides 1 and 2.
 
 Tiles of an image with their margin in shared memory, strips of results in registers; `kernels/cuda/depthwise.cuh` says
-how. The rows of a `Tile` are the pixels of its results, `width` of them side by side; its columns are channels, and
-`halo` counts the pixels that it fetches for each channel. Nothing here needs a GPU.
+how. What the numbers of a `Tile` mean here, `gpuconv.backends.depthwise` says. Nothing here needs a GPU.
 """
 
 import dataclasses
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from gpuconv.activations import IDENTITY, Activation
+from gpuconv.backends import depthwise
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda.launch import (
     ACTIVATIONS,
@@ -25,7 +25,8 @@ from gpuconv.backends.cuda.launch import (
     struct_of,
     sum_partials,
 )
-from gpuconv.backends.derived import WORKSPACE, accumulator, axes, refuses_depthwise, splits_of
+from gpuconv.backends.derived import WORKSPACE, accumulator, axes, splits_of
+from gpuconv.backends.family import Family
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
@@ -37,7 +38,7 @@ _TILES_OF_EACH = 3  # tiles offered for each number of channels
 
 def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
     """Why these kernels cannot compute `direction`; None if they can."""
-    return refuses_depthwise(problem, _MOST_TAPS)
+    return depthwise.refuses(problem, _MOST_TAPS)
 
 
 # ---- geometry, as in depthwise.cuh and depthwise_gather.cuh ----------------------------------------------------------
@@ -301,3 +302,6 @@ def _with_splits(problem: ConvProblem, direction: Direction, plane: _Plane, tile
     most = max(1, min(tiles_of_all, WORKSPACE // partial))
     wanted = {1, *(min(most, math.ceil(each * gpu.multiprocessors / programs)) for each in (1, 2, 4))}
     return [dataclasses.replace(tile, splits=splits) for splits in sorted(wanted)]
+
+
+FAMILY = Family("depthwise", refuses, tiles, launches, depthwise.predict)

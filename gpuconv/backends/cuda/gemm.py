@@ -1,62 +1,53 @@
-"""The families `simt`, `tensor` and `halo` of the CUDA C kernels: implicit GEMM, for any layout, stride and dilation.
+"""What one implicit GEMM launches, on multiply-adds (`simt`) or on tensor cores (`tensor` and the families beside it).
 
-Each product runs on multiply-adds (`simt`) or on tensor cores (`tensor`; `grouped` packs several groups into a tile).
-This module fills in the struct that all of them take, and counts their blocks.
+This module fills in the struct that all of their kernels take, and counts their blocks. Nothing here needs a GPU.
 """
 
 import math
 
 import numpy as np
 
-from gpuconv.activations import IDENTITY, Activation
-from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import simt, tensor
-from gpuconv.backends.cuda.launch import Instance, Launch, Strides, needs_64_bits, struct_of, sum_partials
-from gpuconv.backends.derived import axes, packed, splits_of
-from gpuconv.gpu import Gpu
+from gpuconv.backends.base import Tile
+from gpuconv.backends.cuda import windows
+from gpuconv.backends.cuda.launch import Instance, Launch, sum_partials
+from gpuconv.backends.derived import axes, programs_of_grad_weight, splits_of
 from gpuconv.problem import ConvProblem, Direction
-
-
-def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
-    """Why these families cannot compute `direction`: they always can, so None."""
-    return None
-
-
-def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> list[Tile]:
-    """The tiles to choose from: for tensor cores, and for multiply-adds where those cannot or should not do it."""
-    return tensor.tiles(problem, direction, gpu, operands) or simt.tiles(problem, direction, gpu)
 
 
 def launches(
     problem: ConvProblem,
     direction: Direction,
-    operands: Operands,
     tile: Tile,
-    activation: Activation = IDENTITY,
-    with_bias: bool = False,
-    aligned: bool = True,
+    instance: Instance,
+    params: np.ndarray,
+    with_bias: bool,
+    merged: ConvProblem | None = None,
 ) -> tuple[Launch, ...]:
-    """What one call of `direction` launches, in order. Needs no GPU.
+    """The launches of `instance` for one call of `direction`, in order.
 
-    with_bias: grad_weight gives grad-bias too. aligned: all tensors begin at multiples of 16 bytes.
+    params: the struct of the problem. with_bias: grad_weight gives grad-bias too. merged: the problem with the groups
+    of a pack taken as one.
     """
-    strides = Strides.of(problem, direction, operands)
-    params = struct_of(problem, direction, strides, activation)
-    if tile.kernel == "simt":
-        instance = simt.instance(problem, direction, operands, strides, tile, activation, aligned)
-    else:
-        wide = needs_64_bits(problem, strides)
-        instance = tensor.instance(problem, direction, operands, tile, wide, aligned, activation)
-    merged = packed(problem) if tile.kernel.startswith("grouped") else problem
+    merged = merged or problem
     if direction == "grad_weight":
         return _grad_weight(problem, merged, tile, instance, params, with_bias)
     params["K"], params["C"], params["groups"] = merged.group_filters, merged.group_channels, merged.groups
-    params["phase_blocks"] = row_blocks = tensor.row_blocks(problem, direction, tile)
+    params["phase_blocks"] = row_blocks = _row_blocks(problem, direction, tile)
     phases = 1 if direction == "forward" else math.prod(problem.stride)
-    if tensor.has_halo(tile):
-        params["window_h"], params["window_w"] = tensor.window_of(problem, direction, tile.rows)
+    if tile.halo:
+        params["window_h"], params["window_w"] = windows.window_of(problem, direction, tile.rows)
     column_blocks = math.ceil(merged.view(direction).columns / tile.columns)
     return (Launch(instance, row_blocks * column_blocks * phases * merged.groups, params),)
+
+
+def _row_blocks(problem: ConvProblem, direction: Direction, tile: Tile) -> int:
+    """Blocks of rows in one group: of forward, or of the largest phase of grad_input."""
+    if tile.halo:
+        return windows.blocks_of(problem, direction, tile.rows)
+    if direction == "forward":
+        return math.ceil(problem.output_pixels / tile.rows)
+    phase = (math.ceil(h / u) for h, u in zip(problem.input_size, problem.stride, strict=True))
+    return math.ceil(problem.batch * math.prod(phase) / tile.rows)
 
 
 def _grad_weight(
@@ -68,7 +59,7 @@ def _grad_weight(
     params["splits"] = splits
     params["pixel_step"] = _digits(tile.depth, problem)
     params["per_split"] = math.ceil(math.ceil(pixels / tile.depth) / splits) * tile.depth
-    blocks = splits * merged.groups * problem.taps * math.ceil(k / tile.rows) * math.ceil(c / tile.columns)
+    blocks = splits * programs_of_grad_weight(merged, tile)
     product = params.copy()
     product["K"], product["C"], product["groups"] = k, c, merged.groups
     if splits == 1:

@@ -1,20 +1,22 @@
-"""The family `grouped` of the CUDA C kernels: groups of few channels, several of them packed in a tensor-core tile.
+"""Family `grouped` of the CUDA C kernels: groups of few channels, several of them packed in a tensor-core tile.
 
 The kernels are those of `tensor`, compiled with PACK groups taken as one (`gpuconv.backends.derived.packed`), whose
-weights they fill with zeros beside the diagonal. A tile has all columns and all terms of a pack.
+weights they fill with zeros beside the diagonal. A tile has all columns and all terms of a pack. `grouped_halo` shares
+what is here.
 """
 
 import dataclasses
-import functools
-import math
 
+from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import gemm, tensor
-from gpuconv.backends.derived import packed, splits_to_choose
+from gpuconv.backends.cuda import tensor
+from gpuconv.backends.cuda.launch import Launch
+from gpuconv.backends.derived import packed, programs_of_grad_weight, splits_to_choose
+from gpuconv.backends.family import Family
+from gpuconv.backends.roofline import Prediction, implicit_gemm
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
-launches = gemm.launches
 FEWEST, MOST = 2, 32  # channels of a group, in and out
 
 
@@ -29,41 +31,62 @@ def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Oper
     return tensor.refuses(dataclasses.replace(merged, groups=1), direction, gpu, operands)
 
 
+def launches(
+    problem: ConvProblem,
+    direction: Direction,
+    operands: Operands,
+    tile: Tile,
+    activation: Activation = IDENTITY,
+    with_bias: bool = False,
+    aligned: bool = True,
+) -> tuple[Launch, ...]:
+    """What one call of `direction` launches, in order. Needs no GPU.
+
+    with_bias: grad_weight gives grad-bias too. aligned: all tensors begin at multiples of 16 bytes.
+    """
+    return tensor.launches(problem, direction, operands, tile, activation, with_bias, aligned, packed(problem))
+
+
+# ---- which tiles there are -------------------------------------------------------------------------------------------
+
+
 def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> list[Tile]:
     """The tiles to choose from for `direction` of `problem` on `gpu`; none where `refuses` gives a reason."""
     if refuses(problem, direction, gpu, operands) is not None:
         return []
     merged, size = packed(problem), problem.dtype.itemsize
-    height, columns, terms, _ = merged.view(direction)
-    addressed = functools.partial(_addressed, problem=problem, direction=direction, operands=operands)
-    if direction == "grad_weight":
-        tile = Tile(_width(height), _width(columns), 64 // size, min(4, _width(height) // 16), 4, kernel="grouped")
-        programs = tensor.programs(merged, direction, tile)
-        return [
-            dataclasses.replace(fits, splits=splits)
-            for fits in map(addressed, _fitting(tile, merged, direction, gpu))
-            for splits in splits_to_choose(problem, fits, gpu, programs)
-        ]
-    chosen = []
-    for rows in (128, 64):
-        shape = Tile(rows, _width(columns), _width(terms), 4, 4, kernel="grouped")
-        if tensor.takes_halo(problem, direction):
-            halo = tensor.halo_rows(problem, direction, rows)
-            window = dataclasses.replace(shape, kernel="grouped_halo", halo=halo)
-            window = dataclasses.replace(window, windows=tensor.row_blocks(problem, direction, window))
-            chosen += _fitting(window, merged, direction, gpu)
-        chosen += _fitting(shape, merged, direction, gpu)
-    return list(map(addressed, chosen))
-
-
-def _addressed(tile: Tile, problem: ConvProblem, direction: Direction, operands: Operands) -> Tile:
-    """The tile with its `addressed`: as in `tensor`, but without the zeros of the weight."""
-    left, right, _ = tensor.vectorized(problem, direction, operands, tile)
-    rows = math.ceil(tile.halo / tensor.taps_of_window(problem)) if tile.halo else tile.rows
-    of_right = tile.columns * tile.depth
     if direction != "grad_weight":
-        of_right //= problem.groups // packed(problem).groups
-    return dataclasses.replace(tile, addressed=rows * tile.depth * (not left) + of_right * (not right))
+        return fitting(shapes(merged, direction, "grouped"), problem, direction, gpu, operands)
+    height, columns, _, _ = merged.view(direction)
+    tile = Tile(_width(height), _width(columns), 64 // size, min(4, _width(height) // 16), 4, kernel="grouped")
+    return [
+        dataclasses.replace(fits, splits=splits)
+        for fits in fitting([tile], problem, direction, gpu, operands)
+        for splits in splits_to_choose(problem, fits, gpu, programs_of_grad_weight(merged, tile))
+    ]
+
+
+def shapes(merged: ConvProblem, direction: Direction, kernel: str) -> list[Tile]:
+    """The tiles of forward and grad_input for the family called `kernel`, before it is known how many stages fit."""
+    _, columns, terms, _ = merged.view(direction)
+    return [Tile(rows, _width(columns), _width(terms), 4, 4, kernel=kernel) for rows in (128, 64)]
+
+
+def fitting(tiles: list[Tile], problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> list[Tile]:
+    """Those of the tiles of which two stages fit, with as many as do, and with `addressed`: the elements of a step that
+    do not come in vectors, zeros of the weight aside."""
+    merged, found = packed(problem), []
+    for tile in tiles:
+        for stages in range(tensor.most_stages(tile, problem, gpu), 1, -1):
+            fits = dataclasses.replace(tile, stages=stages)
+            if tensor.shared_memory(problem, direction, fits, wide=True, packs=True) <= gpu.shared_memory:
+                left, right, _ = tensor.vectorized(problem, direction, operands, fits, merged)
+                pack = 1 if direction == "grad_weight" else problem.groups // merged.groups
+                of_left = tensor.fetched_rows(fits, problem) * fits.depth
+                addressed = of_left * (not left) + fits.columns * fits.depth // pack * (not right)
+                found.append(dataclasses.replace(fits, addressed=addressed))
+                break
+    return found
 
 
 def _width(channels: int) -> int:
@@ -71,8 +94,18 @@ def _width(channels: int) -> int:
     return max(16, 1 << (channels - 1).bit_length())
 
 
-def _fitting(tile: Tile, merged: ConvProblem, direction: Direction, gpu: Gpu) -> list[Tile]:
-    """The tile with as many stages as fit, if two do."""
-    most = tensor.most_stages(tile, merged, gpu)
-    found = [dataclasses.replace(tile, stages=stages) for stages in range(most, 1, -1)]
-    return [t for t in found if tensor.shared_memory(merged, direction, t, wide=True) <= gpu.shared_memory][:1]
+# ---- how long they take ----------------------------------------------------------------------------------------------
+
+
+def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """The roofline of an implicit GEMM of the packs, whose products beside the diagonal are skipped, in blocks of
+    16 × 16."""
+    merged = packed(problem)
+    wide = max(merged.group_channels, merged.group_filters)
+    share = min(1.0, max(16, wide * merged.groups // problem.groups) / wide)
+    return implicit_gemm(
+        merged, direction, tile, gpu, tf32, rate=tensor.rate_of(problem, gpu, tf32), share=share
+    )  # fmt: skip
+
+
+FAMILY = Family("grouped", refuses, tiles, launches, predict)

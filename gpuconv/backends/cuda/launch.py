@@ -17,7 +17,7 @@ import torch
 
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands
-from gpuconv.backends.derived import axes, phase_steps
+from gpuconv.backends.derived import axes, overflows, phase_steps
 from gpuconv.problem import ConvProblem, Direction, allocate
 
 # `struct Conv` of common.cuh, field for field; what the fields mean is said there.
@@ -36,7 +36,6 @@ ACTIVATIONS = (  # as numbered in epilogue.cuh
     "none", "relu", "leaky_relu", "silu", "gelu", "gelu_tanh", "hardswish", "relu6", "sigmoid", "tanh",
 )  # fmt: skip
 TYPES = {torch.float32: "float", torch.float64: "double", torch.float16: "float16", torch.bfloat16: "bfloat16"}
-_MOST_OFFSET = 2**31 - 2**20  # beyond it offsets are 64-bit; the slack is for tiles that reach beyond the last element
 _SUM_THREADS = 256  # threads of a block of sum_partials.cuh
 
 
@@ -153,7 +152,7 @@ def needs_64_bits(problem: ConvProblem, strides: Strides) -> bool:
 
     x, w, y = problem.input_shape, problem.weight_shape, problem.output_shape
     lasts = last(x, strides.x), last(w, strides.w), last(y, strides.y), last(y, strides.residual)
-    return max(*lasts, problem.input_pixels, problem.output_pixels) > _MOST_OFFSET
+    return overflows(*lasts, problem.input_pixels, problem.output_pixels)
 
 
 def struct_of(

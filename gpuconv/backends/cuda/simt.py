@@ -1,15 +1,51 @@
-"""The multiply-add kernels of `gpuconv.kernels.cuda`: the tiles to choose from, and the compile-time options."""
+"""Family `simt` of the CUDA C kernels: implicit GEMM on multiply-adds, for whatever tensor cores cannot do."""
 
 import dataclasses
 
 import torch
 
-from gpuconv.activations import Activation
+from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda.launch import ACTIVATIONS, TYPES, Instance, Strides, come_in_vectors, needs_64_bits
+from gpuconv.backends.cuda import gemm, tensor
+from gpuconv.backends.cuda.launch import (
+    ACTIVATIONS,
+    TYPES,
+    Instance,
+    Launch,
+    Strides,
+    come_in_vectors,
+    needs_64_bits,
+    struct_of,
+)
 from gpuconv.backends.derived import programs_of_grad_weight, splits_to_choose
+from gpuconv.backends.family import Family
+from gpuconv.backends.roofline import Prediction, implicit_gemm
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
+
+
+def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
+    """Why these kernels should not compute `direction` on `gpu`; None if they should."""
+    return "tensor cores do it" if tensor.refuses(problem, direction, gpu, operands) is None else None
+
+
+def launches(
+    problem: ConvProblem,
+    direction: Direction,
+    operands: Operands,
+    tile: Tile,
+    activation: Activation = IDENTITY,
+    with_bias: bool = False,
+    aligned: bool = True,
+) -> tuple[Launch, ...]:
+    """What one call of `direction` launches, in order. Needs no GPU.
+
+    with_bias: grad_weight gives grad-bias too. aligned: all tensors begin at multiples of 16 bytes.
+    """
+    strides = Strides.of(problem, direction, operands)
+    kernel = instance(problem, direction, operands, strides, tile, activation, aligned)
+    params = struct_of(problem, direction, strides, activation)
+    return gemm.launches(problem, direction, tile, kernel, params, with_bias)
 
 
 def instance(
@@ -58,8 +94,13 @@ _SIMT = {
 }
 
 
-def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu) -> list[Tile]:
-    """The tiles of the kernels of multiply-adds for `direction` of `problem` on `gpu`."""
+def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> list[Tile]:
+    """The tiles to choose from for `direction` of `problem` on `gpu`; none where `refuses` gives a reason."""
+    return [] if refuses(problem, direction, gpu, operands) else menu(problem, direction, gpu)
+
+
+def menu(problem: ConvProblem, direction: Direction, gpu: Gpu) -> list[Tile]:
+    """The tiles of these kernels, whether or not tensor cores could do it."""
     columns = problem.view(direction).columns
     chosen = []
     for rows, width, depth, warps in _SIMT[problem.dtype.itemsize]:
@@ -76,3 +117,12 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu) -> list[Tile]:
         else:
             chosen.append(tile)
     return chosen
+
+
+def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """The roofline of an implicit GEMM without tensor cores. 16-bit numbers are widened to float32."""
+    rate = gpu.rate(torch.float32 if problem.dtype.itemsize == 2 else problem.dtype, tf32=False)
+    return implicit_gemm(problem, direction, tile, gpu, tf32, rate=rate)
+
+
+FAMILY = Family("simt", refuses, tiles, launches, predict)

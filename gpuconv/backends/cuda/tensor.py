@@ -1,21 +1,35 @@
-"""The tensor-core kernels of `gpuconv.kernels.cuda`: the tiles to choose from, and the compile-time options.
+"""Family `tensor` of the CUDA C kernels: implicit GEMM on tensor cores, for any layout, stride and dilation.
 
-There are two kinds of tile. `tensor` goes tap by tap and computes every problem. `halo`, for forward and grad_input at
-stride 1 with filters larger than 1 × 1, copies the window of the input that a block needs once for each block of
-channels, margin included; `window_of` chooses its shape. Nothing here needs a GPU.
+The family `tensor` goes tap by tap and computes every problem. `halo`, for forward and grad_input at stride 1 with
+filters larger than 1 × 1, copies the window of the input that a block needs once for each block of channels, margin
+included. `grouped` and `grouped_halo` take several groups together as one. All are compiled from the same files, and
+what they share is here. Nothing needs a GPU.
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Iterator
 
 import torch
 
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda.launch import ACTIVATIONS, TYPES, Instance, come_in_vectors, fresh_strides, strides_of
-from gpuconv.backends.derived import packed, splits_of, splits_to_choose
+from gpuconv.backends.cuda import gemm
+from gpuconv.backends.cuda.launch import (
+    ACTIVATIONS,
+    TYPES,
+    Instance,
+    Launch,
+    Strides,
+    come_in_vectors,
+    fresh_strides,
+    needs_64_bits,
+    strides_of,
+    struct_of,
+)
+from gpuconv.backends.cuda.windows import halo_rows, taps_of_window
+from gpuconv.backends.derived import programs_of_grad_weight, splits_of, splits_to_choose
+from gpuconv.backends.family import Family
+from gpuconv.backends.roofline import Prediction, implicit_gemm
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
@@ -37,19 +51,6 @@ WARPS = {
 }
 
 
-def warps_of(tile: Tile) -> tuple[int, int]:
-    """Warps along the rows and the columns of a tile.
-
-    Where groups are packed every warp has all columns: so it is known at compile time which of its blocks are zero.
-    """
-    return (min(4, tile.rows // 16), 1) if tile.kernel.startswith("grouped") else WARPS[tile.rows, tile.columns]
-
-
-def has_halo(tile: Tile) -> bool:
-    """Whether the rows of the tile are a window of pixels, fetched with its margin."""
-    return tile.kernel in ("halo", "grouped_halo")
-
-
 def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
     """Why the tensor-core kernels cannot, or should not, compute `direction` on `gpu`; None if they can."""
     if problem.dtype is torch.float64 or (problem.dtype is torch.float32 and not operands.tf32):
@@ -63,95 +64,18 @@ def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Oper
     return None
 
 
-# ---- windows ---------------------------------------------------------------------------------------------------------
-
-
-def takes_halo(problem: ConvProblem, direction: Direction) -> bool:
-    """Whether the halo kernel computes `direction`."""
-    return refuses_halo(problem, direction) is None
-
-
-def refuses_halo(problem: ConvProblem, direction: Direction) -> str | None:
-    """Why the halo kernel cannot, or need not, compute what the tensor-core kernels can; None if it can."""
-    if direction == "grad_weight":
-        return "grad_weight sums over pixels, and has no window to share"
-    if set(problem.stride) != {1}:
-        return "a window is shared by all taps at stride 1 alone"
-    return None if taps_of_window(problem) > 1 else "a plane of the filter has one tap, which shares a window with none"
-
-
-def taps_of_window(problem: ConvProblem) -> int:
-    """Taps that share a window: those of one plane of the filter. Taps at another depth need another window."""
-    return math.prod(problem.filter_size[-2:])
-
-
-def _grid(problem: ConvProblem, direction: Direction) -> tuple[int, int, int]:
-    """Images (depth counted with them), height and width of the pixels that the rows of a product stand for."""
-    size = problem.output_size if direction == "forward" else problem.input_size
-    d, h, w = (1,) * (3 - len(size)) + tuple(size)
-    return problem.batch * d, h, w
-
-
-def _margin(problem: ConvProblem) -> tuple[int, int]:
-    """The pixels by which the margin enlarges a window's height and width."""
-    reach = [(r - 1) * d for r, d in zip(problem.filter_size, problem.dilation, strict=True)]
-    return (reach[-2] if len(reach) > 1 else 0), reach[-1]
-
-
-@functools.lru_cache(maxsize=4096)
-def window_of(problem: ConvProblem, direction: Direction, rows: int) -> tuple[int, int]:
-    """Height and width of the window for blocks of `rows` pixels: the fewest blocks, then the smallest halo.
-
-    Both are powers of two. The width is at least 8, so that the eight rows of an ldmatrix are neighbours. Where the
-    image is smaller than a block, a block takes windows of several images.
-    """
-    images, height, width = _grid(problem, direction)
-    margin_h, margin_w = _margin(problem)
-
-    def shapes() -> Iterator[tuple[int, int, int, int]]:
-        for log_w in range(3, rows.bit_length()):
-            for log_h in range(rows.bit_length() - log_w):
-                h, w = 1 << log_h, 1 << log_w
-                together = rows // (h * w)
-                blocks = math.ceil(images / together) * math.ceil(height / h) * math.ceil(width / w)
-                yield blocks, together * (h + margin_h) * (w + margin_w), h, w
-
-    return min(shapes())[2:]
-
-
-def halo_rows(problem: ConvProblem, direction: Direction, rows: int) -> int:
-    """Pixels that a block of `rows` fetches: those of all its windows, margins included."""
-    h, w = window_of(problem, direction, rows)
-    margin_h, margin_w = _margin(problem)
-    return rows // (h * w) * (h + margin_h) * (w + margin_w)
-
-
 # ---- instances and launches ------------------------------------------------------------------------------------------
 
 
-def row_blocks(problem: ConvProblem, direction: Direction, tile: Tile) -> int:
-    """Blocks of rows in one group: of forward, or of the largest phase of grad_input."""
-    if has_halo(tile):
-        images, height, width = _grid(problem, direction)
-        h, w = window_of(problem, direction, tile.rows)
-        return math.ceil(images / (tile.rows // (h * w))) * math.ceil(height / h) * math.ceil(width / w)
-    if direction == "forward":
-        return math.ceil(problem.output_pixels / tile.rows)
-    phase = (math.ceil(h / u) for h, u in zip(problem.input_size, problem.stride, strict=True))
-    return math.ceil(problem.batch * math.prod(phase) / tile.rows)
+def warps_of(tile: Tile, packs: bool = False) -> tuple[int, int]:
+    """Warps along the rows and the columns of a tile.
+
+    Where groups are packed every warp has all columns: so it is known at compile time which of its blocks are zero.
+    """
+    return (tile.warps, 1) if packs else WARPS[tile.rows, tile.columns]
 
 
-def programs(problem: ConvProblem, direction: Direction, tile: Tile, splits: int = 1) -> int:
-    """Blocks of one launch."""
-    view = problem.view(direction)
-    columns = math.ceil(view.columns / tile.columns)
-    if direction == "grad_weight":
-        return splits * math.ceil(view.rows / tile.rows) * columns * problem.taps * problem.groups
-    phases = 1 if direction == "forward" else math.prod(problem.stride)
-    return row_blocks(problem, direction, tile) * columns * phases * problem.groups
-
-
-def shared_memory(problem: ConvProblem, direction: Direction, tile: Tile, wide: bool) -> int:
+def shared_memory(problem: ConvProblem, direction: Direction, tile: Tile, wide: bool, packs: bool = False) -> int:
     """Shared memory of one block, in bytes: tiles and the tables of their rows, or at the end sums on their way out."""
     size, offset = problem.dtype.itemsize, 8 if wide else 4
     longer = 32 * tile.depth if size == 4 else 0  # bytes more of a tile whose terms lie down its columns
@@ -160,19 +84,20 @@ def shared_memory(problem: ConvProblem, direction: Direction, tile: Tile, wide: 
         tiles = tile.stages * (left + right + 2 * longer)
         tables = 2 * tile.depth * 2 * offset
     else:
-        source = halo_rows(problem, direction, tile.rows) if has_halo(tile) else tile.rows
-        sources = 2 if has_halo(tile) else tile.stages
+        source = halo_rows(problem, direction, tile.rows) if tile.halo else tile.rows
+        sources = 2 if tile.halo else tile.stages
         tiles = sources * source * tile.depth * size
         tiles += tile.stages * (right + (longer if direction == "grad_input" else 0))
         tables = source * (24 if wide else 16)
-    warps_m, warps_n = warps_of(tile)
+    warps_m, warps_n = warps_of(tile, packs)
     slabs = warps_m * warps_n * 16 * (tile.columns // warps_n + 8) * 4
     return max(tiles + tables, slabs + 2 * tile.rows * offset)
 
 
-def vectorized(problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile) -> list[bool]:
+def vectorized(
+    problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile, merged: ConvProblem
+) -> list[bool]:
     """Whether the left operand, the right operand and the result move in chunks of 16 bytes, given aligned pointers."""
-    merged = packed(problem) if tile.kernel.startswith("grouped") else problem
     k, c, group = merged.group_filters, merged.group_channels, problem.group_channels  # the weight has those of a group
     x, w, y = problem.input_shape, problem.weight_shape, problem.output_shape
     unit = problem.vector_unit
@@ -200,11 +125,16 @@ def instance(
     wide: bool,
     aligned: bool = True,
     activation: Activation = IDENTITY,
+    merged: ConvProblem | None = None,
 ) -> Instance:
-    """The kernel that computes `direction` with this tile. `aligned`: all pointers are multiples of 16 bytes."""
-    merged = packed(problem) if tile.kernel.startswith("grouped") else problem
-    warps_m, warps_n = warps_of(tile)
-    vectors = vectorized(problem, direction, operands, tile)
+    """The kernel that computes `direction` with this tile.
+
+    aligned: all pointers are multiples of 16 bytes. merged: the problem with the groups of a pack taken as one.
+    """
+    merged = merged or problem
+    packs = merged.groups < problem.groups
+    warps_m, warps_n = warps_of(tile, packs)
+    vectors = vectorized(problem, direction, operands, tile, merged)
     macros = {
         "TYPE": TYPES[problem.dtype],
         "BM": tile.rows, "BN": tile.columns, "BK": tile.depth,
@@ -212,8 +142,8 @@ def instance(
         **{name: int(aligned and v) for name, v in zip(("A_VECTOR", "B_VECTOR", "Y_VECTOR"), vectors, strict=True)},
     }  # fmt: skip
     if direction != "grad_weight":
-        macros["HALO"] = int(has_halo(tile))
-    if merged.groups < problem.groups:
+        macros["HALO"] = int(tile.halo > 0)
+    if packs:
         macros["PACK"] = problem.groups // merged.groups
         macros |= {"GROUP_C": problem.group_channels, "GROUP_K": problem.group_filters}
     if direction == "forward":
@@ -223,8 +153,30 @@ def instance(
         function=f"tensor_{direction}",
         options=tuple(f"-D{name}={value}" for name, value in macros.items()),
         threads=32 * warps_m * warps_n,
-        shared=shared_memory(merged, direction, tile, wide),
+        shared=shared_memory(problem, direction, tile, wide, packs),
     )
+
+
+def launches(
+    problem: ConvProblem,
+    direction: Direction,
+    operands: Operands,
+    tile: Tile,
+    activation: Activation = IDENTITY,
+    with_bias: bool = False,
+    aligned: bool = True,
+    merged: ConvProblem | None = None,
+) -> tuple[Launch, ...]:
+    """What one call of `direction` launches, in order. Needs no GPU.
+
+    with_bias: grad_weight gives grad-bias too. aligned: all tensors begin at multiples of 16 bytes. merged: the problem
+    with the groups of a pack taken as one.
+    """
+    strides = Strides.of(problem, direction, operands)
+    wide = needs_64_bits(problem, strides)
+    kernel = instance(problem, direction, operands, tile, wide, aligned, activation, merged)
+    params = struct_of(problem, direction, strides, activation)
+    return gemm.launches(problem, direction, tile, kernel, params, with_bias, merged)
 
 
 # ---- which tiles there are -------------------------------------------------------------------------------------------
@@ -234,45 +186,53 @@ _GRAD_WEIGHT = ((128, 128), (128, 64), (64, 128), (64, 64), (64, 32), (64, 16))
 
 
 def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> list[Tile]:
-    """The tiles to choose from for `direction` of `problem` on `gpu`; none where `refuses` gives a reason.
-
-    Steps are as deep as 128 bytes (64 in grad_weight), but no deeper than there are terms to sum. There are as many
-    stages as fit, four at most.
-    """
+    """The tiles to choose from for `direction` of `problem` on `gpu`; none where `refuses` gives a reason."""
     if refuses(problem, direction, gpu, operands) is not None:
         return []
-    size = problem.dtype.itemsize
-    rows, columns, terms, _ = problem.view(direction)
-    deepest = (64 if direction == "grad_weight" else 128) // size
-    chosen = []
-    for height, width in _GRAD_WEIGHT if direction == "grad_weight" else _GATHER:
-        if (width > 16 and width >= 2 * columns) or (direction == "grad_weight" and height > 64 and height >= 2 * rows):
-            continue  # more than half of the tile would be idle
-        warps = math.prod(WARPS[height, width])
-        depth = deepest
-        while depth * size > 32 and terms <= depth // 2:
-            depth //= 2
-        shape = Tile(height, width, depth, warps, 4, kernel="tensor")
-        if takes_halo(problem, direction):
-            window = dataclasses.replace(shape, kernel="halo", halo=halo_rows(problem, direction, height))
-            window = dataclasses.replace(window, windows=row_blocks(problem, direction, window))
-            chosen += _fitting(window, problem, direction, gpu)
-        chosen += _fitting(shape, problem, direction, gpu)
-    chosen = [_addressed(tile, problem, direction, operands) for tile in chosen]
+    chosen = fitting(shapes(problem, direction, "tensor"), problem, direction, gpu, operands)
     if direction != "grad_weight":
         return chosen
     return [
         dataclasses.replace(tile, splits=splits)
         for tile in chosen
-        for splits in splits_to_choose(problem, tile, gpu, programs(problem, "grad_weight", tile))
+        for splits in splits_to_choose(problem, tile, gpu, programs_of_grad_weight(problem, tile))
     ]
 
 
-def _addressed(tile: Tile, problem: ConvProblem, direction: Direction, operands: Operands) -> Tile:
-    """The tile with its `addressed`: the elements of a step that do not come in vectors."""
-    left, right, _ = vectorized(problem, direction, operands, tile)
-    rows = math.ceil(tile.halo / taps_of_window(problem)) if tile.halo else tile.rows
-    return dataclasses.replace(tile, addressed=tile.depth * (rows * (not left) + tile.columns * (not right)))
+def shapes(problem: ConvProblem, direction: Direction, kernel: str) -> list[Tile]:
+    """The tiles of the family called `kernel` that are not mostly idle, before it is known how many stages fit.
+
+    Steps are as deep as 128 bytes (64 in grad_weight), but no deeper than there are terms to sum.
+    """
+    size = problem.dtype.itemsize
+    rows, columns, terms, _ = problem.view(direction)
+    depth = (64 if direction == "grad_weight" else 128) // size
+    while depth * size > 32 and terms <= depth // 2:
+        depth //= 2
+    found = []
+    for height, width in _GRAD_WEIGHT if direction == "grad_weight" else _GATHER:
+        if (width > 16 and width >= 2 * columns) or (direction == "grad_weight" and height > 64 and height >= 2 * rows):
+            continue  # more than half of the tile would be idle
+        found.append(Tile(height, width, depth, math.prod(WARPS[height, width]), 4, kernel=kernel))
+    return found
+
+
+def fitting(tiles: list[Tile], problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> list[Tile]:
+    """Those of the tiles that fit, each with as many stages as do, and with its `addressed`: the elements of a step
+    that do not come in vectors."""
+    found = []
+    for tile in tiles:
+        for fits in _fitting(tile, problem, direction, gpu):
+            left, right, _ = vectorized(problem, direction, operands, fits, problem)
+            rows = fetched_rows(fits, problem)
+            addressed = fits.depth * (rows * (not left) + fits.columns * (not right))
+            found.append(dataclasses.replace(fits, addressed=addressed))
+    return found
+
+
+def fetched_rows(tile: Tile, problem: ConvProblem) -> int:
+    """Rows that a step fetches: of a window, which serves several taps, its part."""
+    return math.ceil(tile.halo / taps_of_window(problem)) if tile.halo else tile.rows
 
 
 def most_stages(tile: Tile, problem: ConvProblem, gpu: Gpu) -> int:
@@ -284,7 +244,7 @@ def most_stages(tile: Tile, problem: ConvProblem, gpu: Gpu) -> int:
     """
     if gpu.capability < (8, 0):
         return 2
-    return min(4, 1 + taps_of_window(problem)) if has_halo(tile) else 4
+    return min(4, 1 + taps_of_window(problem)) if tile.halo else 4
 
 
 def _fitting(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu) -> list[Tile]:
@@ -298,3 +258,23 @@ def _fitting(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu) -
         if tile.depth * problem.dtype.itemsize <= 32:
             return []
         tile = dataclasses.replace(tile, depth=tile.depth // 2)
+
+
+# ---- how long they take ----------------------------------------------------------------------------------------------
+
+# What of the peak rate mma.sync reaches where newer instructions reach all of it: on Hopper 0.63 (Luo et al. 2024,
+# 'Benchmarking and dissecting the Nvidia Hopper GPU architecture via microbenchmarking'); on sm_100 a guess.
+_MMA_SYNC = {(9, 0): 0.63, (10, 0): 0.3}
+
+
+def rate_of(problem: ConvProblem, gpu: Gpu, tf32: bool) -> float:
+    """Operations a second that mma.sync reaches on `gpu`."""
+    return gpu.rate(problem.dtype, tf32) * _MMA_SYNC.get(gpu.capability, 1.0)
+
+
+def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """The roofline of an implicit GEMM that mma.sync multiplies."""
+    return implicit_gemm(problem, direction, tile, gpu, tf32, rate=rate_of(problem, gpu, tf32))
+
+
+FAMILY = Family("tensor", refuses, tiles, launches, predict)

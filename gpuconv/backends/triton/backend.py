@@ -1,7 +1,7 @@
 """Backend `triton`: hand-written Triton kernels, in families.
 
-Which problems it takes, which tiles of which family the planner may choose from, and functions of tensors that allocate
-a result and call what the family of the tile says is launched.
+Which problems it takes, which families it has, and functions of tensors that allocate a result and call the launches of
+the tile's family.
 """
 
 import math
@@ -13,27 +13,25 @@ import torch
 
 from gpuconv import gpu as gpus
 from gpuconv.activations import IDENTITY, Activation
-from gpuconv.backends.base import Backend, Operands, Tile
+from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import accumulator, all_aligned
 from gpuconv.backends.elementwise import Elementwise, Run
-from gpuconv.backends.triton import depthwise, gather as triton_gather, planes, pointwise, stem, window
+from gpuconv.backends.family import FamilyBackend, by_name
+from gpuconv.backends.triton import depthwise, gather, planes, pointwise, stem, window
 from gpuconv.backends.triton.launch import INTERPRETING, Launch, bias_offset, why_not
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction, allocate
 
-# By the `kernel` of their tiles. Each has `refuses`, `tiles`, `launches` and `splits_of`, which need no GPU.
-FAMILIES = {
-    "gather": triton_gather,
-    "planes": planes,
-    "pointwise": pointwise,
-    "stem": stem,
-    "taps": depthwise,
-    "window": window,
-}
-# Those whose tensors must begin at multiples of 16 bytes; `gather` does the call where one does not.
-_DESCRIBING = ("pointwise", "window")
+FAMILIES = by_name(
+    gather.FAMILY,
+    planes.FAMILY,
+    pointwise.FAMILY,
+    stem.FAMILY,
+    depthwise.FAMILY,
+    window.FAMILY,
+)
 
-# Of RuntimeErrors: the passes of the compiler, and the driver where it loads a module or asks for its resources.
+# RuntimeErrors that say so: of the compiler's passes, and of the driver where it loads a module or asks for resources.
 _CANNOT_BUILD = (
     "PassManager::run failed",
     "failed to translate module",
@@ -45,10 +43,11 @@ _CANNOT_BUILD = (
 )
 
 
-class TritonBackend(Backend):
+class TritonBackend(FamilyBackend[Launch]):
     """Hand-written Triton kernels on GPUs from sm_80, emulated ones too; on CPU tensors under Triton's interpreter."""
 
     name = "triton"
+    families = FAMILIES
 
     def unavailable(self) -> str | None:
         reason = why_not()
@@ -73,15 +72,6 @@ class TritonBackend(Backend):
             return f"sm_{major}{minor} has no tensor-core path in Triton (sm_80 and newer have); use cuda or aten"
         return None
 
-    def tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
-        return tuple(tile for family in FAMILIES.values() for tile in family.tiles(problem, direction, gpu, operands))
-
-    def refused_families(
-        self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands
-    ) -> dict[str, str]:
-        reasons = {name: family.refuses(problem, direction, gpu, operands) for name, family in FAMILIES.items()}
-        return {name: reason for name, reason in reasons.items() if reason is not None}
-
     def bind(
         self,
         problem: ConvProblem,
@@ -102,9 +92,9 @@ class TritonBackend(Backend):
                 return _bind_grad_input(problem, operands, tile, call)
             return _bind_grad_weight(problem, operands, tile, call)
 
-        if tile.kernel not in _DESCRIBING:
+        if not FAMILIES[tile.kernel].needs_alignment:
             return bind(tile)
-        unaligned = triton_gather.tiles(problem, direction, Gpu.of(device), operands)[0]
+        unaligned = gather.tiles(problem, direction, Gpu.of(device), operands)[0]
         return _by_alignment(direction, bind(tile), bind(unaligned))
 
     def cannot_build(self, error: Exception) -> bool:
@@ -242,12 +232,12 @@ def _bind_grad_weight(
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         gw = allocate(shape, grad_output, memory_format)
         gb = grad_output.new_empty(filters) if with_bias else None
-        gather, *add = with_ if with_bias else without
+        product, *add = with_ if with_bias else without
         if not add:
-            call(gather, grad_output, input, gw, gb)
+            call(product, grad_output, input, gw, gb)
             return gw, gb
         partials = grad_output.new_empty(bias_at + splits * filters, dtype=accumulate)
-        call(gather, grad_output, input, partials, partials[bias_at:] if with_bias else None)
+        call(product, grad_output, input, partials, partials[bias_at:] if with_bias else None)
         call(add[0], partials, gw, gb)
         return gw, gb
 

@@ -1,8 +1,7 @@
 """Family `taps` of the Triton kernels: depthwise filters up to 7 × 7, in one or two axes, at strides 1 and 2.
 
-A tile is loaded anew for each tap, mostly from the L1 cache; `kernels/triton/depthwise.py` says how. A `Tile` of this
-family has as rows the pixels of its results, `width` of them side by side, as columns its channels, and as `halo` the
-pixels that it reads of each channel.
+A window of pixels is loaded anew for each tap, mostly from the L1 cache; `kernels/triton/depthwise.py` says how. What
+the numbers of a `Tile` mean here, `gpuconv.backends.depthwise` says.
 """
 
 import dataclasses
@@ -12,18 +11,20 @@ from contextlib import suppress
 import torch
 
 from gpuconv.activations import IDENTITY, Activation
+from gpuconv.backends import depthwise
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.derived import WORKSPACE, accumulator, axes, refuses_depthwise, splits_of
+from gpuconv.backends.derived import WORKSPACE, accumulator, axes, overflows, splits_of
+from gpuconv.backends.family import Family
+from gpuconv.backends.roofline import INSTRUCTIONS, INSTRUCTIONS_AN_ELEMENT, Prediction
 from gpuconv.backends.triton.launch import (
     Launch,
     Layout,
+    arithmetic_of,
     dtypes_of_forward,
     epilogue_of,
-    fresh,
     layout,
-    numbers_of,
     ordered_sum,
-    overflows,
+    result_strides,
 )
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
@@ -37,11 +38,12 @@ _MOST_TAPS = 7  # on an axis
 _WARPS = 4
 _BLOCK = 2048  # results of a program; half as many where each has an address of its own
 _SUMS = 8192  # of a program of grad_weight
+_L1 = 64 * 1.5e9  # bytes a second of a multiprocessor
 
 
 def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
     """Why these kernels cannot, or should not, do it; None if they can."""
-    return refuses_depthwise(problem, _MOST_TAPS)
+    return depthwise.refuses(problem, _MOST_TAPS)
 
 
 def launches(
@@ -54,11 +56,11 @@ def launches(
 ) -> tuple[Launch, ...]:
     """What one call of `direction` launches, in order. `with_bias`: grad_weight gives grad-bias too. Needs no GPU."""
     first, second, vector = _operands(problem, direction, operands)
-    members, filters, channels = problem.out_channels // problem.groups, problem.out_channels, problem.groups
+    members, filters, channels = problem.group_filters, problem.out_channels, problem.groups
     extents = [first.extent, second.extent, math.prod(problem.output_shape), math.prod(problem.input_shape)]
     size = (*axes(problem.input_size, 1)[1:], *axes(problem.output_size, 1)[1:])
     pads = axes(tuple(low for low, _ in problem.padding), 0)[1:]
-    numbers = numbers_of(problem, operands)
+    numbers = arithmetic_of(problem, operands)
     del numbers["PRECISION"]
     constants = {
         **dict(zip("RS", axes(problem.filter_size, 1)[1:], strict=True)),
@@ -75,14 +77,14 @@ def launches(
     if direction == "grad_weight":
         return _grad_weight(
             problem, tile, with_bias, constants, (filters // vector, *size, *pads),
-            (*_of(first, vector), *_of(second, vector)), tiles_of_all, blocks, extents,
+            (*_strides(first, vector), *_strides(second, vector)), tiles_of_all, blocks, extents,
         )  # fmt: skip
     w_k, _, _, w_r, w_s = second.strides
-    result = problem.output_shape if direction == "forward" else problem.input_shape
-    r_n, r_k, r_pixel = fresh(result, problem)
+    result = problem.view(direction).shape
+    r_n, r_k, r_pixel = result_strides(result, problem)
     scalars = (
-        (filters if direction == "forward" else channels) // vector, *size, *pads, *_of(first, vector), w_k, w_r, w_s,
-        r_n // vector, r_k, r_pixel // vector,
+        (filters if direction == "forward" else channels) // vector, *size, *pads, *_strides(first, vector),
+        w_k, w_r, w_s, r_n // vector, r_k, r_pixel // vector,
     )  # fmt: skip
     if direction == "grad_input":
         constants["WIDE"] = overflows(*extents)
@@ -90,7 +92,7 @@ def launches(
     residual = layout(problem.output_shape, operands.residual or (0,) * (2 + problem.ndim), problem)
     constants |= {"WIDE": overflows(*extents, residual.extent), **epilogue_of(activation)}
     dtypes = dtypes_of_forward(problem, operands)
-    scalars = (*scalars, *_of(residual, 1))
+    scalars = (*scalars, *_strides(residual, 1))
     return (Launch(depthwise_forward, tiles_of_all * blocks, dtypes, scalars, constants, tile),)
 
 
@@ -106,7 +108,7 @@ def _grad_weight(
     extents: list[int],
 ) -> tuple[Launch, ...]:
     splits, size = splits_of(problem, tile), math.prod(problem.weight_shape)
-    fresh_k, _, fresh_tap = fresh(problem.weight_shape, problem)
+    fresh_k, _, fresh_tap = result_strides(problem.weight_shape, problem)
     # The workspace holds [taps, K] for each split.
     gw_split, gw_k, gw_tap = (size, 1, problem.out_channels) if splits > 1 else (0, fresh_k, fresh_tap)
     scalars = (
@@ -124,7 +126,7 @@ def _grad_weight(
 
 def _operands(problem: ConvProblem, direction: Direction, operands: Operands) -> tuple[Layout, Layout, int]:
     """The layouts of the two tensors that `direction` multiplies, and the VECTOR of the kernels."""
-    shapes, unit = problem.operand_shapes(direction), 16 // problem.dtype.itemsize
+    shapes, unit = problem.operand_shapes(direction), problem.vector_unit
     first, second = (layout(shape, strides, problem) for shape, strides in zip(shapes, operands.strides, strict=True))
     read = (first, second) if direction == "grad_weight" else (first,)
     together = first.channels_fast and all(tensor.vectors(unit) for tensor in read)
@@ -132,7 +134,7 @@ def _operands(problem: ConvProblem, direction: Direction, operands: Operands) ->
     return first, second, unit if together and problem.memory_format is not torch.contiguous_format else 1
 
 
-def _of(tensor: Layout, vector: int) -> tuple[int, ...]:
+def _strides(tensor: Layout, vector: int) -> tuple[int, ...]:
     """Strides of images, channels, rows and columns, as the kernels take them."""
     n, c, _, h, w = tensor.divided(vector)
     return n, c, h, w
@@ -191,6 +193,20 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
 
 
 def _halo(problem: ConvProblem, height: int, width: int) -> int:
+    """Pixels of a window with its margin."""
     reach = [(r - 1) * d for r, d in zip(problem.filter_size, problem.dilation, strict=True)]
     _, down, across = axes(tuple(reach), 0)
     return (height + down) * (width + across)
+
+
+def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """The time of kernels that fetch a window once, and no less than its loads from the L1 cache take for each tap, and
+    their addresses where elements are loaded one by one."""
+    whole = depthwise.predict(problem, direction, tile, gpu, tf32)
+    loaded = math.prod(problem.output_shape) * problem.taps / gpu.multiprocessors
+    by_cache, by_address = loaded * problem.dtype.itemsize / _L1, loaded * INSTRUCTIONS_AN_ELEMENT / INSTRUCTIONS
+    slowest, bound = max((by_cache, "L1 loads"), (by_address if tile.addressed else 0.0, "addresses"))
+    return whole._replace(seconds=slowest, bound=bound) if slowest > whole.seconds else whole
+
+
+FAMILY = Family("taps", refuses, tiles, launches, predict)

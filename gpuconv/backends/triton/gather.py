@@ -1,7 +1,4 @@
-"""Family `gather` of the Triton kernels: implicit GEMM by pointer gather, for any layout, stride, dilation and groups.
-
-Which tiles there are for a problem, and what is launched with one.
-"""
+"""Family `gather` of the Triton kernels: implicit GEMM by pointer gather, for any layout, stride, dilation, groups."""
 
 import dataclasses
 import math
@@ -14,25 +11,26 @@ from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import (
     accumulator,
     axes,
+    overflows,
     phase_steps,
     phases_of,
     programs_of_grad_weight,
     splits_of,
     splits_to_choose,
 )
+from gpuconv.backends.family import Family
 from gpuconv.backends.triton.launch import (
     Launch,
     Layout,
+    arithmetic_of,
+    axis_scalars,
     dtypes_of_forward,
     epilogue_of,
-    fresh,
     layout,
     layouts,
-    numbers_of,
     ordered_sum,
-    overflows,
     programs_of_bias,
-    sizes,
+    result_strides,
 )
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
@@ -46,7 +44,7 @@ _BAND = 8  # rows of tiles that are walked column by column
 
 
 def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
-    """Why this family cannot do it: it always can."""
+    """Why these kernels cannot do it: they always can."""
     return None
 
 
@@ -69,9 +67,9 @@ def launches(
 def _operands(problem: ConvProblem, direction: Direction, operands: Operands) -> tuple[Layout, Layout, int]:
     """The layouts of the two tensors that `direction` multiplies, and the VECTOR of `gpuconv.kernels.triton.common`."""
     a, b = layouts(problem, direction, operands)
-    unit = 16 // problem.dtype.itemsize
-    channels = problem.in_channels, *(() if direction == "forward" else (problem.out_channels,))
-    together = a.vectors(unit) and b.vectors(unit) and not any(count // problem.groups % unit for count in channels)
+    unit = problem.vector_unit
+    channels = problem.group_channels, *(() if direction == "forward" else (problem.group_filters,))
+    together = a.vectors(unit) and b.vectors(unit) and not any(count % unit for count in channels)
     return a, b, unit if together and problem.memory_format is not torch.contiguous_format else 1
 
 
@@ -84,7 +82,7 @@ def _masks_show(problem: ConvProblem, operands: Operands, vector: int) -> bool:
 
 
 def _inside(problem: ConvProblem, always: bool) -> str:
-    """How a kernel tells which taps are inside the image; see `gather_product`. `always`: they are."""
+    """How a kernel finds which taps are inside the image; see `gather_product`. `always`: they all are."""
     if always:
         return "always"
     return "bits" if max(problem.filter_size) <= 10 else "compare"
@@ -117,14 +115,14 @@ def _scatters_inside(problem: ConvProblem) -> bool:
 
 
 def _forward(problem: ConvProblem, activation: Activation, operands: Operands, tile: Tile) -> Launch:
-    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    k, c = problem.group_filters, problem.group_channels
     x, w, vector = _operands(problem, "forward", operands)
     quick = _masks_show(problem, operands, vector)
-    y_n, y_k, y_pixel = fresh(problem.output_shape, problem)
+    y_n, y_k, y_pixel = result_strides(problem.output_shape, problem)
     y_vector = 1 if k % vector else vector
     channels_last = problem.memory_format is not torch.contiguous_format
     residual = layout(problem.output_shape, operands.residual or (0,) * (2 + problem.ndim), problem)
-    pixels = problem.batch * math.prod(problem.output_size)
+    pixels = problem.output_pixels
     programs = math.ceil(pixels / tile.rows) * math.ceil(k / tile.columns) * problem.groups
     constants = {
         "BM": tile.rows, "BN": tile.columns, "BC": tile.depth, "BAND": _BAND,
@@ -134,11 +132,11 @@ def _forward(problem: ConvProblem, activation: Activation, operands: Operands, t
         "RESIDUAL_ROWS_FAST": not residual.channels_fast,
         "VECTOR": vector, "Y_VECTOR": y_vector,
         "WIDE": overflows(x.extent, w.extent, residual.extent, math.prod(problem.output_shape)),
-        **numbers_of(problem, operands),
+        **arithmetic_of(problem, operands),
         **epilogue_of(activation),
     }  # fmt: skip
     scalars = (
-        pixels, k // y_vector, c // vector, *sizes(problem), *x.divided(vector), *w.divided(vector),
+        pixels, k // y_vector, c // vector, *axis_scalars(problem), *x.divided(vector), *w.divided(vector),
         y_n // y_vector, y_k, y_pixel // y_vector, *residual.strides,
     )  # fmt: skip
     dtypes = dtypes_of_forward(problem, operands)
@@ -146,10 +144,10 @@ def _forward(problem: ConvProblem, activation: Activation, operands: Operands, t
 
 
 def _grad_input(problem: ConvProblem, operands: Operands, tile: Tile) -> Launch:
-    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    k, c = problem.group_filters, problem.group_channels
     gy, w, vector = _operands(problem, "grad_input", operands)
     quick = _masks_show(problem, operands, vector)
-    gx_n, gx_c, gx_pixel = fresh(problem.input_shape, problem)
+    gx_n, gx_c, gx_pixel = result_strides(problem.input_shape, problem)
     common, inverse = phase_steps(problem)
     phase = [math.ceil(h / u) for h, u in zip(problem.input_size, problem.stride, strict=True)]  # the largest
     phase_blocks = math.ceil(problem.batch * math.prod(phase) / tile.rows)
@@ -161,23 +159,22 @@ def _grad_input(problem: ConvProblem, operands: Operands, tile: Tile) -> Launch:
         "GY_ROWS_FAST": not gy.channels_fast, "GX_ROWS_FAST": problem.memory_format is torch.contiguous_format,
         "VECTOR": vector,
         "WIDE": overflows(gy.extent, w.extent, math.prod(problem.input_shape)),
-        **numbers_of(problem, operands),
+        **arithmetic_of(problem, operands),
     }  # fmt: skip
     scalars = (
-        problem.batch, c // vector, k // vector, *sizes(problem), *axes(common, 1), *axes(inverse, 0),
+        problem.batch, c // vector, k // vector, *axis_scalars(problem), *axes(common, 1), *axes(inverse, 0),
         *gy.divided(vector), *w.divided(vector), gx_n // vector, gx_c, gx_pixel // vector, phase_blocks,
     )  # fmt: skip
     return Launch(gather_grad_input, programs, (problem.dtype,) * 3, scalars, constants, tile)
 
 
 def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias: bool) -> tuple[Launch, ...]:
-    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    k, c = problem.group_filters, problem.group_channels
     gy, x, vector = _operands(problem, "grad_weight", operands)
     size = math.prod(problem.weight_shape)
-    pixels = problem.batch * math.prod(problem.output_size)
+    pixels = problem.output_pixels
     splits = splits_of(problem, tile)
-    tiles = math.ceil(k / tile.rows) * math.ceil(c / tile.columns)
-    fresh_k, fresh_c, fresh_tap = fresh(problem.weight_shape, problem)
+    fresh_k, fresh_c, fresh_tap = result_strides(problem.weight_shape, problem)
     # The workspace holds [taps, K, C/G] for each split, so that a tile of it lies together.
     gw_split, gw_k, gw_c, gw_tap = (
         (size, c, 1, problem.out_channels * c) if splits > 1 else (0, fresh_k, fresh_c, fresh_tap)
@@ -188,20 +185,18 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
         "GY_PIXELS_FAST": not gy.channels_fast, "X_PIXELS_FAST": not x.channels_fast,
         "VECTOR": vector,
         "WIDE": overflows(gy.extent, x.extent, size, pixels),
-        **numbers_of(problem, operands),
+        **arithmetic_of(problem, operands),
     }  # fmt: skip
     scalars = (
-        pixels, k // vector, c // vector, problem.groups, *sizes(problem), *gy.divided(vector), *x.divided(vector),
-        gw_split // vector, gw_k // vector, gw_c, gw_tap // vector, problem.out_channels, splits,
+        pixels, k // vector, c // vector, problem.groups, *axis_scalars(problem), *gy.divided(vector),
+        *x.divided(vector), gw_split // vector, gw_k // vector, gw_c, gw_tap // vector, problem.out_channels, splits,
     )  # fmt: skip
     dtype, accumulate = problem.dtype, accumulator(problem.dtype)
     partial = accumulate if splits > 1 else dtype
     dtypes = (dtype, dtype, partial, partial if with_bias else None)
-    programs = splits * tiles * problem.taps * problem.groups + programs_of_bias(problem, splits, with_bias)
-    gather = Launch(gather_grad_weight, programs, dtypes, scalars, constants, tile)
-    if splits == 1:
-        return (gather,)
-    return gather, ordered_sum(problem, splits, with_bias)
+    programs = splits * programs_of_grad_weight(problem, tile) + programs_of_bias(problem, splits, with_bias)
+    product = Launch(gather_grad_weight, programs, dtypes, scalars, constants, tile)
+    return (product,) if splits == 1 else (product, ordered_sum(problem, splits, with_bias))
 
 
 # ---- which tiles there are -------------------------------------------------------------------------------------------
@@ -222,9 +217,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
     in vectors, else half that; no deeper than there are terms to sum.
     """
     size = problem.dtype.itemsize
-    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
-    columns = k if direction == "forward" else c
-    terms = {"forward": c, "grad_input": k, "grad_weight": problem.batch * math.prod(problem.output_size)}[direction]
+    _, columns, terms, _ = problem.view(direction)
     vector = _operands(problem, direction, operands)[2]
     quick = _masks_show(problem, operands, vector)
     shapes: tuple[tuple[int, int, int], ...]
@@ -259,3 +252,6 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
         else:
             chosen.append(tile)
     return chosen
+
+
+FAMILY = Family("gather", refuses, tiles, launches)

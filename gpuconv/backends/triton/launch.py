@@ -1,8 +1,8 @@
-"""A launch of a Triton kernel, called again quickly, and what all families of kernels are told of a problem.
+"""Launches of Triton kernels, quick to call again, and the arguments that the kernels of all families share.
 
 The families (`gather`, …) say which kernel, how many programs, and which compile-time constants follow from the
-problem, from the strides of its tensors and from the tile. That needs no GPU, so that what would be launched can be
-looked at anywhere.
+problem, from the strides of its tensors and from the tile. That needs no GPU, so that launches can be looked at
+anywhere.
 """
 
 import functools
@@ -20,7 +20,7 @@ import torch
 from gpuconv.activations import Activation
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.capture import not_loaded
-from gpuconv.backends.derived import accumulator, axes
+from gpuconv.backends.derived import accumulator, axes, overflows
 from gpuconv.problem import ConvProblem, Direction, allocate
 
 try:
@@ -40,7 +40,6 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 # The interpreter keeps the program's index in a global, so threads must take turns; compiling gains nothing from two.
 _one_at_a_time = threading.Lock()
 _SUM_BLOCK = 1024
-_MOST_OFFSET = 2**31 - 2**20  # beyond it offsets are 64-bit; the slack is for blocks that reach beyond the last index
 
 
 def why_not() -> str | None:
@@ -89,7 +88,7 @@ def _why_no_launcher() -> str | None:
 
 
 def _why_no_compiler() -> str | None:
-    """Why this machine cannot compile C code that uses Python, as far as can be told without trying."""
+    """Why this machine cannot compile C code that uses Python, as far as that shows without trying."""
     compiler = os.environ.get("CC")
     if compiler is None and not triton.knobs.build.impl and not (shutil.which("gcc") or shutil.which("clang")):
         return "there is no C compiler (install gcc or clang, or set CC)"
@@ -137,8 +136,8 @@ class Launch:
             "num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": 255, "enable_fp_fusion": True
         }  # fmt: skip
         self._grid = (programs, 1, 1)
-        # What the short way calls and gives, and the compiled kernel, which unloads its module when it goes. All in one
-        # attribute, so that another thread sees all of it or nothing.
+        # The function and the arguments of the short way, and the compiled kernel, which unloads its module when it
+        # goes. All in one attribute, so that another thread sees all of it or nothing.
         self._short: tuple[Any, Any, Any, Any] | None = None
 
     def __call__(self, stream: int | None, *tensors: torch.Tensor | None) -> None:
@@ -201,23 +200,23 @@ def _hooked() -> bool:
     return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls)
 
 
-# ---- what kernels are told of a problem ------------------------------------------------------------------------------
+# ---- arguments of kernels --------------------------------------------------------------------------------------------
 
 
 class Layout(NamedTuple):
-    """A tensor [N, C, D, H, W] as a kernel is told of it."""
+    """How a tensor [N, C, D, H, W] lies in memory."""
 
     strides: tuple[int, ...]  # five, 0 for an axis of size 1
     channels_fast: bool  # channels lie closer than pixels
     extent: int  # one more than the largest offset
 
     def vectors(self, unit: int) -> bool:
-        """Whether channels lie one after the other and all other strides are multiples of `unit`."""
+        """Whether channels lie one after the other, and all other strides are multiples of `unit`."""
         n, c, *pixel = self.strides
         return c == 1 and not any(stride % unit for stride in (n, *pixel))
 
     def divided(self, unit: int) -> tuple[int, ...]:
-        """The strides, but for that of the channels divided by `unit`."""
+        """The strides in units of `unit` elements, but for that of the channels."""
         n, c, *pixel = self.strides
         return (n // unit, c, *(stride // unit for stride in pixel))
 
@@ -238,7 +237,7 @@ def layouts(problem: ConvProblem, direction: Direction, operands: Operands) -> t
 
 
 def dtypes_of_forward(problem: ConvProblem, operands: Operands) -> tuple[torch.dtype | None, ...]:
-    """Of input, weight, bias, residual and result."""
+    """The types of input, weight, bias, residual and result."""
     dtype = problem.dtype
     return dtype, dtype, dtype if operands.bias else None, dtype if operands.residual else None, dtype
 
@@ -251,19 +250,14 @@ def epilogue_of(activation: Activation) -> dict[str, Any]:
     }
 
 
-def overflows(*extents: int) -> bool:
-    """Whether offsets into tensors of these extents need 64 bits."""
-    return max(extents) > _MOST_OFFSET
-
-
-def fresh(shape: tuple[int, ...], problem: ConvProblem) -> tuple[int, int, int]:
-    """Strides of images, channels and (evenly spaced) pixels of a result that is about to be allocated."""
+def result_strides(shape: tuple[int, ...], problem: ConvProblem) -> tuple[int, int, int]:
+    """Strides of images, channels and (evenly spaced) pixels of a result of this shape."""
     strides = allocate(shape, torch.empty(0, device="meta"), problem.memory_format).stride()
     return strides[0], strides[1], strides[-1]
 
 
-def sizes(problem: ConvProblem) -> tuple[int, ...]:
-    """D, H, W, Z, P, Q, T, R, S, and stride, padding, dilation of each: what all three kernels are given."""
+def axis_scalars(problem: ConvProblem) -> tuple[int, ...]:
+    """D, H, W, Z, P, Q, T, R, S, and stride, padding, dilation of each axis."""
     return (
         *axes(problem.input_size, 1),
         *axes(problem.output_size, 1),
@@ -274,7 +268,7 @@ def sizes(problem: ConvProblem) -> tuple[int, ...]:
     )
 
 
-def numbers_of(problem: ConvProblem, operands: Operands) -> dict[str, Any]:
+def arithmetic_of(problem: ConvProblem, operands: Operands) -> dict[str, Any]:
     """The constants that say how to multiply and to sum."""
     dtype = problem.dtype
     exact = dtype is torch.float64 or (dtype is torch.float32 and not operands.tf32)
@@ -286,16 +280,16 @@ def numbers_of(problem: ConvProblem, operands: Operands) -> dict[str, Any]:
 
 
 def ordered_sum(problem: ConvProblem, splits: int, with_bias: bool) -> Launch:
-    """What adds the partial sums of grad_weight, [splits, taps, K, C/G] and from `bias_offset` on [splits, K]; called
-    with them, gw, and gb or None."""
-    size, channels = math.prod(problem.weight_shape), problem.in_channels // problem.groups
-    fresh_k, fresh_c, fresh_tap = fresh(problem.weight_shape, problem)
+    """The launch that adds the partial sums of grad_weight, [splits, taps, K, C/G] and from `bias_offset` on
+    [splits, K]; called with them, gw, and gb or None."""
+    size = math.prod(problem.weight_shape)
+    strides = result_strides(problem.weight_shape, problem)
     dtype = problem.dtype
     return Launch(
         sum_partials,
         math.ceil(size / _SUM_BLOCK) + (math.ceil(problem.out_channels / _SUM_BLOCK) if with_bias else 0),
         (accumulator(dtype), dtype, dtype if with_bias else None),
-        (splits, size, bias_offset(splits, size), problem.out_channels, channels, fresh_k, fresh_c, fresh_tap),
+        (splits, size, bias_offset(splits, size), problem.out_channels, problem.group_channels, *strides),
         {
             "BLOCK": _SUM_BLOCK,
             "WIDE": overflows(splits * (size + problem.out_channels)),
@@ -311,5 +305,5 @@ def bias_offset(splits: int, size: int) -> int:
 
 
 def programs_of_bias(problem: ConvProblem, splits: int, with_bias: bool) -> int:
-    """How many programs a grad_weight has beside those of its product: see `gpuconv.kernels.triton.grad_bias`."""
+    """How many programs of a grad_weight sum the bias's gradient: see `gpuconv.kernels.triton.grad_bias`."""
     return splits * math.ceil(problem.out_channels / FILTERS.value) if with_bias else 0

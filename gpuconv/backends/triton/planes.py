@@ -1,7 +1,4 @@
-"""Family `planes` of the Triton kernels: 1×1 convolution of contiguous tensors, fetched in vectors along pixels.
-
-Which tiles there are for a problem, and what is launched with one.
-"""
+"""Family `planes` of the Triton kernels: 1×1 convolution of contiguous tensors, fetched in vectors along pixels."""
 
 import dataclasses
 import itertools
@@ -12,18 +9,18 @@ import torch
 
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.derived import accumulator, splits_of, splits_to_choose
+from gpuconv.backends.derived import accumulator, overflows, splits_of, splits_to_choose, tiles_of_weight
+from gpuconv.backends.family import Family
 from gpuconv.backends.triton.launch import (
     Launch,
+    arithmetic_of,
     dtypes_of_forward,
     epilogue_of,
-    fresh,
     layout,
     layouts,
-    numbers_of,
     ordered_sum,
-    overflows,
     programs_of_bias,
+    result_strides,
 )
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
@@ -33,7 +30,7 @@ with suppress(ImportError):  # no Triton: `launch.why_not` says so
 
 
 def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
-    """Why this family cannot, or should not, do it."""
+    """Why these kernels cannot, or should not, do it; None if they can."""
     pointwise = problem.taps == 1 and {*problem.stride} == {1} and not any(map(sum, problem.padding))
     if not pointwise or problem.memory_format is not torch.contiguous_format:
         return "it is for 1×1 filters, stride 1, without padding, and contiguous tensors"
@@ -41,12 +38,13 @@ def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Oper
         return "there are no pixels"
     if _vector(problem, direction, operands) * problem.dtype.itemsize < 4:
         return "planes do not lie in multiples of four bytes"
+    if direction != "grad_weight" and problem.batch * problem.groups > _MOST_PROGRAMS:
+        return "there are more images and groups than a launch has programs"
     return None
 
 
 def _planes(problem: ConvProblem, direction: Direction, operands: Operands) -> list[tuple[int, int]] | None:
-    """Strides of images and channels of the tensors that have pixels; None if the pixels of a plane do not follow each
-    other."""
+    """Strides of images and channels of the tensors that have pixels; None if a plane's pixels are not neighbours."""
     count = 2 if direction == "grad_weight" else 1
     tensors = list(zip(problem.operand_shapes(direction), operands.strides, strict=True))[:count]
     if operands.residual is not None:
@@ -64,11 +62,11 @@ def _planes(problem: ConvProblem, direction: Direction, operands: Operands) -> l
 
 
 def _vector(problem: ConvProblem, direction: Direction, operands: Operands) -> int:
-    """How many neighbouring pixels can always be fetched together, 16 bytes at most; 0 where they are no neighbours."""
+    """How many pixels can always be fetched together, 16 bytes at most; 0 where they are not neighbours."""
     planes = _planes(problem, direction, operands)
     if planes is None:
         return 0
-    return math.gcd(16 // problem.dtype.itemsize, math.prod(problem.input_size), *itertools.chain(*planes))
+    return math.gcd(problem.vector_unit, math.prod(problem.input_size), *itertools.chain(*planes))
 
 
 def launches(
@@ -88,23 +86,22 @@ def launches(
 def _product(
     problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile, activation: Activation
 ) -> Launch:
-    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    k, c = problem.group_filters, problem.group_channels
     forward = direction == "forward"
-    result = problem.output_shape if forward else problem.input_shape
-    columns = k if forward else c
+    _, columns, _, result = problem.view(direction)
     x, w = layouts(problem, direction, operands)
     pixels, vector = math.prod(problem.input_size), _vector(problem, direction, operands)
     (x_n, x_c), (residual_n, residual_k) = (*(_planes(problem, direction, operands) or ()), (0, 0))[:2]
-    y_n, y_k, _ = fresh(result, problem)
+    y_n, y_k, _ = result_strides(result, problem)
     w_k, w_c, *_ = w.strides
-    unit = 16 // problem.dtype.itemsize
+    unit = problem.vector_unit
     w_vector = unit if w_c == 1 and not c % unit and not w_k % unit else 1
     residual = layout(problem.output_shape, operands.residual or (0,) * (2 + problem.ndim), problem)
     constants = {
         "BM": tile.rows, "BN": tile.columns, "BC": tile.depth,
         "W_COLUMNS_FAST": not forward, "VECTOR": vector, "W_VECTOR": w_vector,
         "WIDE": overflows(x.extent, w.extent, residual.extent, math.prod(result)),
-        **numbers_of(problem, operands),
+        **arithmetic_of(problem, operands),
         **epilogue_of(activation),
     }  # fmt: skip
     of_w = (w_k // w_vector, w_c) if forward else (w_c, w_k // w_vector)
@@ -119,17 +116,17 @@ def _product(
 
 
 def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias: bool) -> tuple[Launch, ...]:
-    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    k, c = problem.group_filters, problem.group_channels
     gy, x = layouts(problem, "grad_weight", operands)
     pixels, vector = math.prod(problem.input_size), _vector(problem, "grad_weight", operands)
     size = math.prod(problem.weight_shape)
     steps, splits = problem.batch * math.ceil(pixels / tile.depth), splits_of(problem, tile)
-    fresh_k, fresh_c, _ = fresh(problem.weight_shape, problem)
+    fresh_k, fresh_c, _ = result_strides(problem.weight_shape, problem)
     gw = (size, c, 1) if splits > 1 else (0, fresh_k, fresh_c)  # the workspace holds [K, C/G] for each split
     constants = {
         "BM": tile.rows, "BN": tile.columns, "BC": tile.depth, "VECTOR": vector,
         "WIDE": overflows(gy.extent, x.extent, size, problem.batch * pixels),
-        **numbers_of(problem, operands),
+        **arithmetic_of(problem, operands),
     }  # fmt: skip
     strides = (stride // vector for stride in (*gy.strides[:2], *x.strides[:2]))
     scalars = (
@@ -138,15 +135,9 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     dtype = problem.dtype
     partial = accumulator(dtype) if splits > 1 else dtype
     dtypes = (dtype, dtype, partial, partial if with_bias else None)
-    programs = splits * problem.groups * _tiles_of_result(problem, tile) + programs_of_bias(problem, splits, with_bias)
+    programs = splits * problem.groups * tiles_of_weight(problem, tile) + programs_of_bias(problem, splits, with_bias)
     product = Launch(planes_grad_weight, programs, dtypes, scalars, constants, tile)
     return (product,) if splits == 1 else (product, ordered_sum(problem, splits, with_bias))
-
-
-def _tiles_of_result(problem: ConvProblem, tile: Tile) -> int:
-    """How many tiles of filters × channels grad_weight has in a group."""
-    k, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
-    return math.ceil(k / tile.rows) * math.ceil(c / tile.columns)
 
 
 # ---- which tiles there are -------------------------------------------------------------------------------------------
@@ -174,13 +165,13 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
     else:
         shapes = _TENSOR_CORES[size]
     chosen = []
-    columns = (problem.out_channels if direction == "forward" else problem.in_channels) // problem.groups
+    columns = problem.view(direction).columns
     for rows, width, depth, warps, stages in shapes:
         if (width >= 2 * columns and width > 64) or stages * (rows + width) * depth * size > gpu.shared_memory:
             continue
         tile = Tile(rows, width, depth, warps, stages, kernel="planes")
         if direction == "grad_weight":
-            programs = problem.groups * _tiles_of_result(problem, tile)
+            programs = problem.groups * tiles_of_weight(problem, tile)
             chosen += [
                 dataclasses.replace(tile, splits=splits) for splits in splits_to_choose(problem, tile, gpu, programs)
             ]
@@ -189,3 +180,6 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
             if blocks * problem.groups * math.ceil(columns / width) <= _MOST_PROGRAMS:
                 chosen.append(dataclasses.replace(tile, windows=blocks))
     return chosen
+
+
+FAMILY = Family("planes", refuses, tiles, launches)

@@ -6,10 +6,10 @@ pixels that are read are not evenly spaced from row to row; `window` reads them 
 """
 
 import dataclasses
-import math
 
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile
+from gpuconv.backends.family import Family
 from gpuconv.backends.triton import window
 from gpuconv.backends.triton.launch import Launch
 from gpuconv.gpu import Gpu
@@ -19,13 +19,13 @@ _MOST_PIXELS = 2**31 - 2**10  # counted in 32 bits, by blocks that may reach bey
 
 
 def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
-    """Why this family cannot do it."""
+    """Why these kernels cannot do it; None if they can."""
     if problem.taps != 1 or any(u != 1 for u in problem.stride) or any(low or high for low, high in problem.padding):
         return "the filter is not 1×1 at stride 1 without padding"
-    reason = window.undescribed(problem, direction, gpu, operands)
+    reason = window.refuses_descriptors(problem, direction, gpu, operands)
     if reason is not None:
         return reason
-    if problem.batch * math.prod(problem.output_size) > _MOST_PIXELS:
+    if problem.output_pixels > _MOST_PIXELS:
         return "it counts pixels in 32 bits, and here are more"
     if _flattened(problem, direction, operands) is None:
         return "its pixels are not evenly spaced"
@@ -53,16 +53,17 @@ def launches(
 
 
 def splits_of(problem: ConvProblem, tile: Tile) -> int:
-    """The splits that grad_weight makes of `tile.splits`: none of them empty."""
+    """How many programs share a sum of grad_weight: `tile.splits`, or fewer, so that each has a window."""
     return window.splits_of(_row(problem), tile)
 
 
 def _row(problem: ConvProblem) -> ConvProblem:
-    """The same product on one image of one row."""
-    return dataclasses.replace(problem, batch=1, input_size=(1, problem.batch * math.prod(problem.input_size)))
+    """The problem as one image of one row."""
+    return dataclasses.replace(problem, batch=1, input_size=(1, problem.input_pixels))
 
 
 def _of_row(problem: ConvProblem, direction: Direction, operands: Operands) -> Operands:
+    """The operands of `_row`. Raises ValueError for those that `refuses` refuses."""
     row = _flattened(problem, direction, operands)
     if row is None:
         raise ValueError(f"operands must have evenly spaced pixels, but got strides {operands}")
@@ -91,3 +92,6 @@ def _evenly(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]
             return None
         spacing, pixels = spacing or stride, pixels * size
     return (pixels * spacing, c, pixels * spacing, spacing)
+
+
+FAMILY = Family("pointwise", refuses, tiles, launches, window.predict, splits_of, needs_alignment=True)

@@ -1,7 +1,6 @@
 """Family `stem` of the Triton kernels: few input channels, so the sum runs over taps and channels flattened together.
 
-Which tiles there are for a problem, and what is launched with one. forward and grad_weight: in grad_input, which sums
-over the filters, few input channels cost nothing.
+It has forward and grad_weight: in grad_input, which sums over the filters, few input channels cost nothing.
 """
 
 import dataclasses
@@ -12,19 +11,20 @@ import torch
 
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.derived import accumulator, splits_of, splits_to_choose
+from gpuconv.backends.derived import accumulator, overflows, splits_of, splits_to_choose
+from gpuconv.backends.family import Family
+from gpuconv.backends.roofline import Prediction, implicit_gemm
 from gpuconv.backends.triton.launch import (
     Launch,
+    arithmetic_of,
+    axis_scalars,
     dtypes_of_forward,
     epilogue_of,
-    fresh,
     layout,
     layouts,
-    numbers_of,
     ordered_sum,
-    overflows,
     programs_of_bias,
-    sizes,
+    result_strides,
 )
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
@@ -37,7 +37,7 @@ _BAND = 8  # rows of tiles that are walked column by column
 
 
 def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
-    """Why this family cannot, or should not, do it."""
+    """Why these kernels cannot, or should not, do it; None if they can."""
     if direction == "grad_input":
         return "grad_input sums over the filters: few input channels cost it nothing"
     if problem.groups != 1 or not 1 <= problem.in_channels <= _MOST_CHANNELS:
@@ -63,18 +63,18 @@ def _forward(problem: ConvProblem, activation: Activation, operands: Operands, t
     k, c = problem.out_channels, problem.in_channels
     x, w = layouts(problem, "forward", operands)
     residual = layout(problem.output_shape, operands.residual or (0,) * (2 + problem.ndim), problem)
-    pixels = problem.batch * math.prod(problem.output_size)
+    pixels = problem.output_pixels
     constants = {
         "BM": tile.rows, "BN": tile.columns, "BJ": tile.depth, "BAND": _BAND, "VOLUME": problem.ndim == 3,
         "X_ROWS_FAST": not x.channels_fast,
         "Y_ROWS_FAST": problem.memory_format is torch.contiguous_format,
         "RESIDUAL_ROWS_FAST": not residual.channels_fast,
         "WIDE": overflows(x.extent, w.extent, residual.extent, math.prod(problem.output_shape)),
-        **numbers_of(problem, operands),
+        **arithmetic_of(problem, operands),
         **epilogue_of(activation),
     }  # fmt: skip
     scalars = (
-        pixels, k, c, *sizes(problem), *x.strides, *w.strides, *fresh(problem.output_shape, problem),
+        pixels, k, c, *axis_scalars(problem), *x.strides, *w.strides, *result_strides(problem.output_shape, problem),
         *residual.strides,
     )  # fmt: skip
     dtypes = dtypes_of_forward(problem, operands)
@@ -86,17 +86,17 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     k, c = problem.out_channels, problem.in_channels
     gy, x = layouts(problem, "grad_weight", operands)
     size = math.prod(problem.weight_shape)
-    pixels = problem.batch * math.prod(problem.output_size)
+    pixels = problem.output_pixels
     splits = splits_of(problem, tile)
     # The workspace holds [taps, K, C] for each split.
-    gw = (size, c, 1, k * c) if splits > 1 else (0, *fresh(problem.weight_shape, problem))
+    gw = (size, c, 1, k * c) if splits > 1 else (0, *result_strides(problem.weight_shape, problem))
     constants = {
         "BM": tile.rows, "BJ": tile.columns, "BC": tile.depth, "VOLUME": problem.ndim == 3,
         "GY_PIXELS_FAST": not gy.channels_fast, "X_PIXELS_FAST": not x.channels_fast,
         "WIDE": overflows(gy.extent, x.extent, size, pixels),
-        **numbers_of(problem, operands),
+        **arithmetic_of(problem, operands),
     }  # fmt: skip
-    scalars = (pixels, k, c, *sizes(problem), *gy.strides, *x.strides, *gw, k, splits)
+    scalars = (pixels, k, c, *axis_scalars(problem), *gy.strides, *x.strides, *gw, k, splits)
     dtype = problem.dtype
     partial = accumulator(dtype) if splits > 1 else dtype
     dtypes = (dtype, dtype, partial, partial if with_bias else None)
@@ -107,8 +107,12 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
 
 def _tiles_of_result(problem: ConvProblem, tile: Tile) -> int:
     """How many tiles of filters × terms grad_weight has."""
-    terms = problem.taps * problem.in_channels
-    return math.ceil(problem.out_channels / tile.rows) * math.ceil(terms / tile.columns)
+    return math.ceil(problem.out_channels / tile.rows) * math.ceil(_terms(problem) / tile.columns)
+
+
+def _terms(problem: ConvProblem) -> int:
+    """Taps and channels, flattened together."""
+    return problem.taps * problem.in_channels
 
 
 # ---- which tiles there are -------------------------------------------------------------------------------------------
@@ -135,7 +139,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
         shapes = _FMA[direction]
     else:
         shapes = (_TENSOR_CORES if size == 2 else _TF32)[direction]
-    terms = problem.taps * problem.in_channels
+    terms = _terms(problem)
     chosen = []
     for rows, columns, depth, warps in shapes:
         tile = Tile(rows, columns, depth, warps, 2, kernel="stem")
@@ -153,3 +157,20 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
         else:
             chosen.append(tile)
     return chosen
+
+
+def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """The roofline of an implicit GEMM over flattened terms."""
+    return implicit_gemm(problem, direction, tile, gpu, tf32, count=_programs_and_steps)
+
+
+def _programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[int, float]:
+    pixels = problem.output_pixels
+    if direction == "forward":
+        programs = math.ceil(pixels / tile.rows) * math.ceil(problem.out_channels / tile.columns)
+        return programs, math.ceil(_terms(problem) / tile.depth)
+    steps = math.ceil(pixels / tile.depth)
+    return _tiles_of_result(problem, tile) * tile.splits, math.ceil(steps / tile.splits)
+
+
+FAMILY = Family("stem", refuses, tiles, launches, predict)

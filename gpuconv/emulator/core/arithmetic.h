@@ -25,7 +25,7 @@ template <class Op, class A> void ternary(Machine&, Warp& w, const Instruction& 
         d[l] = to_bits(Op::template of<A>(from_bits<A>(a[l]), from_bits<A>(b[l]), from_bits<A>(c[l]), i));
     });
 }
-// The same on registers as they are.
+// A handler for operations on whole registers.
 template <class Op> void raw_unary(Machine&, Warp& w, const Instruction& i, u32 mask) {
     u64 *d = w.reg(i[0]), *a = w.reg(i[1]);
     each_lane(mask, [&](int l) { d[l] = Op::of(a[l], i); });

@@ -1,4 +1,4 @@
-// cp.async, and mbarriers, which tell that copies are done.
+// cp.async, and mbarriers, which signal that copies are done.
 #pragma once
 #include "memory.h"
 

@@ -1,13 +1,13 @@
-// Races in shared memory, found by what is ordered before what, whatever the schedule.
+// Races in shared memory, found by the order that synchronisation imposes, whatever the schedule.
 //
 // Everything that acts by itself has a component of the vector clocks: each warp; and of each warp its wgmma, its bulk
 // stores and its cp.async, whose groups complete in order; and each mbarrier, which the copies that it counts complete
 // with, phase by phase. A clock says for each component how far it is known to have come. (C. J. Fidge, 1988; the last
 // write and the reads since as epochs: Flanagan and Freund, FastTrack, 2009.)
 //
-// The lanes of a warp are in no order either, but where they wait for each other (bar.warp.sync and all other barriers): what
-// happens between two such places is one step of the warp. What a lane does to a place that another has written in the same
-// step, or read, if it writes, is a race. (shfl, vote and the like wait, but order no memory.)
+// The lanes of a warp are ordered only where they wait for each other (bar.warp.sync and all other barriers); what happens
+// between two such places is one step of the warp. Two accesses by different lanes in one step to one place, of which one
+// writes, are a race. (shfl, vote and the like wait, but order no memory.)
 //
 // What the threads write goes through the generic proxy, and so does cp.async; wgmma and the copy engine read and write
 // through the async proxy, which sees such writes only after a proxy fence. A second clock says for each component how
@@ -19,7 +19,7 @@
 #include "numbers.h"
 
 struct Clock {
-    std::vector<u32> known, fenced;  // by component; of those behind the end nothing is known
+    std::vector<u32> known, fenced;  // by component; nothing is known of those beyond the end
 
     u32 time(int component) const { return (size_t)component < known.size() ? known[component] : 0; }
     bool knows(int component, u32 time) const { return this->time(component) >= time; }

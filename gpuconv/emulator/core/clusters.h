@@ -1,4 +1,4 @@
-// How a cluster of blocks runs: started, its warps in turn, asynchronous work by the schedule, and what must hold at its end.
+// The run of a cluster of blocks: its start, its warps in turn, asynchronous work by the schedule, and checks at its end.
 #pragma once
 #include <numeric>
 
@@ -195,7 +195,7 @@ void Machine::end() {
         finish_copies(*this, w, w.copy_group);
         if (checks && !w.clock.knows(components.bulk_store(w.index), w.last_store))
             fail(COPY_ENGINE, w, *w.last_store_by, -1,
-                "the block ends, and nobody has waited until the copy engine has read its shared memory");
+                "the block ends without a wait for the copy engine to have read its shared memory");
         finish_stores(*this, w, w.store_group);
     }
     for (auto& [component, issued] : last_loads) {
@@ -203,7 +203,7 @@ void Machine::end() {
         for (const Warp& w : warps) known = known || w.clock.knows(component, issued.time);
         if (!known)
             fail(COPY_ENGINE, *issued.warp, *issued.by, -1,
-                "the block ends, and nobody has waited for this copy into its shared memory");
+                "the block ends without a wait for this copy into its shared memory");
     }
 }
 

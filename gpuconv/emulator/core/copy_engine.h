@@ -172,8 +172,7 @@ inline void perform(Machine& m, BulkCopy& c) {
         Mbarrier& b = found->second;
         b.transactions -= c.tensor ? tile_bytes(c.map) : c.bytes;
         if (b.transactions <= -(1 << 20))
-            m.fail(
-                BARRIER, w, i, c.lane, "an mbarrier counts %lld bytes that nobody expects", (long long)-b.transactions);
+            m.fail(BARRIER, w, i, c.lane, "an mbarrier counts %lld bytes too many", (long long)-b.transactions);
         settle(m, b);
     }
     m.events++;
@@ -206,7 +205,7 @@ inline TensorMap map_at(Machine& m, Warp& w, const Instruction& i, int l, u64 ad
     return map;
 }
 // Operands: to, map, mbarrier, coordinates …, and the blocks of a multicast (or −1). modifier[0]: rank; [1]: multicast;
-// [2], [3], [4]: what is added to the first three.
+// [2], [3], [4]: offsets of the first three.
 inline void tensor_load(Machine& m, Warp& w, const Instruction& i, u32 mask) {
     const int rank = i.modifier[0];
     each_lane(mask, [&](int l) {
@@ -244,7 +243,7 @@ inline void tensor_load(Machine& m, Warp& w, const Instruction& i, u32 mask) {
             m.loads.push_back(c);
     });
 }
-// Operands: map, from, coordinates …. modifier[0]: rank; [1]: −1, or how to reduce; [2], [3]: what is added to the first two.
+// Operands: map, from, coordinates …. modifier[0]: rank; [1]: −1, or the reduction; [2], [3]: offsets of the first two.
 inline void tensor_store(Machine& m, Warp& w, const Instruction& i, u32 mask) {
     const int rank = i.modifier[0];
     each_lane(mask, [&](int l) {
@@ -269,7 +268,7 @@ inline void tensor_store(Machine& m, Warp& w, const Instruction& i, u32 mask) {
     });
 }
 // cp.async.bulk without a tensor. modifier[0]: 0 to shared memory (operands: to, from, bytes, mbarrier), 1 from it (to,
-// from, bytes), 2 to the shared memory of another block; [1], [2], [3]: what is added to to, from and mbarrier.
+// from, bytes), 2 to the shared memory of another block; [1], [2], [3]: offsets of to, from and mbarrier.
 inline void bulk_copy(Machine& m, Warp& w, const Instruction& i, u32 mask) {
     each_lane(mask, [&](int l) {
         BulkCopy c;

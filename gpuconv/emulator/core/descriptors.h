@@ -2,7 +2,7 @@
 #pragma once
 #include "copy_engine.h"
 
-// modifier[0]: the field, as decode_matrix.py lists them; [1]: axis; [2]: in global memory. Operands: address, value.
+// modifier[0]: the field, as decode/matrix.py lists them; [1]: axis; [2]: in global memory. Operands: address, value.
 inline void tensormap_replace(Machine& m, Warp& w, const Instruction& i, u32 mask) {
     each_lane(mask, [&](int l) {
         const u64 address = w.reg(i[0])[l] + i.immediate, value = w.reg(i[1])[l];

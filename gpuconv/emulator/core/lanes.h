@@ -1,4 +1,4 @@
-// What the lanes of a warp tell each other, and what stops them.
+// Exchanges between the lanes of a warp, and traps.
 #pragma once
 #include "memory.h"
 

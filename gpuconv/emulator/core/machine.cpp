@@ -1,5 +1,5 @@
-// Runs a decoded program: one cluster of blocks after the other, its warps in turn, 32 lanes in step. This is what Python
-// calls.
+// The functions that Python calls. A decoded program is run one cluster of blocks after the other, its warps in turn, 32
+// lanes in step.
 #include "clusters.h"
 
 extern "C" {
@@ -10,7 +10,7 @@ s32 emulator_operation(const char* name) {
     return -1;
 }
 
-// The program; null, and in `unknown` the index of an instruction whose type nothing is there for.
+// The program; null, and in `unknown` the index of an instruction that has no handler for its type.
 Program* emulator_load(const Packed* packed, s32 count, const s32* pool, s32 pool_size, const s32* tables,
     s32 table_size, const Constant* constants, s32 constant_count, const s32* special, s32 slots, s32 local,
     s32 granule, s32* unknown) {
@@ -49,7 +49,7 @@ Program* emulator_load(const Packed* packed, s32 count, const s32* pool, s32 poo
 }
 void emulator_free(Program* p) { delete p; }
 
-// 0; 1 and a fault; or 2, out of memory. counts: one for each instruction, added to.
+// 0; 1 and a fault; or 2, out of memory. Adds to `counts`, which has one entry for each instruction.
 s32 emulator_run(const Program* p, const Launch* launch, Count* counts, Fault* fault) {
     try {
         Machine machine(*p, *launch, counts);

@@ -12,7 +12,7 @@
 
 // ---- faults ----------------------------------------------------------------------------------------------------------
 
-// In the order of `KINDS` in gpuconv/emulator/machine.py.
+// In the order of `_KINDS` in gpuconv/emulator/program.py.
 enum Kind : s32 {
     BOUNDS,
     ALIGNMENT,
@@ -29,7 +29,7 @@ enum Kind : s32 {
 
 struct Fault {
     s32 kind = -1, instruction = -1, other = -1;  // other: the instruction that it races with
-    s32 block[3] = {0, 0, 0}, thread = -1;        // of the block, or −1 where it is no single one's
+    s32 block[3] = {0, 0, 0}, thread = -1;        // thread: in the block, or −1 where it is no single one's
     char text[512] = "";
 };
 
@@ -51,7 +51,7 @@ struct Launch {
     s32 range_count;
     const u8* parameters;
     const Range* ranges;
-    s32 (*interrupted)();  // asked from time to time
+    s32 (*interrupted)();  // called from time to time
 };
 enum Schedule : s32 { EARLY, LATE, RANDOM };
 
@@ -139,7 +139,7 @@ struct Warp {
     std::vector<u64> registers;
     std::vector<u32> undefined;  // by register, the lanes whose value was never written
     std::unordered_map<s32, std::vector<u32>>
-        parts;                  // the same for each part of a register that was put together of several
+        parts;                  // undefined lanes of each part of a register that was composed of several
     std::vector<u8> in_flight;  // registers that a wgmma reads or writes: how many do
     std::vector<u32> held;      // their undefined lanes meanwhile
     std::vector<u8> unfenced;   // registers of wgmma that were written since the last wgmma.fence
@@ -162,7 +162,7 @@ struct Warp {
 
     u64* reg(s32 slot) { return &registers[(size_t)slot * 32]; }
     u32 time() const { return clock.time(index); }
-    void tick() { clock.known[index]++; }  // what follows is not known to whoever is told what is known now
+    void tick() { clock.known[index]++; }  // a clock learnt from before does not cover what follows
 };
 
 struct Block {
@@ -173,7 +173,7 @@ struct Block {
     Shadow shadow;
     std::map<u32, Mbarrier> mbarriers;
     std::map<u32, std::pair<int, u32>> components;  // of the mbarriers that were: component, phases
-    std::map<u32, Clock> atomics;                   // what those know that released something at this address
+    std::map<u32, Clock> atomics;                   // the knowledge released by atomics at each address
     NamedBarrier barriers[16];
     int first_warp = 0, warps = 0;
 };
@@ -213,7 +213,7 @@ class Machine {
         va_start(rest, format);
         raise(kind, w, i, lane, -1, format, rest);
     }
-    // The same of two instructions.
+    // A fault of two instructions.
     [[noreturn, gnu::format(printf, 7, 8)]] void fail(
         Kind kind, const Warp& w, const Instruction& i, int lane, u32 other, const char* format, ...) const {
         va_list rest;
@@ -270,7 +270,7 @@ class Machine {
                 "%s shared memory at byte %u while another %s, and nothing orders the two", write ? "writes" : "reads",
                 at.offset, conflict.how);
     }
-    // What a lane of the warp does itself.
+    // An access of one lane of the warp.
     Shadow::Access by_lane(const Warp& w, const Instruction& i, u32 lane, bool atomic = false) const {
         return {i.index, components.generic(w.index), w.time(), false, atomic, lane, w.index, w.step};
     }

@@ -20,7 +20,8 @@ inline s32 integer_sum(s32 old, s32 products, bool saturate) {
 
 // ---- mma -------------------------------------------------------------------------------------------------------------
 // D[M, N] = A[M, K] · B[K, N] + C, N = 8. type, type2: of A and of B; modifier[0]: M, [1]: K, [2]: type of C and D,
-// [3], [4], [5]: registers of A, of B, of D; immediate: .satfinite. With g = lane / 4, t = lane % 4 and e elements in a register:
+// [3], [4], [5]: registers of A, of B, of D; immediate: .satfinite. With g = lane / 4, t = lane % 4 and e elements in a
+// register:
 //   A, register i: row g + 8 (i % 2), columns t·e + 4e (i / 2) …      B: rows t·e + 4e·i …, column g
 //   C, D: row g + 8 (i / 2), column 2t + i % 2 (two of them in a register where they are float16: row g + 8 i)
 
@@ -182,9 +183,10 @@ template <bool Store> void matrices(Machine& m, Warp& w, const Instruction& i, u
 }
 
 // ---- wgmma -----------------------------------------------------------------------------------------------------------
-// D[64, N] = A[64, K] · B[K, N] + D by four warps, each 16 rows. modifier[0]: N, [1]: K, [2]: 1 A in registers, 2 A is
-// M-major, 4 B is N-major, 8 D is float16, 16 .satfinite; [3], [4]: signs of A and B. type, type2: of A, of B. Operands: D; then sources: A (4 registers or a
-// descriptor), B's descriptor, whether D is added.
+// D[64, N] = A[64, K] · B[K, N] + D by four warps, 16 rows each. type, type2: of A, of B.
+// modifier[0]: N; [1]: K; [2]: the sum of 1 (A is in registers), 2 (A is M-major), 4 (B is N-major), 8 (D is float16)
+// and 16 (.satfinite); [3], [4]: signs of A and B.
+// Operands: D; A (4 registers or a descriptor), the descriptor of B, a predicate: whether D is added.
 
 // A matrix in shared memory by its descriptor: for every 16 bytes of it f(offset, row, k), the place of its first element;
 // elements follow along k, or along the rows where it is not K-major. `first` … `rows`: which rows.

@@ -21,7 +21,7 @@ using s64 = int64_t;
 using s128 = __int128;
 using u128 = unsigned __int128;
 
-// In the order of gpuconv/emulator/decoding.py.
+// In the order of gpuconv/emulator/decode/base.py.
 enum Type : s32 {
     B8,
     U8,

@@ -1,4 +1,4 @@
-// A decoded program, as gpuconv/emulator/decoding.py lays it out for us.
+// A decoded program, as gpuconv/emulator/decode/base.py lays it out for us.
 #pragma once
 #include <vector>
 
@@ -14,16 +14,16 @@ using Handler = void (*)(Machine&, Warp&, const Instruction&, u32 mask);
 // How an instruction decides what comes next.
 enum Flow : s32 {
     NEXT,      // the following instruction, whatever the lanes
-    TOGETHER,  // the same, but all lanes that have not ended must be there
+    TOGETHER,  // the following, once all lanes that have not ended are there
     BRANCH,    // to `target` where the guard holds
     INDEXED,   // to one of a list
     EXIT,
-    MEMBERS,  // the same of those that the last operand names
+    MEMBERS,  // the following, once the lanes that the last operand names are there
     WAIT,     // may have to be tried again later: its handler says so by `Warp::blocked`
     WAIT_TOGETHER,
 };
 
-// What a handler does about values that were never written.
+// How a handler treats values that were never written.
 enum Undefined : s32 {
     SPREADS,  // results are undefined where an operand is: done for it
     OWN,      // the handler looks after it
@@ -36,7 +36,7 @@ constexpr int MODIFIERS = 6;
 struct Packed {
     s32 code, type, type2, guard;    // guard: 2 · register + (1: where it is false), or −1
     s32 operands, results, sources;  // in the pool: first, how many results, then how many sources
-    s32 modifier[MODIFIERS];         // what they mean is said where the instruction is decoded
+    s32 modifier[MODIFIERS];         // their meaning is said beside the handler
     s32 target;                      // of a branch
     s64 immediate;                   // offset of an address
 };
@@ -52,7 +52,7 @@ struct Instruction : Packed {
     const s32* source() const { return pool + results; }
 };
 
-// What was counted of one instruction, `COUNTS` of gpuconv/emulator/counters.py.
+// The counters of one instruction, `COUNTS` of gpuconv/emulator/counters.py.
 struct Count {
     u64 runs, lanes, bytes, sectors, sectors_least, passes, passes_least, tma_bytes, tensor_operations, waits;
 };

@@ -1,9 +1,9 @@
-// How a warp takes its turn: its lanes in step where they are at one place, those that are behind first.
+// The turn of a warp: its lanes run in step where they are at one place, those that are behind first.
 #pragma once
 #include "operations.h"
 
 constexpr u64 MOST_STEPS = 2000000000ull;  // warp instructions of a cluster
-constexpr u32 TURN = 100000;               // instructions after which a warp lets others go on: it may wait for them
+constexpr u32 TURN = 100000;               // instructions after which others take turns
 
 // Undefined values: what an operand that was never written means for the instruction; registers of a wgmma under way.
 void Machine::look_at_operands(Warp& w, const Instruction& i, u32 mask, u32& undefined) {

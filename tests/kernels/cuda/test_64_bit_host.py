@@ -10,11 +10,11 @@ from host_cuda import COMPILER, HostRuntime, build
 
 from gpuconv import reference
 from gpuconv.activations import IDENTITY
+from gpuconv.backends import derived
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import backend as cuda, launch as cuda_launch
+from gpuconv.backends.cuda import backend as cuda
 from gpuconv.backends.cuda.launch import source
-from gpuconv.checking.check import OPERANDS
-from gpuconv.checking.problems import tensors
+from gpuconv.checking.problems import OPERANDS, tensors
 from gpuconv.gpu import KNOWN
 from gpuconv.planning import plan
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
@@ -26,7 +26,7 @@ PROBLEM = ConvProblem.of((3, 16, 4, 6), (16, 8, 3, 3), padding=1, groups=2)
 TILES = {
     "simt": Tile(64, 16, 16, warps=2, stages=2, kernel="simt"),
     "tensor": Tile(64, 16, 32, warps=4, stages=3, kernel="tensor"),
-    "halo": Tile(64, 16, 32, warps=4, stages=3, kernel="halo"),
+    "halo": Tile(64, 16, 32, warps=4, stages=3, kernel="halo", halo=100),
 }
 RUNTIME = HostRuntime()
 
@@ -72,7 +72,7 @@ def test_operands_with_strides_beyond_32_bits(direction: Direction, kernel: str)
 
 
 def test_32_bits_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_launch, "_MOST_OFFSET", 1 << 62)
+    monkeypatch.setattr("gpuconv.backends.derived._MOST_OFFSET", 1 << 62)
     t = tensors(PROBLEM, "64 bit", torch.float32)
     expected = exact(PROBLEM, "forward", t)
     x = sparse.apart(t["input"], 0, sparse.CONTIGUOUS)
@@ -86,7 +86,7 @@ def test_32_bits_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("direction", "kernel"), kinds())
 def test_64_bits_exactly_where_32_overflow(direction: Direction, kernel: str) -> None:
-    most, problem = cuda_launch._MOST_OFFSET, dataclasses.replace(PROBLEM, dtype=torch.bfloat16)
+    most, problem = derived._MOST_OFFSET, dataclasses.replace(PROBLEM, dtype=torch.bfloat16)
     plain = plan.contiguous_operands(problem, direction)
     for i, shape in enumerate(problem.operand_shapes(direction)):
         for axis, size in enumerate(shape):

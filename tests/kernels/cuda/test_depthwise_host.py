@@ -10,15 +10,14 @@ import pytest
 import torch
 from host_cuda import COMPILER, HostRuntime, Recorder, build, compute, replay
 
-from gpuconv import reference
+from gpuconv import backends, reference
 from gpuconv.activations import Activation
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import depthwise as cuda_depthwise, launch as cuda_launch
+from gpuconv.backends.cuda import depthwise as cuda_depthwise
 from gpuconv.backends.cuda.launch import Launch, source
-from gpuconv.checking.check import OPERANDS
-from gpuconv.checking.problems import laid_out, random_depthwise, tensors
+from gpuconv.checking.problems import OPERANDS, laid_out, random_depthwise, tensors
 from gpuconv.gpu import KNOWN
-from gpuconv.planning.predict import best_tile
+from gpuconv.planning.ranking import best_tile
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, memory_format_of
 from gpuconv.reference import as_numpy, assert_close_to_oracle
 
@@ -112,7 +111,7 @@ def test_order_of_threads_wide_offsets_and_lost_alignment_do_not_change_a_bit(
     runtime = Recorder()
     others.append(compute(problem, direction, tile, shifted, runtime=runtime))
     assert "-DX_VECTOR=0" in runtime.records[0].launch.instance.options
-    monkeypatch.setattr(cuda_launch, "_MOST_OFFSET", 10)
+    monkeypatch.setattr("gpuconv.backends.derived._MOST_OFFSET", 10)
     others.append(compute(problem, direction, tile, given))
     assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
 
@@ -231,7 +230,8 @@ def test_moves_few_more_bytes_than_it_must(
     many = dataclasses.replace(few, batch=64, in_channels=192, out_channels=192, groups=192)
     strides = [laid_out(torch.empty(shape, device="meta"), layout).stride() for shape in many.operand_shapes(direction)]
     gpu, operands = KNOWN["H100"], Operands((strides[0], strides[1]))
-    tile = best_tile(cuda_depthwise.tiles(many, direction, gpu, operands), many, direction, gpu, False)
+    tiles = cuda_depthwise.tiles(many, direction, gpu, operands)
+    tile = best_tile(backends.get("cuda"), tiles, many, direction, gpu, False)
     assert tile is not None
     given["residual"] = torch.zeros(1, dtype=few.dtype).expand(few.output_shape)
     runtime = Counting()

@@ -8,11 +8,12 @@ import torch
 pytest.importorskip("triton", reason="its cuobjdump reads the machine code")
 pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
 
+from gpuconv import backends
 from gpuconv.backends.cuda import depthwise as cuda_depthwise
 from gpuconv.bench import suites
 from gpuconv.gpu import KNOWN, REPRESENTATIVE, Gpu
 from gpuconv.inspection.machine_code import cuda_architecture, cuda_machine_code
-from gpuconv.planning import plan, predict
+from gpuconv.planning import plan, ranking
 from gpuconv.problem import DIRECTIONS, Direction
 
 GPUS = {cuda_architecture(gpu): gpu for gpu in REPRESENTATIVE.values()}
@@ -40,7 +41,8 @@ def test_compiles_to_what_was_meant(
     gpu = GPUS[architecture]
     problem = suites.layer(layer, dtype=dtype, memory_format=layout)
     operands = plan.contiguous_operands(problem, direction, layout)
-    tile = predict.best_tile(cuda_depthwise.tiles(problem, direction, gpu, operands), problem, direction, gpu, False)
+    tiles = cuda_depthwise.tiles(problem, direction, gpu, operands)
+    tile = ranking.best_tile(backends.get("cuda"), tiles, problem, direction, gpu, False)
     assert tile is not None
     instance = cuda_depthwise.launches(problem, direction, operands, tile)[0].instance
     code = cuda_machine_code(instance, architecture)
@@ -63,7 +65,7 @@ def test_planner_takes_them_for_every_depthwise_layer(gpu: Gpu) -> None:
         for direction in DIRECTIONS:
             problem = suites.layer(f"{suite}.{name}", dtype=torch.float32, memory_format=LAYOUTS[turn % 2])
             operands = plan.contiguous_operands(problem, direction, problem.memory_format)
-            found, _ = plan.candidates(problem, direction, gpu, operands)
+            found, _ = ranking.candidates(problem, direction, gpu, operands)
             ours = next(candidate for candidate in found if candidate.tile.kernel == "depthwise")
             assert found[0].tile.kernel in ("depthwise", "taps"), (name, direction, found[0])
             assert ours.prediction.seconds < 1.1 * found[0].prediction.seconds, (name, direction, found[0])

@@ -13,7 +13,7 @@ from host_cuda import COMPILER, HostRuntime, Recorder, assert_right, compute, re
 
 from gpuconv import reference
 from gpuconv.backends.base import Tile, contiguous_operands
-from gpuconv.backends.cuda import grouped as cuda_grouped
+from gpuconv.backends.cuda import grouped, grouped_halo
 from gpuconv.backends.cuda.launch import source
 from gpuconv.backends.derived import packed
 from gpuconv.checking.problems import LAYOUTS, tensors
@@ -52,8 +52,8 @@ def problem_called(name: str) -> tuple[ConvProblem, str]:
 def tiles_of(problem: ConvProblem, direction: Direction, splits: int = 1) -> list[Tile]:
     """The smallest tile of each kernel that an A100 is offered."""
     operands = contiguous_operands(problem, direction)._replace(tf32=problem.dtype is torch.float32)
-    by_kernel = {tile.kernel: tile for tile in cuda_grouped.tiles(problem, direction, A100, operands)}
-    return [dataclasses.replace(tile, splits=splits) for tile in by_kernel.values()]
+    offered = [family.tiles(problem, direction, A100, operands) for family in (grouped_halo.FAMILY, grouped.FAMILY)]
+    return [dataclasses.replace(tiles[-1], splits=splits) for tiles in offered if tiles]
 
 
 # ---- right -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ pytest.importorskip("triton", reason="its cuobjdump reads the machine code")
 pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
 
 from gpuconv.backends.base import contiguous_operands
-from gpuconv.backends.cuda import grouped as cuda_grouped, tensor as cuda_tensor
+from gpuconv.backends.cuda import grouped, grouped_halo, tensor as cuda_tensor
+from gpuconv.backends.derived import packed
 from gpuconv.bench import suites
 from gpuconv.gpu import REPRESENTATIVE
 from gpuconv.inspection.machine_code import cuda_architecture, cuda_machine_code
@@ -24,10 +25,11 @@ def assert_compiles_well(architecture: str, direction: Direction, dtype: torch.d
     problem = suites.layer(f"resnext50.{name}", dtype=dtype, memory_format=torch.channels_last)
     operands = contiguous_operands(problem, direction, torch.channels_last)
     operands = operands._replace(tf32=dtype is torch.float32, bias=True)
-    tiles = cuda_grouped.tiles(problem, direction, GPUS[architecture], operands)
+    families = (grouped_halo.FAMILY, grouped.FAMILY)
+    tiles = [tile for f in families for tile in f.tiles(problem, direction, GPUS[architecture], operands)]
     assert tiles
     for tile in list(dict.fromkeys(dataclasses.replace(tile, splits=1) for tile in tiles))[:most]:
-        instance = cuda_tensor.instance(problem, direction, operands, tile, wide=False)
+        instance = cuda_tensor.instance(problem, direction, operands, tile, wide=False, merged=packed(problem))
         code = cuda_machine_code(instance, architecture)
         assert code.spills == 0, (instance, code)
         assert code.registers * instance.threads <= REGISTERS, (instance, code)

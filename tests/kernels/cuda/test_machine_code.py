@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import simt as cuda_simt, tensor as cuda_tensor
-from gpuconv.backends.cuda.backend import launches
+from gpuconv.backends.cuda import simt as cuda_simt
+from gpuconv.backends.cuda.backend import FAMILIES, launches
 from gpuconv.backends.cuda.launch import Instance
 from gpuconv.gpu import REPRESENTATIVE, Gpu
 from gpuconv.planning.plan import contiguous_operands
@@ -40,9 +40,9 @@ def tiles(kernel: str, dtype: torch.dtype, direction: Direction, gpu: Gpu) -> li
     operands = contiguous_operands(problem, direction, torch.channels_last)
     operands = operands._replace(tf32=dtype is torch.float32 and kernel != "simt")
     if kernel == "simt":
-        found = cuda_simt.tiles(problem, direction, gpu)
+        found = cuda_simt.menu(problem, direction, gpu)
     else:
-        found = [tile for tile in cuda_tensor.tiles(problem, direction, gpu, operands) if tile.kernel == kernel]
+        found = [*FAMILIES[kernel].tiles(problem, direction, gpu, operands)]
     return list(dict.fromkeys((operands, dataclasses.replace(tile, splits=1)) for tile in found))
 
 

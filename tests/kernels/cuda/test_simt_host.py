@@ -11,9 +11,8 @@ from host_cuda import COMPILER, HostRuntime, Record, Recorder, compute, replay
 
 from gpuconv import reference
 from gpuconv.backends.base import Tile
-from gpuconv.backends.cuda import launch as cuda_launch, simt as cuda_simt
-from gpuconv.checking.check import OPERANDS
-from gpuconv.checking.problems import CURATED, tensors
+from gpuconv.backends.cuda import simt as cuda_simt
+from gpuconv.checking.problems import CURATED, OPERANDS, tensors
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 from gpuconv.reference import as_numpy, assert_close_to_oracle
@@ -30,7 +29,7 @@ def menu() -> list[tuple[torch.dtype, Tile]]:
     found = []
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         problem = dataclasses.replace(VECTORS, dtype=dtype, in_channels=256, out_channels=256)
-        found += [(dtype, tile) for tile in cuda_simt.tiles(problem, "forward", KNOWN["A100"])]
+        found += [(dtype, tile) for tile in cuda_simt.menu(problem, "forward", KNOWN["A100"])]
     return found
 
 
@@ -73,7 +72,7 @@ def test_wide_offsets_give_the_same_bits(direction: Direction, monkeypatch: pyte
     given = tensors(ODD, "wide", torch.float32)
     tile = narrow(torch.float32, splits=2)
     narrow_result = compute(ODD, direction, tile, given)
-    monkeypatch.setattr(cuda_launch, "_MOST_OFFSET", 10)
+    monkeypatch.setattr("gpuconv.backends.derived._MOST_OFFSET", 10)
     for a, b in zip(narrow_result, compute(ODD, direction, tile, given), strict=True):
         assert torch.equal(a, b)
 

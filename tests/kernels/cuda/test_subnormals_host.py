@@ -40,12 +40,11 @@ def case(name: str) -> tuple[str, ConvProblem]:
 
 def smallest(kernel: str, problem: ConvProblem, direction: Direction) -> Tile:
     if kernel == "simt":
-        offered = cuda_simt.tiles(problem, direction, A100)
+        offered = cuda_simt.menu(problem, direction, A100)
     else:
         operands = contiguous_operands(problem, direction, problem.memory_format)
-        offered = FAMILIES[kernel].tiles(problem, direction, A100, operands)
-    ours = [dataclasses.replace(tile, splits=1) for tile in offered if tile.kernel == kernel]
-    return min(ours, key=lambda tile: tile.rows * tile.columns)
+        offered = [*FAMILIES[kernel].tiles(problem, direction, A100, operands)]
+    return min((dataclasses.replace(tile, splits=1) for tile in offered), key=lambda tile: tile.rows * tile.columns)
 
 
 def given(problem: ConvProblem) -> dict[str, torch.Tensor]:

@@ -38,7 +38,7 @@ def instances(kernel: str, dtype: torch.dtype, activation: str) -> list[Instance
     for direction in DIRECTIONS if activation == "none" else DIRECTIONS[:1]:
         tf32 = dtype is torch.float32 and kernel not in ("simt", "depthwise")
         operands = contiguous_operands(problem, direction, torch.channels_last)._replace(tf32=tf32)
-        tiles = [t for t in FAMILIES[kernel].tiles(problem, direction, KNOWN["A100"], operands) if t.kernel == kernel]
+        tiles = FAMILIES[kernel].tiles(problem, direction, KNOWN["A100"], operands)
         if tiles:
             tile = min(tiles, key=lambda tile: (tile.rows * tile.columns, tile.splits))
             found.append(launches(problem, direction, operands, tile, Activation.parse(activation))[0].instance)

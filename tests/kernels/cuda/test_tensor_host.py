@@ -12,13 +12,13 @@ import pytest
 import torch
 from host_cuda import COMPILER, HostChecked, HostRuntime, Recorder, replay
 
-from gpuconv import reference
+from gpuconv import backends, reference
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile, contiguous_operands
-from gpuconv.backends.cuda import tensor as cuda_tensor
+from gpuconv.backends.cuda import halo as cuda_halo, tensor as cuda_tensor, windows
 from gpuconv.checking.problems import CURATED, tensors
 from gpuconv.gpu import KNOWN, Gpu
-from gpuconv.planning import predict
+from gpuconv.planning.ranking import best_tile
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 from gpuconv.reference import assert_close_to_oracle
 
@@ -68,7 +68,8 @@ def backend() -> HostChecked:
 
 def small(direction: Direction, kernel: str, dtype: torch.dtype) -> Tile:
     """A small tile for `direction`, its steps 64 bytes deep."""
-    return dataclasses.replace(SMALL[direction], kernel=kernel, depth=64 // dtype.itemsize)
+    halo = 100 if kernel == "halo" else 0  # as of a window of 8 × 8 pixels and a filter of 3 × 3
+    return dataclasses.replace(SMALL[direction], kernel=kernel, depth=64 // dtype.itemsize, halo=halo)
 
 
 def typed(problem: ConvProblem, dtype: torch.dtype, layout: str) -> ConvProblem:
@@ -123,7 +124,7 @@ def assert_right(
 def kernels(names: Iterable[str]) -> list[tuple[str, str]]:
     """(kind, name) for every problem among `names` that the kind of kernel takes."""
     both = itertools.product(KINDS, names)
-    return [(k, n) for k, n in both if "halo" not in k or cuda_tensor.takes_halo(PROBLEMS[n], k.split("-")[0])]
+    return [(k, n) for k, n in both if "halo" not in k or windows.refuses(PROBLEMS[n], k.split("-")[0]) is None]
 
 
 FEW = ("3x3-groups2", "3x3-stride2", "1x1", "1d", "3d-strided", "twelve-channels")
@@ -161,7 +162,7 @@ def test_curated_problems_are_within_the_bound(name: str) -> None:
         direction, kernel = kind.split("-")
         dtype = torch.float16 if "halo" in kind else torch.float32
         problem = typed(CURATED[name], dtype, "channels_last")
-        if kernel == "tensor" or cuda_tensor.takes_halo(problem, direction):
+        if kernel == "tensor" or windows.refuses(problem, direction) is None:
             assert_right(problem, direction, small(direction, kernel, dtype), name, "channels_last")
 
 
@@ -172,7 +173,9 @@ def menu() -> list[tuple[Direction, Tile]]:
         problem = typed(
             ConvProblem.of((8, channels, 28, 28), (channels, channels, 3, 3), padding=1), torch.float16, "channels_last"
         )
-        for tile in cuda_tensor.tiles(problem, direction, A100, Operands(strides(problem, direction))):
+        asked = problem, direction, A100, Operands(strides(problem, direction))
+        both = itertools.zip_longest(cuda_halo.tiles(*asked), cuda_tensor.tiles(*asked))
+        for tile in filter(None, itertools.chain(*both)):
             known = [(d, t.rows, t.columns) for d, t in found]
             if (direction, tile.rows, tile.columns) not in known and (tile.kernel == "tensor" or len(known) % 2):
                 found.append((direction, dataclasses.replace(tile, splits=1, depth=32)))
@@ -209,7 +212,7 @@ def test_wide_offsets_give_the_same_bits(kind: str, monkeypatch: pytest.MonkeyPa
     given = tensors(problem, "3x3", torch.bfloat16, "cpu", "channels_last")
     tile = small(direction, kernel, torch.bfloat16)
     narrow = compute(problem, direction, tile, given)
-    monkeypatch.setattr("gpuconv.backends.cuda.gemm.needs_64_bits", lambda *_: True)
+    monkeypatch.setattr("gpuconv.backends.cuda.tensor.needs_64_bits", lambda *_: True)
     for a, b in zip(narrow, compute(problem, direction, tile, given), strict=True):
         assert torch.equal(a, b)
 
@@ -233,9 +236,9 @@ def test_windows_follow_each_other_however_few_taps_they_have(direction: Directi
 def assert_right_as_planned(problem: ConvProblem, direction: Direction, gpu: Gpu) -> None:
     """The result is right with the tile that the planner chooses, and with the best of those with a halo."""
     operands = contiguous_operands(problem, direction, problem.memory_format)
-    offered = cuda_tensor.tiles(problem, direction, gpu, operands)
-    halos = [tile for tile in offered if tile.kernel == "halo"]
-    best = {predict.best_tile(tiles, problem, direction, gpu, False) for tiles in (offered, halos)}
+    halos = cuda_halo.tiles(problem, direction, gpu, operands)
+    offered = halos + cuda_tensor.tiles(problem, direction, gpu, operands)
+    best = {best_tile(backends.get("cuda"), tiles, problem, direction, gpu, False) for tiles in (offered, halos)}
     for tile in best - {None}:
         assert_right(problem, direction, tile, f"{problem.filter_size}", "channels_last")
 

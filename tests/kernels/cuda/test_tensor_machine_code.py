@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="its cuobjdump reads the machine code")
 pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
 
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import tensor as cuda_tensor
+from gpuconv.backends.cuda import halo as cuda_halo, tensor as cuda_tensor
 from gpuconv.backends.cuda.launch import Instance
 from gpuconv.gpu import REPRESENTATIVE, Gpu
 from gpuconv.inspection.machine_code import MachineCode, cuda_architecture, cuda_machine_code
@@ -33,8 +33,9 @@ def offered(
     """A layer with many channels, and the tiles of a kind that `gpu` is offered for it, largest first."""
     problem = problem_of(dtype, 256, layout)
     operands = contiguous_operands(problem, direction, layout)._replace(tf32=dtype is torch.float32, bias=True)
-    tiles = cuda_tensor.tiles(problem, direction, gpu, operands)
-    found = dict.fromkeys(dataclasses.replace(tile, splits=1) for tile in tiles if tile.kernel == kernel)
+    family = {"tensor": cuda_tensor.FAMILY, "halo": cuda_halo.FAMILY}[kernel]
+    tiles = family.tiles(problem, direction, gpu, operands)
+    found = dict.fromkeys(dataclasses.replace(tile, splits=1) for tile in tiles)
     return problem, operands, list(found)
 
 
@@ -104,5 +105,5 @@ def test_every_tile_fits_the_shared_memory(architecture: str) -> None:
         operands = contiguous_operands(problem, direction, layout)._replace(tf32=True)
         tiles = cuda_tensor.tiles(problem, direction, gpu, operands)
         assert bool(tiles) == (architecture != "sm_75" or dtype is torch.float16)
-        for tile in tiles:
+        for tile in (*tiles, *cuda_halo.tiles(problem, direction, gpu, operands)):
             assert cuda_tensor.instance(problem, direction, operands, tile, wide).shared <= gpu.shared_memory

@@ -9,6 +9,7 @@ import torch
 
 from gpuconv import reference
 from gpuconv.activations import IDENTITY
+from gpuconv.backends import derived
 from gpuconv.backends.base import Tile
 from gpuconv.backends.triton import backend, launch as triton_launch
 from gpuconv.checking.problems import tensors
@@ -41,7 +42,7 @@ def compute(problem: ConvProblem, direction: Direction, t: dict[str, torch.Tenso
     if direction == "forward":
         operands = operands._replace(residual=t["residual"].stride(), bias=True)
     wide = [launch.constants["WIDE"] for launch in backend.launches(problem, direction, operands, tile)]
-    assert wide[0] is (triton_launch._MOST_OFFSET != NEVER)
+    assert wide[0] is (derived._MOST_OFFSET != NEVER)
     run = backend.TritonBackend().bind(problem, direction, torch.device("cpu"), IDENTITY, operands, tile)
     if direction == "forward":
         return run(first, second, t["bias"], t["residual"])
@@ -69,7 +70,7 @@ def test_operands_with_strides_beyond_32_bits(direction: Direction, name: str, a
 
 @pytest.mark.parametrize(("direction", "name", "axis"), [case for case in CASES if case[2] == 0])
 def test_32_bits_would_be_wrong(direction: Direction, name: str, axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_launch, "_MOST_OFFSET", NEVER)
+    monkeypatch.setattr(derived, "_MOST_OFFSET", NEVER)
     t = tensors(PLAIN, "64 bit", PLAIN.dtype)
     expected = exact(PLAIN, direction, t)
     t[name] = sparse.apart(t[name], axis, sparse.CONTIGUOUS)
@@ -79,7 +80,7 @@ def test_32_bits_would_be_wrong(direction: Direction, name: str, axis: int, monk
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_64_bits_exactly_where_32_overflow(direction: Direction) -> None:
     """The largest offset of any operand decides, and nothing else."""
-    most = triton_launch._MOST_OFFSET
+    most = derived._MOST_OFFSET
     plain = plan.contiguous_operands(PLAIN, direction)
     plain = plain._replace(residual=plain.strides[0] if direction == "forward" else None)
     shapes = [*PLAIN.operand_shapes(direction), *([PLAIN.output_shape] if direction == "forward" else [])]

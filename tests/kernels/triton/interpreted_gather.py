@@ -18,7 +18,7 @@ from lanes import check_integer_overflow
 from gpuconv import ops, reference
 from gpuconv.activations import LIPSCHITZ, Activation
 from gpuconv.backends.base import Tile
-from gpuconv.backends.triton import backend, launch as triton_launch, planes as triton_planes
+from gpuconv.backends.triton import backend, planes as triton_planes
 from gpuconv.checking import self_test
 from gpuconv.checking.problems import CURATED, laid_out, random_problem, tensors
 from gpuconv.gpu import INTERPRETER, KNOWN
@@ -121,7 +121,7 @@ def test_vectors_are_not_claimed_where_they_are_not() -> None:
 
 @pytest.mark.parametrize("name", ["2x2-stride2", "1d-dilation3"])
 def test_64_bit_offsets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_launch, "_MOST_OFFSET", 0)
+    monkeypatch.setattr("gpuconv.backends.derived._MOST_OFFSET", 0)
     problem = CURATED[name]
     operands = plan.contiguous_operands(problem, "forward")
     assert all(launch.constants["WIDE"] for launch in backend.launches(problem, "forward", operands, SMALL))

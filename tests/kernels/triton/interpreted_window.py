@@ -16,7 +16,7 @@ from interpreter import check, few, guarded  # noqa: F401 (a fixture)
 from gpuconv import reference
 from gpuconv.activations import Activation
 from gpuconv.backends.base import Tile
-from gpuconv.backends.triton import backend, window as triton_window
+from gpuconv.backends.triton import backend, window_launch
 from gpuconv.checking.problems import random_problem, tensors
 from gpuconv.planning import plan
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
@@ -71,7 +71,7 @@ def test_windows(name: str) -> None:
 @pytest.mark.parametrize("name", few(["3x3-stride2-odd", "3x3", "1x2-stride3-untouched-pixels"], 1))
 def test_few_programs_take_many_tiles_in_turn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """So few that descriptors need little memory: of each phase, and of each split, one."""
-    monkeypatch.setattr(triton_window, "MOST_PROGRAMS", 2)
+    monkeypatch.setattr(window_launch, "MOST_PROGRAMS", 2)
     problem = dataclasses.replace(made(CURATED[name], 1), memory_format=torch.channels_last)
     tile = dataclasses.replace(SMALL, splits=2)
     for direction, phases in (("forward", 1), ("grad_input", math.prod(problem.stride))):

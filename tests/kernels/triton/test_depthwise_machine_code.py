@@ -5,11 +5,12 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
 
+from gpuconv import backends
 from gpuconv.backends.triton import depthwise as triton_depthwise
 from gpuconv.bench import suites
 from gpuconv.gpu import REPRESENTATIVE
 from gpuconv.inspection.machine_code import machine_code
-from gpuconv.planning import plan, predict
+from gpuconv.planning import plan, ranking
 from gpuconv.problem import Direction
 
 
@@ -30,7 +31,8 @@ def test_compiles_to_what_was_meant(
     gpu = REPRESENTATIVE[f"sm_{architecture}"]
     problem = suites.layer(layer, dtype=dtype, memory_format=layout)
     operands = plan.contiguous_operands(problem, direction, layout)
-    tile = predict.best_tile(triton_depthwise.tiles(problem, direction, gpu, operands), problem, direction, gpu, False)
+    tiles = triton_depthwise.tiles(problem, direction, gpu, operands)
+    tile = ranking.best_tile(backends.get("triton"), tiles, problem, direction, gpu, False)
     assert tile is not None
     code = machine_code(triton_depthwise.launches(problem, direction, operands, tile)[0], architecture)
     assert code.spills == 0

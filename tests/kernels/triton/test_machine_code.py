@@ -10,17 +10,18 @@ pytest.importorskip("triton", reason="Triton is not installed (it is on Linux al
 
 from buffers import too_few
 
+from gpuconv import backends
 from gpuconv.activations import Activation
 from gpuconv.backends.base import Tile
 from gpuconv.backends.elementwise import Elementwise
-from gpuconv.backends.triton import act_backward as triton_act, backend, launch as triton_launch
+from gpuconv.backends.triton import act_backward as triton_act, backend
 from gpuconv.backends.triton.backend import launches
 from gpuconv.backends.triton.compiler import compile_for
 from gpuconv.backends.triton.launch import Launch
 from gpuconv.bench import suites
 from gpuconv.gpu import KNOWN
 from gpuconv.inspection.machine_code import MachineCode, machine_code
-from gpuconv.planning import plan, predict
+from gpuconv.planning import plan, ranking
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 
 GPUS = {80: "A100", 86: "RTX 3090", 89: "L4", 90: "H100", 100: "B200", 120: "RTX 5090"}
@@ -43,7 +44,7 @@ def planned(
     operands = plan.contiguous_operands(problem, direction, memory_format)
     operands = operands._replace(tf32=tf32, bias=direction == "forward")
     candidates = backend.TritonBackend().tiles(problem, direction, gpu, operands)
-    tile = predict.best_tile(candidates, problem, direction, gpu, tf32)
+    tile = ranking.best_tile(backends.get("triton"), candidates, problem, direction, gpu, tf32)
     assert tile is not None
     return launches(problem, direction, operands, tile, with_bias=True)
 
@@ -132,7 +133,7 @@ def test_what_the_layers_do_not_use_compiles_too(
     """Activations, residuals in the other format, 64-bit offsets, long filters, three axes: the interpreter takes what
     the compiler does not."""
     tile = Tile(64, 32, 16, warps=4, stages=2)
-    monkeypatch.setattr(triton_launch, "_MOST_OFFSET", 0)
+    monkeypatch.setattr("gpuconv.backends.derived._MOST_OFFSET", 0)
     contiguous = memory_format is torch.contiguous_format
     problem = ConvProblem.of(
         (2, 32, 4, 5, 12), (32, 32, 2, 3, 11), padding=((1, 0), (2, 1), (5, 5)), stride=(1, 2, 3),
@@ -212,7 +213,7 @@ def test_no_launch_has_more_programs_than_cuda_allows() -> None:
     for direction in DIRECTIONS:
         operands = plan.contiguous_operands(problem, direction)
         tiles = backend.TritonBackend().tiles(problem, direction, KNOWN["H100"], operands)
-        best = predict.best_tile(tiles, problem, direction, KNOWN["H100"], False)
+        best = ranking.best_tile(backends.get("triton"), tiles, problem, direction, KNOWN["H100"], False)
         assert best is not None
         assert all(launch.programs < 2**31 for launch in launches(problem, direction, operands, best, with_bias=True))
         assert all(

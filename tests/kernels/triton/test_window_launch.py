@@ -18,10 +18,11 @@ from gpuconv.backends.triton import (
     launch as triton_launch,
     pointwise as triton_pointwise,
     window as triton_window,
+    window_launch,
 )
 from gpuconv.bench import suites
 from gpuconv.gpu import INTERPRETER, KNOWN
-from gpuconv.planning import plan
+from gpuconv.planning import plan, ranking
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 
 H100 = KNOWN["H100"]
@@ -105,7 +106,7 @@ def test_every_layer_of_every_suite_has_a_tile_or_a_reason() -> None:
                     assert bool(tiles) != bool(family.refuses(problem, direction, gpu, operands)), (name, gpu.name)
                     assert all(2 <= tile.stages <= 5 and tile.kernel == kernel for tile in tiles)
                     taken[kernel] += bool(tiles)
-            found, refused = plan.candidates(problem, direction, H100, operands)
+            found, refused = ranking.candidates(problem, direction, H100, operands)
             assert found and {"triton window", "triton pointwise"} & {
                 *refused,
                 *(f"triton {c.tile.kernel}" for c in found),
@@ -161,7 +162,7 @@ def test_descriptors_take_64_mib_at_most_whatever_the_size(direction: Direction,
         for family in (triton_window, triton_pointwise):
             for tile in family.tiles(problem, direction, gpu, strides(problem, direction)):
                 launch, *_ = family.launches(problem, direction, strides(problem, direction), tile, with_bias=True)
-                assert launch.descriptors and launch.programs * triton_window.SCRATCH <= 64 << 20, tile
+                assert launch.descriptors and launch.programs * window_launch.SCRATCH <= 64 << 20, tile
                 found += 1
     refusal = triton_window.refuses(problem, direction, H100, strides(problem, direction))
     assert found or "more tiles than descriptors" in (refusal or "")

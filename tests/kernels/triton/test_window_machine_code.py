@@ -13,7 +13,12 @@ from buffers import too_few
 from gpuconv.activations import LIPSCHITZ, Activation
 from gpuconv.backends.base import Tile
 from gpuconv.backends.elementwise import Elementwise
-from gpuconv.backends.triton import act_backward as triton_act, pointwise as triton_pointwise, window as triton_window
+from gpuconv.backends.triton import (
+    act_backward as triton_act,
+    pointwise as triton_pointwise,
+    window as triton_window,
+    window_launch,
+)
 from gpuconv.backends.triton.launch import Launch
 from gpuconv.gpu import KNOWN
 from gpuconv.inspection.machine_code import machine_code
@@ -67,7 +72,7 @@ def complaints(tile: Tile, launch: Launch, numbers: str, capability: int, direct
     if not code.tensor_core:
         wrong.append("no tensor-core instruction")
     wrong += too_few(code.ttgir)
-    if code.scratch > triton_window.SCRATCH:
+    if code.scratch > window_launch.SCRATCH:
         wrong.append(f"{code.scratch} bytes of scratch for each program")
     loop = code.loop_instructions
     if capability == 90 and not (loop["UTMALDG"] and loop["HGMMA"]):

@@ -1,0 +1,264 @@
+"""What the families `window` and `pointwise` of the Triton kernels launch: the window of a tile, and the launches.
+
+`window` says which problems they take and which tiles there are.
+"""
+
+import dataclasses
+import math
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import torch
+
+from gpuconv.activations import IDENTITY, Activation
+from gpuconv.backends.base import Operands, Tile
+from gpuconv.backends.derived import (
+    accumulator,
+    overflows,
+    phase_steps,
+    phases_of,
+    programs_of_grad_weight,
+)
+from gpuconv.backends.triton.launch import (
+    INTERPRETING,
+    Launch,
+    arithmetic_of,
+    epilogue_of,
+    layouts,
+    ordered_sum,
+    programs_of_bias,
+    result_strides,
+)
+from gpuconv.problem import ConvProblem, Direction
+
+with suppress(ImportError):  # no Triton: `launch.why_not` says so
+    from gpuconv.kernels.triton.window_forward import window_forward
+    from gpuconv.kernels.triton.window_grad_input import window_grad_input
+    from gpuconv.kernels.triton.window_grad_weight import window_grad_weight
+    from gpuconv.kernels.triton.window_sum import window_sum
+
+_BAND = 8  # rows of tiles that are walked column by column
+_SUM_BLOCK = 1024
+_WITHOUT_EXPONENTIALS = ("none", "relu", "relu6", "leaky_relu", "hardswish")
+# Descriptors take global memory for as long as a launch runs, whether its program does or not: at most 512 bytes for
+# each program, which the tests hold every kernel to, and so 64 MiB in all.
+SCRATCH = 512
+MOST_PROGRAMS = (64 << 20) // SCRATCH
+# TH, TW of a window; as many images as fill it up. Squares share most of their rows from one tap to the next.
+_SHAPES = ((8, 8), (4, 4), (2, 2), (1, 8), (1, 1))
+
+
+class Window(NamedTuple):
+    """The pixels of a tile, images × rows × columns, and how many windows the batch has along each of the three."""
+
+    images: int
+    rows: int
+    columns: int
+    blocks: tuple[int, int, int]
+
+    @property
+    def number(self) -> int:
+        return math.prod(self.blocks)
+
+
+def phase_size(problem: ConvProblem, direction: Direction) -> tuple[int, int]:
+    """Rows and columns of the pixels that windows cover: outputs, or the largest phase of grad_input."""
+    if direction == "grad_input":
+        h, w = (math.ceil(h / u) for h, u in zip(problem.input_size, problem.stride, strict=True))
+        return h, w
+    return problem.output_size[0], problem.output_size[1]
+
+
+def window_of(problem: ConvProblem, direction: Direction, pixels: int) -> Window:
+    """The window of `pixels` pixels that wastes least, and among equals the one of the fewest images."""
+    size = phase_size(problem, direction)
+
+    def blocks(rows: int, columns: int) -> Window:
+        images = pixels // (rows * columns)
+        counts = (math.ceil(n / of) for n, of in zip((problem.batch, *size), (images, rows, columns), strict=True))
+        return Window(images, rows, columns, tuple(counts))  # type: ignore[arg-type]  # three of them
+
+    shapes = [(1, pixels), *_SHAPES] if size[0] == 1 else [*_SHAPES, (1, pixels)]
+    return min((blocks(*s) for s in shapes if math.prod(s) <= pixels), key=lambda window: window.number)
+
+
+def folds(problem: ConvProblem, tile: Tile) -> bool:
+    """Whether one view of the input has the pixels of all remainders (`gpuconv.kernels.triton.window_common`), and no
+    block of channels reaches into the next pixel."""
+    if all(u == 1 for u in problem.stride):
+        return True
+    even = not any(h % u for h, u in zip(problem.input_size, problem.stride, strict=True))
+    return even and problem.group_channels % tile.depth == 0
+
+
+# ---- launches --------------------------------------------------------------------------------------------------------
+
+
+def launches(
+    problem: ConvProblem,
+    direction: Direction,
+    operands: Operands,
+    tile: Tile,
+    activation: Activation = IDENTITY,
+    with_bias: bool = False,
+) -> tuple[Launch, ...]:
+    """What one call of `direction` launches, in order. `with_bias`: grad_weight gives grad-bias too. Needs no GPU."""
+    if direction == "forward":
+        return _forward(problem, activation, operands, tile)
+    if direction == "grad_input":
+        return _grad_input(problem, operands, tile)
+    return _grad_weight(problem, operands, tile, with_bias)
+
+
+def splits_of(problem: ConvProblem, tile: Tile) -> int:
+    """How many programs share a sum of grad_weight: `tile.splits`, or fewer, so that each has a window."""
+    return max(1, min(tile.splits, window_of(problem, "grad_weight", tile.depth).number))
+
+
+def descriptor_strides(shape: tuple[int, ...], strides: tuple[int, ...] | None, unit: int) -> tuple[int, int, int]:
+    """Strides of images, rows and pixels; for an axis of size 1, any stride that a descriptor takes."""
+    n, _, h, w = (
+        unit if size == 1 else stride for size, stride in zip(shape, strides or (unit,) * 4, strict=True)
+    )  # fmt: skip
+    return n, h, w
+
+
+def dense_strides(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Strides of images, rows and pixels of a result, or of a workspace that is laid out like it."""
+    _, c, h, w = shape
+    return h * w * c, w * c, c
+
+
+def _settings(problem: ConvProblem) -> tuple[int, ...]:
+    """H, W, P, Q, R, S, and stride, padding, dilation of both axes."""
+    return (
+        *problem.input_size, *problem.output_size, *problem.filter_size, *problem.stride,
+        *(low for low, _ in problem.padding), *problem.dilation,
+    )  # fmt: skip
+
+
+def _weight(problem: ConvProblem, strides: tuple[int, ...], unit: int) -> tuple[int, int]:
+    """Strides of a weight's filters and of its taps."""
+    k, h, w = descriptor_strides(problem.weight_shape, strides, unit)
+    return k, w if problem.filter_size[1] > 1 else h
+
+
+def _walk(problem: ConvProblem, direction: Direction, tile: Tile, columns: int) -> tuple[int, tuple[int, ...], Window]:
+    """Programs of one split of one phase, which take its tiles in turn; the scalars that count tiles; the window."""
+    window = window_of(problem, direction, tile.rows)
+    column_blocks = math.ceil(columns / tile.columns)
+    tiles = window.number * column_blocks * problem.groups
+    alike = tile.splits * (phases_of(problem) if direction == "grad_input" else 1)
+    step = min(tile.persistent or tiles, tiles, max(1, MOST_PROGRAMS // alike))
+    return step, (window.number, *window.blocks[1:], column_blocks, tiles, step, tile.splits), window
+
+
+def _constants(problem: ConvProblem, operands: Operands, tile: Tile, window: Window) -> dict[str, Any]:
+    numbers = arithmetic_of(problem, operands)
+    return {
+        "TN": window.images, "TH": window.rows, "TW": window.columns, "BK": tile.columns, "BC": tile.depth,
+        "BAND": _BAND, "PRECISION": numbers["PRECISION"], "EMULATE_BF16": numbers["EMULATE_BF16"],
+    }  # fmt: skip
+
+
+def _with_registers_for(activation: Activation, tile: Tile) -> Tile:
+    """The tile, or half of it where an exponential of each of its elements would spill registers."""
+    if tile.rows * tile.columns <= 128 * 128 or activation.name in _WITHOUT_EXPONENTIALS:
+        return tile
+    return dataclasses.replace(tile, rows=min(tile.rows, 128), columns=min(tile.columns, 128))
+
+
+def _forward(problem: ConvProblem, activation: Activation, operands: Operands, tile: Tile) -> tuple[Launch, ...]:
+    unit, dtype = problem.vector_unit, problem.dtype
+    k, c = problem.group_filters, problem.group_channels
+    tile = _with_registers_for(activation, tile)
+    programs, walk, window = _walk(problem, "forward", tile, k)
+    split = tile.splits > 1
+    common, inverse = phase_steps(problem)
+    constants = _constants(problem, operands, tile, window) | {"VIEWS": not folds(problem, tile)}
+    constants |= epilogue_of(IDENTITY if split else activation)
+    scalars = (
+        problem.batch, problem.in_channels, problem.out_channels, c, k, *_settings(problem), *common, *inverse,
+        *descriptor_strides(problem.input_shape, operands.strides[0], unit),
+        *_weight(problem, operands.strides[1], unit),
+        *dense_strides(problem.output_shape), *descriptor_strides(problem.output_shape, operands.residual, unit),
+        math.prod(problem.output_shape), *walk,
+    )  # fmt: skip
+    bias, residual = dtype if operands.bias else None, dtype if operands.residual else None
+    if not split:
+        dtypes = (dtype, dtype, bias, residual, dtype)
+        return (Launch(window_forward, programs, dtypes, scalars, constants, tile, descriptors=True),)
+    dtypes = (dtype, dtype, None, None, torch.float32)  # the epilogue is the sum's
+    product = Launch(window_forward, programs * tile.splits, dtypes, scalars, constants, tile, descriptors=True)
+    return product, _sum(problem, problem.output_shape, (bias, residual), activation, tile)
+
+
+def _grad_input(problem: ConvProblem, operands: Operands, tile: Tile) -> tuple[Launch, ...]:
+    unit, dtype = problem.vector_unit, problem.dtype
+    k, c = problem.group_filters, problem.group_channels
+    programs, walk, window = _walk(problem, "grad_input", tile, c)
+    common, inverse = phase_steps(problem)
+    scalars = (
+        problem.batch, problem.in_channels, problem.out_channels, c, k, *_settings(problem), *common, *inverse,
+        *descriptor_strides(problem.output_shape, operands.strides[0], unit),
+        *_weight(problem, operands.strides[1], unit),
+        *dense_strides(problem.input_shape), math.prod(problem.input_shape), *walk,
+    )  # fmt: skip
+    split = tile.splits > 1
+    programs *= phases_of(problem) * tile.splits
+    dtypes = (dtype, dtype, torch.float32 if split else dtype)
+    constants = _constants(problem, operands, tile, window)
+    product = Launch(window_grad_input, programs, dtypes, scalars, constants, tile, descriptors=True)
+    if not split:
+        return (product,)
+    return product, _sum(problem, problem.input_shape, (None, None), IDENTITY, tile)
+
+
+def _sum(
+    problem: ConvProblem,
+    shape: tuple[int, ...],
+    dtypes: tuple[torch.dtype | None, torch.dtype | None],
+    activation: Activation,
+    tile: Tile,
+) -> Launch:
+    """The launch that adds partial sums, [splits, *shape], and does the epilogue; called with them, bias, residual and
+    result."""
+    size = math.prod(shape)
+    return Launch(
+        window_sum,
+        math.ceil(size / _SUM_BLOCK),
+        (torch.float32, *dtypes, problem.dtype),
+        (tile.splits, size // 4, shape[1]),
+        {
+            "BLOCK": _SUM_BLOCK,
+            "WIDE": overflows(tile.splits * size),
+            "EMULATE_BF16": INTERPRETING and problem.dtype is torch.bfloat16,
+            **epilogue_of(activation),
+        },
+        Tile(0, 0, 0, warps=4, stages=3),
+    )
+
+
+def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias: bool) -> tuple[Launch, ...]:
+    unit, dtype = problem.vector_unit, problem.dtype
+    k, c = problem.group_filters, problem.group_channels
+    size, splits = math.prod(problem.weight_shape), splits_of(problem, tile)
+    window = window_of(problem, "grad_weight", tile.depth)
+    fresh_k, fresh_c, fresh_tap = result_strides(problem.weight_shape, problem)
+    # The workspace holds [taps, K, C/G] for each split, so that a tile of it lies together.
+    gw = (size, c, 1, problem.out_channels * c) if splits > 1 else (0, fresh_k, fresh_c, fresh_tap)
+    constants = _constants(problem, operands, tile, window) | {"BK": tile.rows, "BC": tile.columns}
+    del constants["BAND"]
+    gy, _ = layouts(problem, "grad_weight", operands)
+    constants = constants | {"WIDE": overflows(size, gy.extent)}
+    scalars = (
+        problem.batch, problem.in_channels, problem.out_channels, c, k, problem.groups, *_settings(problem),
+        *descriptor_strides(problem.output_shape, operands.strides[0], unit),
+        *descriptor_strides(problem.input_shape, operands.strides[1], unit),
+        *gw, problem.out_channels, window.number, *window.blocks[1:], splits,
+    )  # fmt: skip
+    partial = accumulator(dtype) if splits > 1 else dtype
+    programs = splits * programs_of_grad_weight(problem, tile) + programs_of_bias(problem, splits, with_bias)
+    dtypes = (dtype, dtype, partial, partial if with_bias else None)
+    product = Launch(window_grad_weight, programs, dtypes, scalars, constants, tile, descriptors=True)
+    return (product,) if splits == 1 else (product, ordered_sum(problem, splits, with_bias))
