@@ -4,11 +4,12 @@
 //   gz[n, k, p] = gy[n, k, p] · act'(s[n, k, p])      gb[k] = Σ_{n,p} gz[n, k, p]      s: y, or z (see epilogue.cuh)
 //
 // s and gz are dense and alike, so both are one matrix of rows × columns with the columns side by side in memory:
-// pixels × channels in channels-last tensors, (images · channels) × pixels in contiguous ones, and 1 × all where nothing
-// is summed and gy is dense too. gy may lie in any way: a row and a column each are digits, with a stride for each.
+// pixels × channels in channels-last tensors, (images · channels) × pixels in contiguous ones, and 1 × all where
+// nothing is summed and gy is dense too. gy may have any strides: a row's number and a column's are split into digits,
+// each with a stride of its own.
 //
 //   block   →  BM rows × BN runs of RUN columns, and the `steps` − 1 tiles that follow: down the rows, or with
-//              SUM_ROWS along the columns; adds up what it has seen of its columns, or of its rows
+//              SUM_ROWS along the columns; adds up its part of each column, or of each row
 //   thread  →  one run: with VECTOR 16 bytes of s and gz (and of gy, where it is DENSE), else one element
 //   masks   →  rows and columns beyond the last
 //
@@ -43,10 +44,9 @@ struct alignas(sizeof(TYPE) * RUN) Piece {
   TYPE at[RUN];
 };
 
-extern "C" __global__ void
-__launch_bounds__(BM * BN) act_backward(
-    const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_s, TYPE* __restrict__ p_gz,
-    void* __restrict__ p_sums, const Act a) {  // sums may be null
+extern "C" __global__ void __launch_bounds__(BM* BN)
+act_backward(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_s, TYPE* __restrict__ p_gz,
+             void* __restrict__ p_sums, const Act a) {  // sums may be null
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const auto s_sum = reinterpret_cast<accumulator(*)[BN][RUN]>(shared_memory);  // [BM][BN][RUN]
   const int x = threadIdx.x % BN, y = threadIdx.x / BN;
@@ -105,8 +105,9 @@ __launch_bounds__(BM * BN) act_backward(
   }
 }
 
-// gb[k] = Σ_i sums[i, k], rounded once: a thread adds every 8th of a channel's sums, the first of them the eight.
-extern "C" __global__ void __launch_bounds__(256) sum_channels(const void* p_sums, TYPE* p_gb, const Act a) {
+// gb[k] = Σ_i sums[i, k], rounded once: eight threads add every 8th of a channel's sums, and the first adds the eight.
+extern "C" __global__ void __launch_bounds__(256)
+sum_channels(const void* p_sums, TYPE* p_gb, const Act a) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const auto s_sum = reinterpret_cast<accumulator(*)[32]>(shared_memory);  // [8][32]
   const int x = threadIdx.x % 32, y = threadIdx.x / 32;

@@ -1,25 +1,27 @@
-// What the banded kernels share: depthwise filters that are so large that multiplying is what takes the time.
+// What the banded kernels share: depthwise convolution as products with banded matrices, on tensor cores.
 //
-// For one channel and one filter row r, the outputs of a window are a matrix product with a *banded* matrix:
+// They are for filters so large that arithmetic takes longer than moving the bytes. For one channel and one filter row
+// r, the outputs of a window are a matrix product with a *banded* matrix:
 //
 //   Y[p, q] += Σ_j X[p + r, j] · T_r[j, q]      T_r[j, q] = w[r, j − q − LEFT] where that is a tap, else 0
 //
-// p, q count the window's outputs, j the columns of input under it, from one that is a multiple of PIECE on, LEFT before
-// the first that a tap meets: so all windows share T_r. It is never built. What a thread holds of its fragment of PIECE
-// rows × 8 columns depends only on how far apart rows and columns are, in units of 16 bytes of the input (`delta`):
+// p, q count the window's outputs, j the columns of input under it, from one that is a multiple of PIECE on, LEFT
+// before the first that a tap meets: so all windows share T_r. It is never built. What a thread holds of its fragment
+// of PIECE rows × 8 columns depends only on how far apart rows and columns are, in units of 16 bytes of the input
+// (`delta`):
 //
 //   w[r, UNIT · delta + EACH · t − g − LEFT]  and, of 16-bit numbers, its neighbour      g = lane / 4, t = lane % 4
 //
-// so that FRAGMENTS registers are all of T_r, whatever the window's width. They are read from a filter row between zeros;
-// of 16-bit numbers there is a second copy, shifted by one, so that a pair is one aligned word. Blocks outside the band
-// are skipped, and so are pieces of input that are padding throughout.
+// so that FRAGMENTS registers are all of T_r, whatever the window's width. They are read from a filter row between
+// zeros; of 16-bit numbers there is a second copy, shifted by one, so that a pair is one aligned word. Blocks outside
+// the band are skipped, and so are pieces of input that are padding throughout.
 //
-// The rows of a product are 16 rows of input, as two halves of 8 (the registers 0, 2 and 1, 3 of a fragment). Filter row
-// r + 8 meets the second half of what row r met, and the half after it: with r, r + 8, r + 16, … together, a half is
-// read once for all of them.
+// The rows of a product are 16 rows of input, as two halves of 8 (the registers 0, 2 and 1, 3 of a fragment). Filter
+// row r + 8 meets the second half of what row r met, and the half after it: with r, r + 8, r + 16, … together, a half
+// is read once for all of them.
 //
-// Structural zeros are multiplied: an input that is not finite makes NaN of the up to TW outputs in its row's windows that
-// share a product with it, not only of those whose taps meet it.
+// Structural zeros are multiplied: an input that is not finite makes NaN of the up to TW outputs in its row's windows
+// that share a product with it, not only of those whose taps meet it.
 #include "common.cuh"
 #include "ptx.cuh"
 
@@ -58,8 +60,8 @@ struct Plane {
   offset_t row, column;  // strides
 };
 
-// Copy rows × pieces of a plane from (first_h, first_w) on to shared memory, zeros where it ends. RUN neighbours move as
-// one, and a run is inside or outside as a whole; 16 bytes need not have arrived before their group is waited for.
+// Copy rows × pieces of a plane from (first_h, first_w) on to shared memory, zeros where it ends. RUN neighbours move
+// as one, and a run is inside or outside as a whole; 16 bytes need not have arrived before their group is waited for.
 template <int RUN, int WIDTH, int PITCH>
 __device__ __forceinline__ void stage(unsigned char* to, int rows, Pieces pieces, const Plane& from, int first_h,
                                       int first_w, int thread, int threads) {

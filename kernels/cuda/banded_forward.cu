@@ -2,21 +2,22 @@
 //
 //   y[n, k, p, q] = act(Σ_r Σ_s x[n, c, p − pad + r, q − pad + s] · w[k, r, s] + bias[k] + residual[n, k, p, q])
 //
-// where c = k / K is the channel whose K filters k is one of. As products with banded matrices: see banded.cuh.
+// where c = k / K is the channel of filter k: each channel has K filters. The products are with banded matrices, see
+// banded.cuh.
 //
 //   block   →  a filter k (neighbours in neighbouring blocks: they share memory if channels come last), WARPS windows
 //   warp    →  a window of TH × TW outputs of an image; copies the input under it, multiplies, stores
 //   masks   →  zeros outside the image; at the store outputs beyond the last
 //
-// Pieces of padding are not multiplied, so that a tap that is not finite would be lost where it meets padding alone: the
-// sum of all taps times zero is added to every output of the filter.
+// Pieces of padding are not multiplied, so that a tap that is not finite would be lost where it meets padding alone:
+// the sum of all taps times zero is added to every output of the filter.
 #include "banded_product.cuh"
 #include "epilogue.cuh"
 
-extern "C" __global__ void
-__launch_bounds__(THREADS, 1) banded_forward(
-    const TYPE* __restrict__ p_x, const TYPE* __restrict__ p_w, const TYPE* __restrict__ p_bias,
-    const TYPE* __restrict__ p_residual, TYPE* __restrict__ p_y, const Conv a) {  // bias and residual may be null
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+banded_forward(const TYPE* __restrict__ p_x, const TYPE* __restrict__ p_w, const TYPE* __restrict__ p_bias,
+               const TYPE* __restrict__ p_residual, TYPE* __restrict__ p_y,
+               const Conv a) {  // bias and residual may be null
   extern __shared__ __align__(16) unsigned char shared_memory[];
   unsigned char* const window = shared_memory + warp() * WINDOW;
   TYPE* const lines = reinterpret_cast<TYPE*>(shared_memory + WARPS * WINDOW);
@@ -43,8 +44,7 @@ __launch_bounds__(THREADS, 1) banded_forward(
   // ---- bias, residual, activation; one rounding; store
   const float shift = poison_of(lines) + (p_bias ? widen(p_bias[k]) : 0);
   const long long o_pixel = at.h * wide(a.y[3]) + at.w * wide(a.y[4]);
-  const long long o_residual =
-      at.n * a.residual[0] + k * a.residual[1] + at.h * a.residual[3] + at.w * a.residual[4];
+  const long long o_residual = at.n * a.residual[0] + k * a.residual[1] + at.h * a.residual[3] + at.w * a.residual[4];
   const auto finish = [&](float* values, int h, int w) {
     Run<Y_RUN, TYPE> more = {};
     if (p_residual) {

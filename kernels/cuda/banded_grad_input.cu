@@ -6,9 +6,8 @@
 // banded_forward.cu for who computes what. Here the filters of a channel come one after the other.
 #include "banded_product.cuh"
 
-extern "C" __global__ void
-__launch_bounds__(THREADS, 1) banded_grad_input(
-    const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_w, TYPE* __restrict__ p_gx, const Conv a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+banded_grad_input(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_w, TYPE* __restrict__ p_gx, const Conv a) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   unsigned char* const window = shared_memory + warp() * WINDOW;
   TYPE* const lines = reinterpret_cast<TYPE*>(shared_memory + WARPS * WINDOW);

@@ -1,19 +1,19 @@
-// Gradient of the weight of a depthwise convolution with large filters on tensor cores, stride 1, any layout; of the bias
-// in the same pass; then the ordered sum of partial results.
+// Gradient of the weight of a depthwise convolution with large filters on tensor cores, stride 1, any layout; of the
+// bias in the same pass; then the ordered sum of partial results.
 //
-//   gw[k, r, s] = Σ_n Σ_p Σ_q x[n, c, p − pad + r, q − pad + s] · gy[n, k, p, q]      gb[k] = Σ_n Σ_p Σ_q gy[n, k, p, q]
+//   gw[k, r, s] = Σ_n Σ_p Σ_q x[n, c, p − pad + r, q − pad + s] · gy[n, k, p, q]     gb[k] = Σ_n Σ_p Σ_q gy[n, k, p, q]
 //
-// where c = k / K. The product of banded.cuh the other way round: for a filter row r and a window of gy with the input X
-// under it (columns j from a multiple of 16 on, LEFT before the first that a tap meets)
+// where c = k / K. The product of banded.cuh the other way round: for a filter row r and a window of gy with the input
+// X under it (columns j from a multiple of 16 on, LEFT before the first that a tap meets)
 //
 //   C_r[j, q] = Σ_p X[p + r, j] · GY[p, q]      gw[r, s] = Σ_q C_r[q + LEFT + s, q]     a sum along a diagonal
 //
-// Blocks of 16 j × 8 q that are equally far from the diagonal (`delta`) are summed in the same registers, over all windows
-// and images, and the diagonals only once, in the end. Blocks that no tap's diagonal crosses are skipped.
+// Blocks of 16 j × 8 q that are equally far from the diagonal (`delta`) are summed in the same registers, over all
+// windows and images, and the diagonals only once, in the end. Blocks that no tap's diagonal crosses are skipped.
 //
 //   block           →  a filter k, one of `splits` shares of the windows; one window after the other
-//   warp r          →  filter rows r, r + 8, r + 16, …: a half of 8 rows (of 4 in TF32) of X that one of them meets, the
-//                      next meets a step later, or the next filter row now, and is read once for all
+//   warp r          →  filter rows r, r + 8, r + 16, …: a half of 8 rows (of 4 in TF32) of X that one of them meets,
+//                      the next meets a step later, or the next filter row now, and is read once for all
 //   shared memory   →  STAGES windows of x and of gy, all but one of which may be under way
 //   masks           →  zeros outside gy and x, so beyond the window's last output too
 //
@@ -44,7 +44,7 @@ __device__ __forceinline__ unsigned word(const unsigned char* window, int row, i
   return *reinterpret_cast<const unsigned*>(window + row * pitch + column * int(sizeof(TYPE)));
 }
 
-// Halves, of x from (row, column) on: 16 columns of each.
+// Load halves of x, 16 columns of each, from (row, column) on.
 __device__ __forceinline__ void load_halves(unsigned (&x)[HALVES + HALVES % 2][2], const unsigned char* window, int row,
                                             int column) {
   if constexpr (sizeof(TYPE) == 2) {
@@ -65,7 +65,7 @@ __device__ __forceinline__ void load_halves(unsigned (&x)[HALVES + HALVES % 2][2
   }
 }
 
-// K_STEP rows of gy, all TW columns.
+// Load K_STEP rows of gy, all TW columns.
 __device__ __forceinline__ void load_gy(unsigned (&gy)[NB][2], const unsigned char* window, int row) {
   if constexpr (sizeof(TYPE) == 2) {
     const unsigned char* p = window + (row + lane() % 16) * GY_PITCH + lane() / 16 * 16;
@@ -88,7 +88,7 @@ __device__ __forceinline__ void load_gy(unsigned (&gy)[NB][2], const unsigned ch
 
 typedef float Sums[TURNS][DELTAS][4];
 
-// acc += what `rows` rows of a window make of it, pieces of x that are padding throughout left out.
+// acc += the products of `rows` rows of a window, without the pieces of x that are padding throughout.
 __device__ __forceinline__ void multiply_window(Sums& acc, const unsigned char* x_window,
                                                 const unsigned char* gy_window, int rows, Pieces pieces) {
 #pragma unroll 1
@@ -147,9 +147,9 @@ __device__ __forceinline__ void store_rows(const Sums& acc, float* slab, Result*
   }
 }
 
-extern "C" __global__ void
-__launch_bounds__(THREADS, 1) banded_grad_weight(
-    const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, void* p_gw, void* p_gb /* or null */, const Conv a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+banded_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, void* p_gw, void* p_gb /* or null */,
+                   const Conv a) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   unsigned char *const x_windows = shared_memory, *const gy_windows = shared_memory + STAGES * X_BYTES;
 
@@ -164,9 +164,10 @@ __launch_bounds__(THREADS, 1) banded_grad_weight(
     const TYPE* p_gy_plane = p_gy + (at.n * wide(a.y[0]) + k * wide(a.y[1]));
     const Plane x = {p_x_plane, a.in[1], a.in[2], offset_t(a.x[3]), offset_t(a.x[4])};
     const Plane gy = {p_gy_plane, a.out[1], a.out[2], offset_t(a.y[3]), offset_t(a.y[4])};
-    stage<X_RUN, 16, X_PITCH>(x_windows + i % STAGES * X_BYTES, X_ROWS, pieces_inside<16>(columns_of(at), a.in[2], JB), x,
-                              at.h - a.pad[1], columns_of(at), threadIdx.x, THREADS);
-    stage<Y_RUN, 16, GY_PITCH>(gy_windows + i % STAGES * GY_BYTES, TH, {0, TW / 16}, gy, at.h, at.w, threadIdx.x, THREADS);
+    stage<X_RUN, 16, X_PITCH>(x_windows + i % STAGES * X_BYTES, X_ROWS, pieces_inside<16>(columns_of(at), a.in[2], JB),
+                              x, at.h - a.pad[1], columns_of(at), threadIdx.x, THREADS);
+    stage<Y_RUN, 16, GY_PITCH>(gy_windows + i % STAGES * GY_BYTES, TH, {0, TW / 16}, gy, at.h, at.w, threadIdx.x,
+                               THREADS);
   };
 
   // ---- the loop: STAGES − 1 windows are being copied while one is multiplied
@@ -189,7 +190,8 @@ __launch_bounds__(THREADS, 1) banded_grad_weight(
                     pieces_inside<16>(columns_of(at), a.in[2], JB));
     constexpr int CHUNKS = TW / UNIT;
     for (int item = threadIdx.x; item < TH * CHUNKS; item += THREADS) {
-      const auto chunk = *reinterpret_cast<const Vector<TYPE>*>(gy_window + item / CHUNKS * GY_PITCH + item % CHUNKS * 16);
+      const auto chunk =
+          *reinterpret_cast<const Vector<TYPE>*>(gy_window + item / CHUNKS * GY_PITCH + item % CHUNKS * 16);
 #pragma unroll
       for (int e = 0; e < UNIT; ++e) bias += widen(chunk.at[e]), poison += 0 * widen(chunk.at[e]);
     }

@@ -2,8 +2,8 @@
 // outputs of one channel, from the window of input under it in shared memory and the filter between zeros.
 //
 //   warp            →  MT × NB products of 16 rows × 8 columns, that stay in registers until the end
-//   shared memory   →  for each warp its window of input, HELD rows, a PITCH apart that is an odd multiple of 16 bytes, so
-//                      that 8 rows lie in different banks; the filter, for all
+//   shared memory   →  for each warp its window of input, HELD rows, a PITCH apart that is an odd multiple of 16 bytes,
+//                      so that 8 rows lie in different banks; the filter, for all
 //   masks           →  zeros outside the image; at the store outputs beyond the last
 #include "banded.cuh"
 
@@ -15,7 +15,7 @@ constexpr int ROWS = TH + FILTER_H - 1;
 constexpr int SLAB_PITCH = TW + 8;  // floats; the 8 keep a warp's rows in different banks
 constexpr int SLAB = 16 * SLAB_PITCH * 4, WINDOW = HELD * PITCH > SLAB ? HELD * PITCH : SLAB;  // bytes
 
-// Fragments that hold a tap at all, by delta; where the first tap is in a line, and a line's length.
+// The fragments that hold a tap, by delta; the place of the first tap in a line, and the length of a line.
 constexpr int FIRST = LEFT / UNIT, FRAGMENTS = (FILTER_W + 6 + LEFT) / UNIT - FIRST + 1;
 constexpr int ZEROS = 7 + LEFT % UNIT, LINE = ceil_div(UNIT * FRAGMENTS + 8, 8) * 8;
 
@@ -23,7 +23,7 @@ typedef float Sums[MT][NB][4];
 
 // ---- the filter -----------------------------------------------------------------------------------------------------
 
-// Lines [FILTER_H][EACH][LINE] of a filter; of copy 1 all is one place further to the left. FLIP: its taps backwards.
+// Fill the lines [FILTER_H][EACH][LINE] of a filter; copy 1 lies one place further to the left. FLIP: taps backwards.
 template <bool FLIP>
 __device__ __forceinline__ void stage_filter(TYPE* lines, const TYPE* p, offset_t row, offset_t column) {
   for (int i = threadIdx.x; i < FILTER_H * EACH * LINE; i += THREADS) {

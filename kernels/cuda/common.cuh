@@ -1,9 +1,9 @@
 // What all CUDA kernels share: the number types, the one parameter struct, and which tile of the result a block owns.
 //
 // In CUDA C a kernel is written for one *thread*; the threads of a block share some memory and can wait for each other.
-// Each .cu file here holds the kernels of one module. It is compiled at run time, with its number type, tile and the
-// rest given as macros (TYPE, BM, BN, BK, ...), so that one text serves every instance and only what is used is
-// compiled.
+// Each .cu file here holds the kernels of one module; the .cuh files are shared. A module is compiled at run time, with
+// its number type, its tile and all other choices given as macros (TYPE, BM, BN, BK, ...): one text serves every
+// instance, and only what is used is compiled.
 //
 //   p_ pointer   o_ offset, counted in elements   b_ block of values in registers   m_ mask   s_ in shared memory
 //   CAPITALS compile-time constants and sizes
@@ -60,7 +60,7 @@ __device__ __forceinline__ float16 narrow<float16>(float v) {
 #endif
 }
 
-// What numbers of type T are summed in.
+// The type in which numbers of type T are summed.
 template <typename T>
 struct Accumulator {
   typedef float type;
@@ -99,7 +99,7 @@ struct Conv {
   int phase_blocks;  // grad_input: blocks of BM rows in the largest phase
   int window_h, window_w;  // the window of pixels that a block with a halo owns
   int step[3];  // coordinates of what is gathered, from one tap to the next: dilation, in grad_input −dilation/common
-  int by[4];  // grad_weight: BK pixels as n d h w
+  int pixel_step[4];  // grad_weight: BK pixels as n d h w
   double slope;
   long long per_split;  // grad_weight: pixels of one split, a multiple of BK
   long long x[5], w[5], y[5], residual[5];  // strides: n c d h w | k c t r s | n k z p q | n k z p q
@@ -116,9 +116,9 @@ typedef int offset_t;
 #endif
 __device__ __forceinline__ constexpr long long wide(long long v) { return v; }
 
-// v, of which the compiler does not know that it has it already. What is made of it is worked out anew, which after a
-// long loop is better than to keep it in registers all the while.
-__device__ __forceinline__ unsigned again(unsigned v) {
+// v, as a value whose origin the compiler cannot trace. So what depends on it is computed anew, which after a long loop
+// is better than keeping it in registers all the while.
+__device__ __forceinline__ unsigned opaque(unsigned v) {
 #ifndef HOST_CHECK
   asm volatile("" : "+r"(v));
 #endif
@@ -134,8 +134,8 @@ struct Tile {
   int row, column;
 };
 
-// The tile of a block; BAND rows of tiles are walked column by column. Blocks that run at the same time then share rows
-// as well as columns, which so stay in the L2 cache.
+// The tile of a block. BAND rows of tiles are walked column by column, so that blocks that run at the same time share
+// rows as well as columns, and both stay in the L2 cache.
 constexpr int BAND = 8;
 
 __device__ __forceinline__ Tile tile_of_block(int block, int row_blocks, int column_blocks) {

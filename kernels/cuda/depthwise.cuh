@@ -37,18 +37,18 @@ __device__ constexpr int pitch_of(int columns) {
 
 // ---- packed planes: runs --------------------------------------------------------------------------------------------
 
-// A box of `rows` × `columns` pixels from each of some planes, as `count` runs of `length` neighbours. Whole planes that
-// follow each other are one run, whole rows one for each plane, else each row is one. In shared memory a run begins as
-// far from a multiple of 16 bytes as it does in global memory, so that whole vectors are aligned in both.
+// A box of `rows` × `columns` pixels from each of some planes, as `count` runs of `length` neighbours. Whole planes
+// that follow each other are one run, whole rows one for each plane, else each row is one. In shared memory a run
+// begins as far from a multiple of 16 bytes as it does in global memory, so that whole vectors are aligned in both.
 struct Runs {
-  long long first, by_plane;  // offset of the box's first element; from one plane to the next
+  long long first, plane_stride;  // offset of the box's first element; from one plane to the next
   int width, rows, columns;  // width: of the image
   int count, of_plane, length, slot;
   bool merged;
   Pixel low;  // the box's first pixel
 
   __device__ __forceinline__ long long start(int run) const {
-    return first + run / of_plane * by_plane + wide(run % of_plane) * width;
+    return first + run / of_plane * plane_stride + wide(run % of_plane) * width;
   }
   // Where pixel (row, 0) of the box is in shared memory.
   __device__ __forceinline__ int place(int plane, int row) const {
@@ -59,11 +59,11 @@ struct Runs {
 };
 
 // Rows and columns from `low` to before `high` of `planes` planes, the first of which begins at offset `first`.
-__device__ __forceinline__ Runs runs_of(long long first, long long by_plane, int planes, const int (&image)[3],
+__device__ __forceinline__ Runs runs_of(long long first, long long plane_stride, int planes, const int (&image)[3],
                                         Pixel low, Pixel high) {
   const int rows = max(high.h - low.h, 0), columns = max(high.w - low.w, 0), width = image[2];
-  const bool whole = columns == width, merged = whole && rows == image[1] && by_plane == wide(rows) * width;
-  Runs runs = {first + wide(low.h) * width + low.w, by_plane, width, rows, columns, 0, 0, 0, 0, merged, low};
+  const bool whole = columns == width, merged = whole && rows == image[1] && plane_stride == wide(rows) * width;
+  Runs runs = {first + wide(low.h) * width + low.w, plane_stride, width, rows, columns, 0, 0, 0, 0, merged, low};
   runs.of_plane = whole ? 1 : max(rows, 1);
   runs.count = rows * columns == 0 ? 0 : merged ? 1 : whole ? planes : planes * rows;
   runs.length = merged ? planes * rows * columns : whole ? rows * columns : columns;
@@ -71,8 +71,8 @@ __device__ __forceinline__ Runs runs_of(long long first, long long by_plane, int
   return runs;
 }
 
-// f(place in shared memory, offset in global memory, first and one past the last of the SIZE elements that are meant)
-// for every aligned vector that has to do with the runs.
+// Call f(place in shared memory, offset in global memory, begin, end) for every aligned vector that overlaps the runs:
+// its elements from begin to before end belong to them.
 template <typename F>
 __device__ __forceinline__ void each_vector(const Runs& runs, const F& f) {
   const int vectors = runs.slot / SIZE;
@@ -105,7 +105,7 @@ struct Tiled {
   }
 };
 
-// COUNT columns of a strip, widened.
+// Load COUNT columns of a strip, widened.
 template <int COUNT>
 __device__ __forceinline__ void load_strip(accumulator (&b)[COUNT][V], const Number* s) {
 #if CHANNELS_LAST
@@ -126,19 +126,19 @@ __device__ __forceinline__ void load_strip(accumulator (&b)[COUNT][V], const Num
 #endif
 }
 
-// An image in global memory, from its first channel that the block has to do with.
+// An image in global memory, from the block's first channel on.
 struct Image {
   const TYPE* p;
   long long first;  // offset
-  const long long (&by)[5];
-  long long by_channel;
+  const long long (&strides)[5];
+  long long channel_stride;
   const int (&size)[3];
-  int channels;  // that are left; there may be more than the block takes
+  int channels;  // from the block's first to the last; there may be more than the block takes
 };
 
-// The tile whose first pixel is `corner`, zeros where there is no image. Nobody may still read the tile or s_raw, and
-// only after the barrier that is left to the caller may it be read. s_raw: Tiled::RAW numbers, not used with channels
-// last.
+// Fetch the tile whose first pixel is `corner`, with zeros where there is no image. No thread may still be reading the
+// tile or s_raw, and the caller has all threads wait before the tile is read. s_raw: Tiled::RAW numbers, not used with
+// channels last.
 template <typename T>
 __device__ __forceinline__ void stage(const T& tile, const Image& image, Pixel corner, [[maybe_unused]] TYPE* s_raw) {
 #if CHANNELS_LAST
@@ -147,7 +147,7 @@ __device__ __forceinline__ void stage(const T& tile, const Image& image, Pixel c
     const int chunk = i % CHUNKS, j = i / CHUNKS % T::COLUMNS, row = i / CHUNKS / T::COLUMNS;
     const Pixel at = {0, corner.h + row, corner.w + j};
     const bool m_inside = inside(at, image.size);
-    const offset_t o_pixel = m_inside ? at.h * offset_t(image.by[3]) + at.w * offset_t(image.by[4]) : 0;
+    const offset_t o_pixel = m_inside ? at.h * offset_t(image.strides[3]) + at.w * offset_t(image.strides[4]) : 0;
     TYPE* const to = tile.s + row * T::PITCH + j * CHANNELS + chunk * V;
     if (X_VECTOR) {
       const bool m = m_inside && chunk * V < image.channels;
@@ -156,7 +156,7 @@ __device__ __forceinline__ void stage(const T& tile, const Image& image, Pixel c
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         const int c = chunk * V + v;
-        to[v] = m_inside && c < image.channels ? p_first[o_pixel + c * image.by_channel] : TYPE{};
+        to[v] = m_inside && c < image.channels ? p_first[o_pixel + c * image.channel_stride] : TYPE{};
       }
     }
   }
@@ -166,7 +166,7 @@ __device__ __forceinline__ void stage(const T& tile, const Image& image, Pixel c
   const int planes = min(image.channels, CHUNKS);
   const Pixel low = {0, max(corner.h, 0), max(corner.w, 0)};
   const Pixel high = {0, min(corner.h + T::ROWS, image.size[1]), min(corner.w + T::COLUMNS, image.size[2])};
-  const Runs runs = runs_of(image.first, image.by_channel, planes, image.size, low, high);
+  const Runs runs = runs_of(image.first, image.channel_stride, planes, image.size, low, high);
   each_vector(runs, [&](int place, long long from, int begin, int end) {
     if (X_VECTOR && begin == 0 && end == SIZE) {
       copy_16(s_raw + place, image.p + from, true);

@@ -1,5 +1,5 @@
-// What depthwise forward and grad_input share: which source a tap means, the filters of a block, the sum of a strip, and
-// how results are stored.
+// What depthwise forward and grad_input share: which source pixel a tap reads, the filters of a block, the sum of a
+// strip, and how results are stored.
 //
 //   forward      y[o]  = Σ_t x[o·u + t·d − pad] · w[t]              source o·u + t·d
 //   grad_input   gx[o] = Σ_t gy[(o + pad − t·d) / u] · w[t]         source (o − t·d) / u, where that is whole
@@ -14,7 +14,7 @@
 //              last
 #include "depthwise.cuh"
 
-// How many source pixels `outputs` neighbours need, and which of them tap `tap` of output o is (NOWHERE: there is none).
+// How many source pixels `outputs` neighbours need, and which of them tap `tap` of output o reads (NOWHERE: none).
 __device__ constexpr int extent(int outputs, int taps, int u, int d) {
   return BACKWARD ? (outputs - 1) / u + (taps - 1) * d / u + 1 : (outputs - 1) * u + (taps - 1) * d + 1;
 }
@@ -33,12 +33,12 @@ typedef Tiled<extent(TH, TAPS_H, STRIDE_H, DILATION_H), extent(TW, TAPS_W, STRID
               BACKWARD ? 1 : STRIDE_H>
     Source;
 
-// ---- the filters of a block, widened: [taps][CHANNELS], or [CHUNKS][TAPS_H][a padded row] -----------------------------
+// ---- the filters of a block, widened: [taps][CHANNELS], or [CHUNKS][TAPS_H][a padded row] ---------------------------
 
 constexpr int FILTER_ROW = CHANNELS_LAST ? TAPS_W * CHANNELS : round_up(TAPS_W, LANE);
 constexpr int FILTERS = CHANNELS_LAST ? TAPS_H * FILTER_ROW : CHUNKS * TAPS_H * FILTER_ROW;
 
-// Filter `member` of the `members` of each channel, from channel `first` on.
+// Fetch filter `member` of the MEMBERS of each channel, from channel `first` on.
 __device__ __forceinline__ void stage_filters(accumulator* s_w, const TYPE* p_w, int first, int channels, int member,
                                               const Conv& a) {
   for (int i = threadIdx.x; i < TAPS_H * TAPS_W * CHANNELS; i += THREADS) {
@@ -49,7 +49,7 @@ __device__ __forceinline__ void stage_filters(accumulator* s_w, const TYPE* p_w,
   }
 }
 
-// One row of a filter for the thread's chunk.
+// Load one row of a filter for the thread's chunk.
 __device__ __forceinline__ void load_filter_row(accumulator (&b)[TAPS_W][V], const accumulator* s_w, int chunk, int r) {
 #if CHANNELS_LAST
 #pragma unroll
@@ -73,8 +73,8 @@ struct Strip {
 
 __device__ __forceinline__ Strip strip_of(int item) {
   const int chunk = CHANNELS_LAST ? item % CHUNKS : item / TH / STRIPS;
-  const int row = (CHANNELS_LAST ? item / CHUNKS : item) % TH, by_phase = TH / PHASES;
-  return {chunk, row % by_phase * PHASES + row / by_phase, (CHANNELS_LAST ? item / CHUNKS : item) / TH % STRIPS};
+  const int row = (CHANNELS_LAST ? item / CHUNKS : item) % TH, phase_rows = TH / PHASES;
+  return {chunk, row % phase_rows * PHASES + row / phase_rows, (CHANNELS_LAST ? item / CHUNKS : item) / TH % STRIPS};
 }
 
 typedef accumulator Sums[STRIP][V];
@@ -110,29 +110,29 @@ struct Where {
 
 // `image` is that of the results, `first` where its tiles begin: at 0, or a few pixels before.
 __device__ __forceinline__ Where where(int block, int channels, const int (&image)[3], Pixel first) {
-  const int chunks = ceil_div(channels, CHANNELS), wide_ = ceil_div(image[2] - first.w, TW);
-  const int high = ceil_div(image[1] - first.h, TH), tile = block / chunks;
-  return {tile / wide_ / high,
+  const int chunks = ceil_div(channels, CHANNELS), across = ceil_div(image[2] - first.w, TW);
+  const int down = ceil_div(image[1] - first.h, TH), tile = block / chunks;
+  return {tile / across / down,
           block % chunks * CHANNELS,
-          {0, first.h + tile / wide_ % high * TH, first.w + tile % wide_ * TW}};
+          {0, first.h + tile / across % down * TH, first.w + tile % across * TW}};
 }
 
 // ---- results --------------------------------------------------------------------------------------------------------
 
-// What the block stores to: the results' image from its first channel on, and what is added on the way.
+// The results of a block: where they go, from its first channel on, and what is added on the way.
 struct Results {
   TYPE* p;
   long long first;  // offset
-  const long long (&by)[5];
-  long long by_channel;
+  const long long (&strides)[5];
+  long long channel_stride;
   const int (&size)[3];
   int channels;
   const TYPE* p_bias;  // at the first channel; null without BIAS
-  int by_bias;
+  int bias_stride;
   const TYPE* p_residual;  // null without RESIDUAL
-  long long first_residual;
-  const long long (&by_residual)[5];
-  long long by_residual_channel;
+  long long residual_first;
+  const long long (&residual_strides)[5];
+  long long residual_channel_stride;
   accumulator slope;
 };
 
@@ -142,28 +142,28 @@ __device__ __forceinline__ accumulator finished(accumulator z, accumulator resid
 }
 
 #if CHANNELS_LAST
-// A strip, from registers to where it belongs.
+// Store a strip from registers.
 __device__ __forceinline__ void store_strip(const Sums& acc, const Results& to, Strip at, Pixel corner) {
   const int h = corner.h + at.row, first = corner.w + at.number * STRIP, c = at.chunk * V;
   if (unsigned(h) >= unsigned(to.size[1]) || c >= to.channels) return;
   accumulator b_bias[V] = {};
 #pragma unroll
   for (int v = 0; v < V; ++v)
-    if (BIAS && c + v < to.channels) b_bias[v] = widen(to.p_bias[(c + v) * to.by_bias]);
+    if (BIAS && c + v < to.channels) b_bias[v] = widen(to.p_bias[(c + v) * to.bias_stride]);
 #pragma unroll
   for (int e = 0; e < STRIP; ++e) {
     const int w = first + e;
     if (unsigned(w) >= unsigned(to.size[2])) continue;
-    const long long o = to.first + h * to.by[3] + w * to.by[4] + c * to.by_channel;
+    const long long o = to.first + h * to.strides[3] + w * to.strides[4] + c * to.channel_stride;
     const long long o_residual =
-        to.first_residual + h * to.by_residual[3] + w * to.by_residual[4] + c * to.by_residual_channel;
+        to.residual_first + h * to.residual_strides[3] + w * to.residual_strides[4] + c * to.residual_channel_stride;
     Vector<TYPE> b_residual = {}, b_y;
     if (RESIDUAL && RESIDUAL_VECTOR) {
       b_residual = *reinterpret_cast<const Vector<TYPE>*>(to.p_residual + o_residual);
     } else if (RESIDUAL) {
 #pragma unroll
       for (int v = 0; v < V; ++v)
-        if (c + v < to.channels) b_residual.at[v] = to.p_residual[o_residual + v * to.by_residual_channel];
+        if (c + v < to.channels) b_residual.at[v] = to.p_residual[o_residual + v * to.residual_channel_stride];
     }
 #pragma unroll
     for (int v = 0; v < V; ++v) b_y.at[v] = narrow<TYPE>(finished(acc[e][v] + b_bias[v], widen(b_residual.at[v]), to));
@@ -172,7 +172,7 @@ __device__ __forceinline__ void store_strip(const Sums& acc, const Results& to, 
     } else {
 #pragma unroll
       for (int v = 0; v < V; ++v)
-        if (c + v < to.channels) to.p[o + v * to.by_channel] = b_y.at[v];
+        if (c + v < to.channels) to.p[o + v * to.channel_stride] = b_y.at[v];
     }
   }
 }
@@ -181,15 +181,15 @@ __device__ __forceinline__ void store_strip(const Sums& acc, const Results& to, 
 __device__ __forceinline__ Runs runs_of(const Results& to, Pixel corner) {
   const Pixel low = {0, max(corner.h, 0), max(corner.w, 0)};
   const Pixel high = {0, min(corner.h + TH, to.size[1]), min(corner.w + TW, to.size[2])};
-  return runs_of(to.first, to.by_channel, min(to.channels, CHUNKS), to.size, low, high);
+  return runs_of(to.first, to.channel_stride, min(to.channels, CHUNKS), to.size, low, high);
 }
 
-// A strip to shared memory, from where `store_runs` takes it.
+// Put a strip into shared memory, from where `store_runs` stores it.
 __device__ __forceinline__ void put_strip(accumulator* s_y, const Sums& acc, const Results& to, const Runs& runs,
                                           Strip at, Pixel corner) {
   const int h = corner.h + at.row, w = corner.w + at.number * STRIP, left = max(corner.w, 0);
   if (unsigned(h) >= unsigned(to.size[1]) || at.chunk >= to.channels) return;
-  const accumulator bias = BIAS ? widen(to.p_bias[at.chunk * to.by_bias]) : accumulator(0);
+  const accumulator bias = BIAS ? widen(to.p_bias[at.chunk * to.bias_stride]) : accumulator(0);
   accumulator* const s = s_y + runs.place(at.chunk, h - max(corner.h, 0)) - left;
 #pragma unroll
   for (int e = 0; e < STRIP; ++e)
@@ -203,7 +203,7 @@ __device__ __forceinline__ void store_runs(const accumulator* s_y, const Results
     for (int e = 0; e < SIZE; e += LANE)
       *reinterpret_cast<Vector<accumulator>*>(b_z + e) = *reinterpret_cast<const Vector<accumulator>*>(s_y + place + e);
     const bool m_whole = begin == 0 && end == SIZE;
-    if (ACTIVATION && !m_whole) {  // what lies beside a run was never written, and is not to be decided upon
+    if (ACTIVATION && !m_whole) {  // what lies beside a run was never written, and no branch may depend on it
 #pragma unroll
       for (int e = 0; e < SIZE; ++e)
         if (e < begin || e >= end) b_z[e] = 0;
@@ -223,8 +223,8 @@ __device__ __forceinline__ void store_runs(const accumulator* s_y, const Results
         const int pixel = runs.merged ? t % (runs.rows * runs.columns) : t;
         const int c = runs.merged ? t / (runs.rows * runs.columns) : plane;
         const int h = runs.low.h + row + pixel / runs.columns, w = runs.low.w + pixel % runs.columns;
-        b_residual.at[e] = to.p_residual[to.first_residual + c * to.by_residual_channel + h * to.by_residual[3] +
-                                         w * to.by_residual[4]];
+        b_residual.at[e] = to.p_residual[to.residual_first + c * to.residual_channel_stride +
+                                         h * to.residual_strides[3] + w * to.residual_strides[4]];
       }
     }
 #pragma unroll
@@ -241,17 +241,17 @@ __device__ __forceinline__ void store_runs(const accumulator* s_y, const Results
 constexpr int RESULTS = CHUNKS * TH * (TW + 2 * SIZE);  // numbers of s_y
 #endif
 
-// ---- the block's work -------------------------------------------------------------------------------------------------
+// ---- the block's work ------------------------------------------------------------------------------------------------
 
 constexpr int ITEMS = CHUNKS * TH * STRIPS, ROUNDS = ceil_div(ITEMS, THREADS);
 static_assert(!BACKWARD || MEMBERS == 1 || ROUNDS == 1, "sums over several filters stay in registers");
 
-// Every strip of the tile: sum(acc, strip, whether there is one), which all threads call, then to where it belongs.
+// Compute and store every strip of the tile. All threads call sum(acc, strip, whether there is such a strip).
 template <typename Sum>
-__device__ __forceinline__ void each_strip([[maybe_unused]] void* passage, const Results& to, Pixel corner,
+__device__ __forceinline__ void each_strip([[maybe_unused]] void* staging, const Results& to, Pixel corner,
                                            const Sum& sum) {
 #if !CHANNELS_LAST
-  accumulator* const s_y = static_cast<accumulator*>(passage);
+  accumulator* const s_y = static_cast<accumulator*>(staging);
   const Runs runs = runs_of(to, corner);
 #endif
 #pragma unroll 1
@@ -277,19 +277,19 @@ __device__ __forceinline__ void each_strip([[maybe_unused]] void* passage, const
 
 constexpr int TILE_BYTES = round_up(Source::NUMBERS * sizeof(Number), 16);
 #if CHANNELS_LAST
-constexpr int PASSAGE_BYTES = 0;
+constexpr int STAGING_BYTES = 0;
 #else  // what comes in and what goes out pass through the same place, one after the other
-constexpr int PASSAGE_BYTES = round_up(larger(Source::RAW * sizeof(TYPE), RESULTS * sizeof(accumulator)), 16);
+constexpr int STAGING_BYTES = round_up(larger(Source::RAW * sizeof(TYPE), RESULTS * sizeof(accumulator)), 16);
 #endif
 
 struct Shared {
   Source tile;
   accumulator* s_w;
-  void* passage;
+  void* staging;
 };
 
 __device__ __forceinline__ Shared shared_of(unsigned char* memory) {
   return {{reinterpret_cast<Number*>(memory)},
-          reinterpret_cast<accumulator*>(memory + TILE_BYTES + PASSAGE_BYTES),
+          reinterpret_cast<accumulator*>(memory + TILE_BYTES + STAGING_BYTES),
           memory + TILE_BYTES};
 }

@@ -12,9 +12,9 @@
 #define ACTIVATION 0
 #include "depthwise_gather.cuh"
 
-extern "C" __global__ void
-__launch_bounds__(THREADS, BLOCKS) depthwise_grad_input(
-    const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_w, TYPE* __restrict__ p_gx, const Conv a) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+depthwise_grad_input(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_w, TYPE* __restrict__ p_gx,
+                     const Conv a) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const Shared shared = shared_of(shared_memory);
 
@@ -26,13 +26,13 @@ __launch_bounds__(THREADS, BLOCKS) depthwise_grad_input(
   const auto fetch = [&, n = n](int m) {
     const long long k = wide(c) * MEMBERS + m;
     const Image gy = {p_gy, n * a.y[0] + k * a.y[1], a.y, MEMBERS * a.y[1], a.out, channels};
-    stage(shared.tile, gy, from, static_cast<TYPE*>(shared.passage));
+    stage(shared.tile, gy, from, static_cast<TYPE*>(shared.staging));
     stage_filters(shared.s_w, p_w, c, channels, m, a);
     __syncthreads();
   };
   fetch(0);
   const Results gx = {p_gx, n * a.x[0] + c * a.x[1], a.x, a.x[1], a.in, channels, nullptr, 0, nullptr, 0, a.x, 0, 0};
-  each_strip(shared.passage, gx, corner, [&](Sums& acc, Strip at, bool m_strip) {
+  each_strip(shared.staging, gx, corner, [&](Sums& acc, Strip at, bool m_strip) {
     for (int m = 0; m < MEMBERS; ++m) {
       if (m > 0) {
         __syncthreads();  // the tile before has been used

@@ -6,8 +6,8 @@
 //
 // A tile of gy and the tile of x beneath it are fetched once and serve all taps (depthwise.cuh). The sums stay in
 // registers while a block goes from tile to tile: a thread owns TAPS neighbouring taps of one filter row, for V
-// channels, and GROUPS threads with the same taps share the strips of a tile. In the end their sums are added in a fixed
-// order. No atomics, so the same inputs give the same bits.
+// channels, and GROUPS threads with the same taps share the strips of a tile. In the end their sums are added in a
+// fixed order. No atomics, so the same inputs give the same bits.
 //
 //   block   →  CHANNELS channels, filter m of each, a split of the tiles of all images; channels vary fastest
 //   thread  →  (taps, group, chunk), chunk fastest; threads beyond the last only fetch
@@ -44,7 +44,8 @@ __device__ __forceinline__ Where where(int block, const Conv& a) {
   return {block % chunks * CHANNELS, block / chunks % MEMBERS, block / chunks / MEMBERS};
 }
 
-// For the threads of group 0 the sums of the same taps over all groups, in their order. s_sums: V · THREADS numbers.
+// Add up, in the threads of group 0, the sums of the same taps over all groups, in their order. s_sums: V · THREADS
+// numbers.
 __device__ __forceinline__ void add_groups(accumulator (&sum)[V], accumulator* s_sums, int group) {
   __syncthreads();
 #pragma unroll
@@ -59,20 +60,21 @@ __device__ __forceinline__ void add_groups(accumulator (&sum)[V], accumulator* s
 
 template <typename T>
 __device__ __forceinline__ void store(T* p_gw, T* p_gb, const accumulator (&acc)[TAPS][V], const accumulator (&bias)[V],
-                                      int channels, int first_tap, long long by_channel, long long by_tap) {
+                                      int channels, int first_tap, long long channel_stride, long long tap_stride) {
 #pragma unroll
   for (int v = 0; v < V; ++v) {
     if (v >= channels) continue;
 #pragma unroll
     for (int i = 0; i < TAPS; ++i)
-      if (TAPS_W % TAPS == 0 || first_tap + i < TAPS_W) p_gw[v * by_channel + i * by_tap] = narrow<T>(acc[i][v]);
+      if (TAPS_W % TAPS == 0 || first_tap + i < TAPS_W)
+        p_gw[v * channel_stride + i * tap_stride] = narrow<T>(acc[i][v]);
     if (p_gb) p_gb[v * MEMBERS] = narrow<T>(bias[v]);
   }
 }
 
-extern "C" __global__ void
-__launch_bounds__(THREADS, BLOCKS) depthwise_grad_weight(
-    const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, void* p_gw, void* p_gb /* or null */, const Conv a) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+depthwise_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, void* p_gw, void* p_gb /* or null */,
+                      const Conv a) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const TileX s_x = {reinterpret_cast<Number*>(shared_memory)};
   const TileGy s_gy = {reinterpret_cast<Number*>(shared_memory + X_BYTES)};
@@ -85,14 +87,14 @@ __launch_bounds__(THREADS, BLOCKS) depthwise_grad_weight(
   const int r = unit / TAP_BLOCKS, first_tap = unit % TAP_BLOCKS * TAPS;
   const int group = threadIdx.x / CHUNKS % GROUPS + unit / UNITS * NO_GROUP;
 
-  const int high = ceil_div(a.out[1], TH), across = ceil_div(a.out[2], TW);
-  const long long tiles = wide(a.N) * high * across;
+  const int down = ceil_div(a.out[1], TH), across = ceil_div(a.out[2], TW);
+  const long long tiles = wide(a.N) * down * across;
   const long long begin = block.split * a.per_split, end = min(begin + a.per_split, tiles);
   accumulator acc[TAPS][V] = {}, bias[V] = {};
 #pragma unroll 1
   for (long long tile = begin; tile < end; ++tile) {
-    const long long n = tile / across / high;
-    const Pixel corner = {0, static_cast<int>(tile / across % high) * TH, static_cast<int>(tile % across) * TW};
+    const long long n = tile / across / down;
+    const Pixel corner = {0, static_cast<int>(tile / across % down) * TH, static_cast<int>(tile % across) * TW};
     const long long k = wide(block.c0) * MEMBERS + block.m;
     const Image x = {p_x, n * a.x[0] + block.c0 * a.x[1], a.x, a.x[1], a.in, channels};
     const Image gy = {p_gy, n * a.y[0] + k * a.y[1], a.y, MEMBERS * a.y[1], a.out, channels};
@@ -114,8 +116,7 @@ __launch_bounds__(THREADS, BLOCKS) depthwise_grad_weight(
 #pragma unroll
         for (int v = 0; v < V; ++v) {
 #pragma unroll
-          for (int s = 0; s < TAPS; ++s)
-            acc[s][v] = fma(b_gy[e][v], b_x[e * STRIDE_W + s * DILATION_W][v], acc[s][v]);
+          for (int s = 0; s < TAPS; ++s) acc[s][v] = fma(b_gy[e][v], b_x[e * STRIDE_W + s * DILATION_W][v], acc[s][v]);
           bias[v] += b_gy[e][v];
         }
       }

@@ -1,5 +1,5 @@
-// The phases of grad_input: the pixels of the input that stand alike to the stride, see simt_grad_input.cu for the
-// formulas.
+// The phases of grad_input: a phase has the pixels of the input that lie at one place modulo the stride. The formulas
+// are in simt_grad_input.cu.
 #include "common.cuh"
 
 struct Phase {

@@ -1,4 +1,4 @@
-// The instructions that CUDA C has no word for, each in one small function. All but copies and stores are *collective*:
+// Instructions that CUDA C has no function for, each in one small function. All but copies and stores are *collective*:
 // the 32 threads of a warp execute them together, and each holds a share (a fragment) of the matrices.
 //
 //   copy_16       16 bytes, global → shared memory, without passing through registers (cp.async; from sm_80)
@@ -50,7 +50,7 @@ template <int NEWEST>
 __device__ __forceinline__ void wait_for_groups() {}
 #endif
 
-// An assignment would do, but compilers have been seen to take it apart.
+// An assignment would do the same, but compilers have been seen to split it.
 __device__ __forceinline__ void store_16(void* to, uint4 v) {
   asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};"
                :
@@ -66,7 +66,7 @@ __device__ __forceinline__ void ldmatrix(unsigned (&r)[4], const void* row) {
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(row)));
 }
-// The same, each matrix transposed on the way: r[i] becomes the elements of its rows 2t and 2t + 1 in column g.
+// As ldmatrix, with each matrix transposed on the way: r[i] becomes the elements of its rows 2t and 2t + 1 in column g.
 __device__ __forceinline__ void ldmatrix_transposed(unsigned (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])

@@ -8,8 +8,9 @@
 // side read numbers side by side and no two collide in a bank of shared memory.
 //
 // There are two stages: while one is multiplied the numbers of the next step are already on their way into registers. A
-// step stores them into its stage, waits once for all threads, sends for the next and multiplies. One wait is enough:
-// who stores into a stage has passed the wait of the step between, which came after everybody had finished reading it.
+// step stores them into its stage, waits once for all threads, starts fetching the next and multiplies. One wait is
+// enough: a thread that stores into a stage has passed the wait of the step between, and by then all threads had
+// finished reading that stage.
 #include "common.cuh"
 
 constexpr int THREADS = (BM / TM) * (BN / TN);
@@ -27,13 +28,13 @@ struct Shared {
   Stage stage[2];
 };
 
-// Which of the `threads` × COUNT neighbours number i of thread t is.
+// The place of number i of thread t among the `threads` × COUNT neighbours.
 template <int COUNT>
 __device__ __forceinline__ constexpr int owned(int t, int threads, int i) {
   return i / LANE * threads * LANE + t * LANE + i % LANE;
 }
 
-// A thread's place in the tile: (TM rows, TN columns) number (row, column). Rows are neighbours in a warp.
+// A thread's place in the tile, counted in TM rows and TN columns. Threads of a warp are neighbours along the rows.
 __device__ __forceinline__ Tile place_in_tile(int thread) { return {thread % (BM / TM), thread / (BM / TM)}; }
 
 template <int COUNT>
@@ -58,8 +59,8 @@ __device__ __forceinline__ void multiply(accumulator (&acc)[TM][TN], const Stage
   }
 }
 
-// RUN numbers that lie `stride` apart, the first `count` of them; zeros beyond. With VECTOR they lie together, p is
-// aligned and count is a multiple of a vector, so they come 16 bytes at a time (if a run is that long).
+// Load RUN numbers that lie `stride` apart, the first `count` of them; zeros beyond. With VECTOR they lie together, p
+// is aligned and count is a multiple of a vector, so they come 16 bytes at a time (if a run is that long).
 template <int VECTOR, int RUN>
 __device__ __forceinline__ void load_run(TYPE (&b)[RUN], const TYPE* p, offset_t stride, int count) {
   constexpr int WIDTH = Vector<TYPE>::SIZE;
@@ -74,7 +75,7 @@ __device__ __forceinline__ void load_run(TYPE (&b)[RUN], const TYPE* p, offset_t
   }
 }
 
-// LANE sums, rounded once, to places `stride` apart, the first `count` of them; together where they lie together.
+// Store LANE sums, rounded once, `stride` apart, the first `count` of them; as one where they lie together.
 template <typename T>
 __device__ __forceinline__ void store_run(T* p, long long stride, int count, const accumulator* b) {
   struct alignas(sizeof(T) * LANE) Packed {

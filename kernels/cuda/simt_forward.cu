@@ -23,10 +23,10 @@ __device__ __forceinline__ Where where(int block, long long pixels, const Conv& 
   return {block / tiles, tile_of_block(block % tiles, row_blocks, column_blocks)};
 }
 
-extern "C" __global__ void
-__launch_bounds__(THREADS, BLOCKS) simt_forward(
-    const TYPE* __restrict__ p_x, const TYPE* __restrict__ p_w, const TYPE* __restrict__ p_bias,
-    const TYPE* __restrict__ p_residual, TYPE* __restrict__ p_y, const Conv a) {  // null without BIAS and RESIDUAL
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+simt_forward(const TYPE* __restrict__ p_x, const TYPE* __restrict__ p_w, const TYPE* __restrict__ p_bias,
+             const TYPE* __restrict__ p_residual, TYPE* __restrict__ p_y,
+             const Conv a) {  // null without BIAS and RESIDUAL
   const int image = a.out[0] * a.out[1] * a.out[2];
   const long long pixels = wide(a.N) * image;
 
@@ -49,8 +49,8 @@ __launch_bounds__(THREADS, BLOCKS) simt_forward(
   gather_product(acc, a, p_x, a.x, a.in, p_w, a.w[1], a.filter, a.C, x, w);
 
   // ---- bias, residual, activation; one rounding; store
-  const auto [group, tile] = where(again(blockIdx.x), pixels, a);
-  const Tile place = place_in_tile(again(threadIdx.x));
+  const auto [group, tile] = where(opaque(blockIdx.x), pixels, a);
+  const Tile place = place_in_tile(opaque(threadIdx.x));
 #pragma unroll
   for (int i = 0; i < TM; ++i) {
     const long long m = wide(tile.row) * BM + owned<TM>(place.row, BM / TM, i);

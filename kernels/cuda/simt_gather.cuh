@@ -38,7 +38,7 @@ struct Step {
   }
 };
 
-// p_x, x_strides, size: what is gathered from; w_channel: from one channel of w to the next.
+// p_x, x_strides, size: the tensor to gather from; w_channel: the stride from one channel of w to the next.
 __device__ __forceinline__ void gather_product(accumulator (&acc)[TM][TN], const Conv& a, const TYPE* __restrict__ p_x,
                                                const long long (&x_strides)[5], const int (&size)[3],
                                                const TYPE* __restrict__ p_w, long long w_channel, const int (&taps)[3],

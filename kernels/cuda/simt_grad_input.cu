@@ -35,9 +35,8 @@ __device__ __forceinline__ Where where(int block, const Conv& a) {
           tile_of_block(block % tiles, a.phase_blocks, column_blocks)};
 }
 
-extern "C" __global__ void
-__launch_bounds__(THREADS, BLOCKS) simt_grad_input(
-    const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_w, TYPE* __restrict__ p_gx, const Conv a) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+simt_grad_input(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_w, TYPE* __restrict__ p_gx, const Conv a) {
   // ---- what this thread fetches: one pixel of gy for each tap, one channel
   Gathered gy;
   Filters w;
@@ -64,8 +63,8 @@ __launch_bounds__(THREADS, BLOCKS) simt_grad_input(
   gather_product(acc, a, p_gy, a.y, a.out, p_w, a.w[0], taps, a.K, gy, w);
 
   // ---- one rounding; store
-  const auto [group, phase, tile] = where(again(blockIdx.x), a);
-  const Tile place = place_in_tile(again(threadIdx.x));
+  const auto [group, phase, tile] = where(opaque(blockIdx.x), a);
+  const Tile place = place_in_tile(opaque(threadIdx.x));
   const int image = phase.size[0] * phase.size[1] * phase.size[2];
   const long long pixels = wide(a.N) * image;
 #pragma unroll

@@ -11,34 +11,35 @@
 //   masks  →  pixels beyond the split's last, taps outside the image; filters and channels beyond the last
 //
 // A thread fetches, for one of the BK pixels of a step, always the same, a run of filters of gy and a run of channels
-// of x. Its pixel of the next step is BK further: (n, z, p, q) are carried on like the hands of a clock, by adding BK's
-// own digits and passing at most one carry from each to the next. Nothing is divided in the loop.
+// of x. Its pixel of the next step is BK further: (n, z, p, q) are counted on like the digits of a number, by adding
+// those of BK (`pixel_step`) and carrying at most one from each to the next. Nothing is divided in the loop.
 #include "simt.cuh"
 #include "sum_partials.cuh"
 
 static_assert(THREADS >= BM, "one thread for each filter sums the bias's gradient");
 
-struct Clock {
+// A pixel of the batch, as digits: image n and coordinates.
+struct PixelCounter {
   int n;
   Pixel at;
 };
 
-__device__ __forceinline__ Clock clock_of(long long pixel, const int (&size)[3]) {
+__device__ __forceinline__ PixelCounter counter_of(long long pixel, const int (&size)[3]) {
   const int image = size[0] * size[1] * size[2];
   return {static_cast<int>(pixel / image), split_pixel(pixel % image, size[1], size[2])};
 }
 
-__device__ __forceinline__ void advance(Clock& hand, const int (&by)[4], const int (&size)[3]) {
-  hand.n += by[0];
-  hand.at.d += by[1];
-  hand.at.h += by[2];
-  hand.at.w += by[3];
-  if (hand.at.w >= size[2]) hand.at.w -= size[2], ++hand.at.h;
-  if (hand.at.h >= size[1]) hand.at.h -= size[1], ++hand.at.d;
-  if (hand.at.d >= size[0]) hand.at.d -= size[0], ++hand.n;
+__device__ __forceinline__ void advance(PixelCounter& counter, const int (&step)[4], const int (&size)[3]) {
+  counter.n += step[0];
+  counter.at.d += step[1];
+  counter.at.h += step[2];
+  counter.at.w += step[3];
+  if (counter.at.w >= size[2]) counter.at.w -= size[2], ++counter.at.h;
+  if (counter.at.h >= size[1]) counter.at.h -= size[1], ++counter.at.d;
+  if (counter.at.d >= size[0]) counter.at.d -= size[0], ++counter.n;
 }
 
-// A thread's share of a tile, to row k of `tile` from column `first` on, 16 bytes at a time.
+// Store a thread's share of a tile into row k of s_tile from column `first` on, 16 bytes at a time.
 template <int RUN, int WIDTH>
 __device__ __forceinline__ void stage_run(accumulator (&s_tile)[BK][WIDTH], int k, int first, const TYPE (&b)[RUN]) {
 #pragma unroll
@@ -50,10 +51,10 @@ __device__ __forceinline__ void stage_run(accumulator (&s_tile)[BK][WIDTH], int 
   }
 }
 
-// The block's sums to p, as far as there are filters and channels.
+// Store the block's sums at p, as far as there are filters and channels.
 template <typename T>
 __device__ __forceinline__ void store_tile(T* p, const accumulator (&acc)[TM][TN], Tile place, int filters,
-                                           int channels, long long by_filter, long long by_channel) {
+                                           int channels, long long filter_stride, long long channel_stride) {
 #pragma unroll
   for (int i = 0; i < TM; ++i) {
     const int k = owned<TM>(place.row, BM / TM, i);
@@ -61,7 +62,7 @@ __device__ __forceinline__ void store_tile(T* p, const accumulator (&acc)[TM][TN
 #pragma unroll
     for (int j = 0; j < TN; j += LANE) {
       const int c = owned<TN>(place.column, BN / TN, j);
-      store_run(p + k * by_filter + c * by_channel, by_channel, channels - c, acc[i] + j);
+      store_run(p + k * filter_stride + c * channel_stride, channel_stride, channels - c, acc[i] + j);
     }
   }
 }
@@ -79,9 +80,9 @@ __device__ __forceinline__ Where where(int block, const Conv& a) {
           tile / column_blocks * BM, tile % column_blocks * BN};
 }
 
-extern "C" __global__ void
-__launch_bounds__(THREADS, BLOCKS) simt_grad_weight(
-    const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, void* p_gw, void* p_gb /* or null */, const Conv a) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+simt_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, void* p_gw, void* p_gb /* or null */,
+                 const Conv a) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
 
@@ -97,17 +98,17 @@ __launch_bounds__(THREADS, BLOCKS) simt_grad_weight(
   const int slot = threadIdx.x % BK, k_first = threadIdx.x / BK * ROW_RUN, c_first = threadIdx.x / BK * COLUMN_RUN;
   const int k = block.k0 + k_first, c = block.c0 + c_first;
   const offset_t o_gy_run = (wide(block.group) * a.K + k) * a.y[1], o_x_run = (wide(block.group) * a.C + c) * a.x[1];
-  Clock hand = clock_of(begin + slot, a.out);
+  PixelCounter counter = counter_of(begin + slot, a.out);
   offset_t ahead = end - begin - slot;  // pixels from this thread's to the split's last
 
   alignas(16) TYPE b_gy[ROW_RUN], b_x[COLUMN_RUN];
   const auto fetch = [&] {
-    const Pixel in = {hand.at.d * a.stride[0] + shift_d, hand.at.h * a.stride[1] + shift_h,
-                      hand.at.w * a.stride[2] + shift_w};
+    const Pixel in = {counter.at.d * a.stride[0] + shift_d, counter.at.h * a.stride[1] + shift_h,
+                      counter.at.w * a.stride[2] + shift_w};
     const bool m_pixel = ahead > 0, m_inside = m_pixel && inside(in, a.in);
     const int filters = m_pixel ? a.K - k : 0, channels = m_inside ? a.C - c : 0;
-    const offset_t o_gy = filters > 0 ? offset_of<offset_t>(hand.n, hand.at, a.y) + o_gy_run : 0;
-    const offset_t o_x = channels > 0 ? offset_of<offset_t>(hand.n, in, a.x) + o_x_run : 0;
+    const offset_t o_gy = filters > 0 ? offset_of<offset_t>(counter.n, counter.at, a.y) + o_gy_run : 0;
+    const offset_t o_x = channels > 0 ? offset_of<offset_t>(counter.n, in, a.x) + o_x_run : 0;
     load_run<ROW_VECTOR>(b_gy, p_gy + o_gy, a.y[1], filters);
     load_run<COLUMN_VECTOR>(b_x, p_x + o_x, a.x[1], channels);
   };
@@ -125,7 +126,7 @@ __launch_bounds__(THREADS, BLOCKS) simt_grad_weight(
     stage_run(stage.columns, slot, c_first, b_x);
     __syncthreads();
     if (left > 1) {
-      advance(hand, a.by, a.out);
+      advance(counter, a.pixel_step, a.out);
       ahead -= BK;
       fetch();
     }
@@ -135,8 +136,8 @@ __launch_bounds__(THREADS, BLOCKS) simt_grad_weight(
   }
 
   // ---- store: partial sums as they are, a single split rounded
-  const Where at = where(again(blockIdx.x), a);
-  const Tile owns = place_in_tile(again(threadIdx.x));
+  const Where at = where(opaque(blockIdx.x), a);
+  const Tile owns = place_in_tile(opaque(threadIdx.x));
   const int filters = a.K - at.k0, channels = a.C - at.c0;
   const long long o_gw = at.split * a.gw_split + offset_of(0, split_pixel(at.tap, a.filter[1], a.filter[2]), a.w) +
                          (wide(at.group) * a.K + at.k0) * a.w[0] + at.c0 * a.w[1];

@@ -7,9 +7,8 @@
 
 constexpr int SUM_THREADS = 256;
 
-extern "C" __global__ void
-__launch_bounds__(SUM_THREADS) sum_partials(
-    const void* p_partial, TYPE* p_gw, TYPE* p_gb, const Conv a) {  // gb may be null
+extern "C" __global__ void __launch_bounds__(SUM_THREADS)
+sum_partials(const void* p_partial, TYPE* p_gw, TYPE* p_gb, const Conv a) {  // gb may be null
   const long long i = wide(blockIdx.x) * SUM_THREADS + threadIdx.x;
   const long long filters = wide(a.K) * a.groups;
   const long long size = filters * a.C * a.filter[0] * a.filter[1] * a.filter[2];

@@ -15,10 +15,10 @@
 #include "epilogue.cuh"
 #include "tensor_gather.cuh"
 
-extern "C" __global__ void
-__launch_bounds__(THREADS, 1) tensor_forward(
-    const TYPE* __restrict__ p_x, const TYPE* __restrict__ p_w, const TYPE* __restrict__ p_bias,
-    const TYPE* __restrict__ p_residual, TYPE* __restrict__ p_y, const Conv a) {  // bias and residual may be null
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+tensor_forward(const TYPE* __restrict__ p_x, const TYPE* __restrict__ p_w, const TYPE* __restrict__ p_bias,
+               const TYPE* __restrict__ p_residual, TYPE* __restrict__ p_y,
+               const Conv a) {  // bias and residual may be null
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const Walk walk = {a.N,
                      {a.out[0], a.out[1], a.out[2]},
@@ -40,9 +40,13 @@ __launch_bounds__(THREADS, 1) tensor_forward(
   const offset_t group = blockIdx.x / tiles;
 
   // ---- the sum
-  const Operand x = {p_x + group * a.C * offset_t(a.x[1]), offset_t(a.x[0]), offset_t(a.x[1]),
+  const Operand x = {p_x + group * a.C * offset_t(a.x[1]),
+                     offset_t(a.x[0]),
+                     offset_t(a.x[1]),
                      {offset_t(a.x[2]), offset_t(a.x[3]), offset_t(a.x[4])}};
-  const Operand w = {p_w + group * a.K * offset_t(a.w[0]), offset_t(a.w[0]), offset_t(a.w[1]),
+  const Operand w = {p_w + group * a.K * offset_t(a.w[0]),
+                     offset_t(a.w[0]),
+                     offset_t(a.w[1]),
                      {offset_t(a.w[2]), offset_t(a.w[3]), offset_t(a.w[4])}};
   Sums acc = {};
   gather_product<ALONG>(acc, shared_memory, x, w, walk, tile.row, column, a.K, a.C, a);

@@ -3,7 +3,7 @@
 //   acc[m, n] = Σ_c-block Σ_tap Σ_c x[pixel m moved by the tap, c] · w[tap, c, n]
 //
 // where x stands for what is gathered from (x, or gy), c for the channels that are summed over and n for the columns.
-// Which pixels, taps and shifts, `Walk` says; forward and each phase of grad_input are one walk each.
+// `Walk` describes the pixels, the taps and their shifts; forward is one walk, and so is each phase of grad_input.
 //
 // Without HALO every step, one tap of one block of BK channels, copies the BM pixels that the tap meets. Any walk will
 // do, and the rows of a block are BM consecutive pixels of the flat (n, z, p, q).
@@ -15,7 +15,7 @@
 // conflicts. There are two halos, and the copy of the next may start when all taps of the one before have been
 // multiplied, STAGES − 1 steps ahead: so STAGES is at most one more than a plane of the filter has taps.
 //
-//   shared memory  →  source tiles (STAGES of BM rows, or two halos), STAGES tiles of w, a `Meeting` for each row of
+//   shared memory  →  source tiles (STAGES of BM rows, or two halos), STAGES tiles of w, a `FirstTap` for each row of
 //                     source
 //   masks          →  rows beyond the last pixel, taps outside the image, channels and columns beyond the last: zeros
 #include "tensor_tile.cuh"
@@ -39,8 +39,8 @@ struct Place {
   bool m_pixel;  // there is such a pixel
 };
 
-// Where the first tap of a row of source meets the source.
-struct Meeting {
+// The source pixel that the first tap of a row meets: its offset and its coordinates.
+struct FirstTap {
   offset_t offset;
   Pixel at;
 };
@@ -123,9 +123,9 @@ __device__ __forceinline__ void gather_product(Sums& acc, unsigned char* shared,
   constexpr int rows = BM, SOURCES = STAGES;
 #endif
   unsigned char* const right_tiles = shared + SOURCES * rows * ROW;
-  Meeting* const meetings = reinterpret_cast<Meeting*>(right_tiles + STAGES * RIGHT_BYTES);
+  FirstTap* const first_taps = reinterpret_cast<FirstTap*>(right_tiles + STAGES * RIGHT_BYTES);
 
-  // ---- where the rows of source meet it; found once, and looked up in every step
+  // ---- the first tap of every row of source; found once, and looked up in every step
   for (int row = threadIdx.x; row < rows; row += THREADS) {
 #if HALO
     const Pixel first = window_of_block(row_block, walk, a), in = split_pixel(row, halo.height, halo.width);
@@ -138,8 +138,8 @@ __device__ __forceinline__ void gather_product(Sums& acc, unsigned char* shared,
     const Pixel at = {pixel.d * walk.unit[0] + walk.base[0], pixel.h * walk.unit[1] + walk.base[1],
                       pixel.w * walk.unit[2] + walk.base[2]};
 #endif
-    meetings[row] = {n * x.row + at.d * x.axis[0] + at.h * x.axis[1] + at.w * x.axis[2],
-                     {m_pixel ? at.d : NOWHERE, at.h, at.w}};
+    first_taps[row] = {n * x.row + at.d * x.axis[0] + at.h * x.axis[1] + at.w * x.axis[2],
+                       {m_pixel ? at.d : NOWHERE, at.h, at.w}};
   }
 #if PACK > 1
   for (int chunk = threadIdx.x; chunk < STAGES * RIGHT_BYTES / 16; chunk += THREADS)
@@ -167,12 +167,12 @@ __device__ __forceinline__ void gather_product(Sums& acc, unsigned char* shared,
 #endif
     {
       const offset_t o_shift = shift.d * x.axis[0] + shift.h * x.axis[1] + shift.w * x.axis[2];
-      stage<ALONG, BK, A_VECTOR>(
-          source, rows, x.p + step.c * x.channel, channels - step.c, x.channel, [&](int row) -> offset_t {
-            const Meeting meeting = meetings[row];
-            const Pixel at = {meeting.at.d + shift.d, meeting.at.h + shift.h, meeting.at.w + shift.w};
-            return inside(at, walk.size) ? meeting.offset + o_shift : -1;
-          });
+      stage<ALONG, BK, A_VECTOR>(source, rows, x.p + step.c * x.channel, channels - step.c, x.channel,
+                                 [&](int row) -> offset_t {
+                                   const FirstTap first = first_taps[row];
+                                   const Pixel at = {first.at.d + shift.d, first.at.h + shift.h, first.at.w + shift.w};
+                                   return inside(at, walk.size) ? first.offset + o_shift : -1;
+                                 });
     }
     const TYPE* p_tap = w.p + (step.t * w.axis[0] + step.r * w.axis[1] + step.s * w.axis[2]);
     unsigned char* const right = right_tiles + i % STAGES * RIGHT_BYTES;
@@ -214,7 +214,7 @@ __device__ __forceinline__ void gather_product(Sums& acc, unsigned char* shared,
       for (int m = 0; m < MI; ++m) left_along(left[m], source, left_row[m] + shift, k);
       multiply_piece<RIGHT>(acc, left, right_tiles + i % STAGES * RIGHT_BYTES, k, [k](int c) {
         constexpr int PIECE = 2 * UNIT;  // of channels in forward, of filters in grad_input
-        return RIGHT == ALONG ? meet<16, PIECE>(c, PIECE * k) : meet<PIECE, 16>(PIECE * k, c);
+        return RIGHT == ALONG ? share_group<16, PIECE>(c, PIECE * k) : share_group<PIECE, 16>(PIECE * k, c);
       });
     }
   }

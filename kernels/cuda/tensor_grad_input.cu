@@ -16,9 +16,8 @@
 #include "phase.cuh"
 #include "tensor_gather.cuh"
 
-extern "C" __global__ void
-__launch_bounds__(THREADS, 1) tensor_grad_input(
-    const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_w, TYPE* __restrict__ p_gx, const Conv a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+tensor_grad_input(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_w, TYPE* __restrict__ p_gx, const Conv a) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
 
   // ---- which phase, which tile

@@ -11,17 +11,17 @@
 //   masks   →  pixels beyond the split's last, taps outside the image, filters and channels beyond the last: zeros
 //
 // The rows of both tiles are pixels, so the terms lie DOWN in both (tensor_tile.cuh). Where a step's pixels are in gy
-// and in x is worked out once, a step before they are copied, and written to shared memory (`Meeting`). The bias's sum
+// and in x is worked out once, a step before they are copied, and written to shared memory (`Offsets`). The bias's sum
 // is taken from the fragments of gy on their way to the tensor cores, so its terms are not cut off to TF32.
 //
-//   shared memory  →  STAGES tiles of gy, STAGES tiles of x, the meetings of two steps
+//   shared memory  →  STAGES tiles of gy, STAGES tiles of x, the offsets of two steps
 #include "sum_partials.cuh"
 #include "tensor_tile.cuh"
 
 constexpr int GY_BYTES = BK * SharedTile<DOWN, BM>::PITCH, X_BYTES = BK * SharedTile<DOWN, BN>::PITCH;  // of a tile
 
-// A pixel of gy, negative beyond the split's last; and of x, negative outside the image.
-struct Meeting {
+// The offset of a pixel in gy, negative beyond the split's last; and in x, negative outside the image.
+struct Offsets {
   offset_t gy, x;
 };
 
@@ -35,7 +35,7 @@ __device__ __forceinline__ float term<float>(unsigned word, int) {
   return __uint_as_float(word);
 }
 
-// bias[i] += what this thread's fragment of 16 rows has of row g + 8i.
+// bias[i] += the elements of row g + 8i in this thread's fragment of 16 rows.
 __device__ __forceinline__ void add_terms(float (&bias)[2], const unsigned (&a)[4]) {
 #pragma unroll
   for (int word = 0; word < 4; ++word) {
@@ -57,12 +57,12 @@ __device__ __forceinline__ void store_bias(Result* base, int filters, const floa
   }
 }
 
-extern "C" __global__ void
-__launch_bounds__(THREADS, 1) tensor_grad_weight(
-    const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, void* p_gw, void* p_gb /* or null */, const Conv a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+tensor_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, void* p_gw, void* p_gb /* or null */,
+                   const Conv a) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   unsigned char *const gy_tiles = shared_memory, *const x_tiles = shared_memory + STAGES * GY_BYTES;
-  Meeting* const meetings = reinterpret_cast<Meeting*>(x_tiles + STAGES * X_BYTES);  // [2][BK]
+  Offsets* const offsets = reinterpret_cast<Offsets*>(x_tiles + STAGES * X_BYTES);  // [2][BK]
 
   // ---- which split, group, tap, tile; tiles vary fastest, then taps: they share gy and x in the L2 cache
   const int column_blocks = ceil_div(a.C, BN), tiles = ceil_div(a.K, BM) * column_blocks;
@@ -85,8 +85,8 @@ __launch_bounds__(THREADS, 1) tensor_grad_weight(
       const Pixel out = split_pixel(pixel % image, a.out[1], a.out[2]);
       const Pixel in = {out.d * a.stride[0] + shift.d, out.h * a.stride[1] + shift.h, out.w * a.stride[2] + shift.w};
       const bool m_pixel = pixel < end;
-      meetings[i % 2 * BK + row] = {m_pixel ? offset_of<offset_t>(n, out, a.y) : -1,
-                                    m_pixel && inside(in, a.in) ? offset_of<offset_t>(n, in, a.x) : -1};
+      offsets[i % 2 * BK + row] = {m_pixel ? offset_of<offset_t>(n, out, a.y) : -1,
+                                   m_pixel && inside(in, a.in) ? offset_of<offset_t>(n, in, a.x) : -1};
     }
   };
 
@@ -95,7 +95,7 @@ __launch_bounds__(THREADS, 1) tensor_grad_weight(
   const TYPE* const p_gy_tile = p_gy + (group * a.K + k0) * y_k;
   const TYPE* const p_x_tile = p_x + (group * a.C + c0) * x_c;
   const auto start_copying = [&](int i) {
-    const Meeting* const step = meetings + i % 2 * BK;
+    const Offsets* const step = offsets + i % 2 * BK;
     stage<DOWN, BM, A_VECTOR>(gy_tiles + i % STAGES * GY_BYTES, BK, p_gy_tile, a.K - k0, y_k,
                               [&](int row) { return step[row].gy; });
     stage<DOWN, BN, B_VECTOR>(x_tiles + i % STAGES * X_BYTES, BK, p_x_tile, a.C - c0, x_c,
@@ -126,7 +126,7 @@ __launch_bounds__(THREADS, 1) tensor_grad_weight(
 #pragma unroll
       for (int m = 0; m < MI; ++m) left_down(left[m], gy_tiles + i % STAGES * GY_BYTES, warp_row() + 16 * m, k);
       multiply_piece<DOWN>(acc, left, x_tiles + i % STAGES * X_BYTES, k,
-                           [](int c) { return meet<WM, 16>(warp_row(), c); });
+                           [](int c) { return share_group<WM, 16>(warp_row(), c); });
       if (sums_bias) {
 #pragma unroll
         for (int m = 0; m < MI; ++m) add_terms(bias[m], left[m]);
@@ -139,14 +139,13 @@ __launch_bounds__(THREADS, 1) tensor_grad_weight(
   // ---- store: partial sums as they are, a single split rounded
   offset_t* const o_row = reinterpret_cast<offset_t*>(shared_memory + SLABS);  // [BM], negative beyond the last filter
   for (int row = threadIdx.x; row < BM; row += THREADS)
-    o_row[row] = k0 + row < a.K
-                     ? (group * a.K + k0 + row) * offset_t(a.w[0]) - first_channel(row) * offset_t(a.w[1])
-                     : -1;
+    o_row[row] =
+        k0 + row < a.K ? (group * a.K + k0 + row) * offset_t(a.w[0]) - first_channel(row) * offset_t(a.w[1]) : -1;
   __syncthreads();
   const offset_t o_tile = split * offset_t(a.gw_split) + offset_of<offset_t>(0, at_tap, a.w) + c0 * offset_t(a.w[1]);
   const offset_t o_bias = split * offset_t(a.gb_split) + group * a.K + k0;
   const auto finish = [](float*, int, int) {};
-  const auto m_group = [](int row, int column) { return meet<1, 1>(row, column); };
+  const auto m_group = [](int row, int column) { return share_group<1, 1>(row, column); };
   if (a.splits > 1) {
     store<Y_VECTOR>(acc, shared_memory, static_cast<float*>(p_gw) + o_tile, o_row, a.C - c0, offset_t(a.w[1]), finish,
                     m_group);

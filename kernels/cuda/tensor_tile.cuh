@@ -10,15 +10,15 @@
 // copied in chunks of 16 bytes; a tile whose terms lie DOWN is transposed while it is taken into registers.
 //
 // Banks. Shared memory serves 8 chunks at once if they lie in different places modulo 128 bytes. ldmatrix takes the
-// same chunk of 8 consecutive rows, so chunk c of row r is put where chunk c ^ (r mod 8) would be: all different
-// (`SharedTile::place`). ldmatrix cannot transpose floats: where they lie DOWN a warp takes words, 8 neighbours of 4
-// consecutive rows at once. There rows are 32 bytes longer than what they hold, so that the words lie in different
-// banks.
+// same chunk of 8 consecutive rows, so chunk c of row r is put where chunk c ^ (r mod 8) would be (a swizzle): all
+// different (`SharedTile::place`). ldmatrix cannot transpose floats: where they lie DOWN a warp takes words, 8
+// neighbours of 4 consecutive rows at once. There rows are 32 bytes longer than what they hold, so that the words lie
+// in different banks.
 //
-// Groups of few channels are packed: PACK of them, of GROUP_C channels and GROUP_K filters each, count as one group that
-// fits a tile, whose weights are blocks along a diagonal with zeros beside them. Blocks of 16 columns × 32 bytes of terms
-// in which no channel has a filter of its group are skipped (`meet`). In the others zeros are multiplied: there a value
-// that is not finite makes NaN of what belongs to neighbouring groups.
+// Groups of few channels are packed: PACK of them, of GROUP_C channels and GROUP_K filters each, count as one group
+// that fits a tile, whose weights are blocks along a diagonal with zeros beside them. Blocks of 16 columns × 32 bytes
+// of terms in which no channel has a filter of its group are skipped (`share_group`). In the others zeros are
+// multiplied: there a value that is not finite makes NaN of what belongs to neighbouring groups.
 #include "common.cuh"
 #include "ptx.cuh"
 
@@ -34,17 +34,17 @@ typedef float Sums[MI][NI][4];
 enum Terms { ALONG, DOWN };
 
 #if PACK > 1
-// The first of the channels of filter k's group; and whether of FILTERS filters from k on and CHANNELS channels from c on
-// some belong to the same group. All counted within the pack.
+// The first of the channels of filter k's group; and whether of FILTERS filters from k on and CHANNELS channels from c
+// on some belong to the same group. All counted within the pack.
 __device__ __forceinline__ constexpr int first_channel(int k) { return k / GROUP_K * GROUP_C; }
 template <int FILTERS, int CHANNELS>
-__device__ __forceinline__ constexpr bool meet(int k, int c) {
+__device__ __forceinline__ constexpr bool share_group(int k, int c) {
   return first_channel(k) < c + CHANNELS && c < first_channel(k + FILTERS - 1) + GROUP_C;
 }
 #else
 __device__ __forceinline__ constexpr int first_channel(int) { return 0; }
 template <int FILTERS, int CHANNELS>
-__device__ __forceinline__ constexpr bool meet(int, int) {
+__device__ __forceinline__ constexpr bool share_group(int, int) {
   return true;
 }
 #endif
@@ -54,7 +54,7 @@ __device__ __forceinline__ constexpr bool meet(int, int) {
 template <Terms TERMS, int WIDTH>  // WIDTH: elements of a row
 struct SharedTile {
   static constexpr int CHUNKS = WIDTH / UNIT;
-  static constexpr int NEAR = CHUNKS < 8 ? CHUNKS : 8;  // chunks that change places with each other
+  static constexpr int SWIZZLED = CHUNKS < 8 ? CHUNKS : 8;  // chunks that are swizzled with each other
   static constexpr bool BY_WORD = TERMS == DOWN && sizeof(TYPE) == 4;
   static constexpr int PITCH = 16 * CHUNKS + (BY_WORD ? 32 : 0);  // bytes from one row to the next
   static_assert(CHUNKS >= 2 && (CHUNKS & (CHUNKS - 1)) == 0, "a row is two, four, eight, ... chunks");
@@ -62,7 +62,7 @@ struct SharedTile {
   // Where chunk `chunk` of row `row` is, in bytes. Rows shorter than 128 bytes share a line of banks and change places
   // together.
   __device__ __forceinline__ static int place(int row, int chunk) {
-    return row * PITCH + 16 * (BY_WORD ? chunk : chunk ^ (row / (8 / NEAR) % NEAR));
+    return row * PITCH + 16 * (BY_WORD ? chunk : chunk ^ (row / (8 / SWIZZLED) % SWIZZLED));
   }
   // The 4 bytes at (row, column), as a register of a fragment.
   __device__ __forceinline__ static unsigned word(const unsigned char* tile, int row, int column) {
@@ -89,7 +89,7 @@ __device__ __forceinline__ void stage(unsigned char* tile, int rows, const TYPE*
     const int left = offset < 0 ? 0 : columns - chunk * UNIT;
     unsigned char* to = tile + Tiling::place(row, chunk);
     if constexpr (VECTOR) {
-      copy_16(to, base + (left > 0 ? offset + chunk * UNIT : 0), left > 0);  // the address is to be a good one even so
+      copy_16(to, base + (left > 0 ? offset + chunk * UNIT : 0), left > 0);  // the address must be valid even so
     } else {
       Vector<TYPE> values;
 #pragma unroll
@@ -129,7 +129,7 @@ __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
 __device__ __forceinline__ int warp_row() { return threadIdx.x / 32 / WARPS_N * WM; }
 __device__ __forceinline__ int warp_column() { return threadIdx.x / 32 % WARPS_N * WN; }
 
-// Of the left operand, 16 rows. `row`: the one whose address this lane gives, the (lane % 16)-th.
+// A fragment of the left operand, 16 rows. `row`: the one whose address this lane gives, the (lane % 16)-th.
 __device__ __forceinline__ void left_along(unsigned (&a)[4], const unsigned char* tile, int row, int k) {
   ldmatrix(a, tile + SharedTile<ALONG, BK>::place(row, 2 * k + lane() / 16));
 }
@@ -146,7 +146,7 @@ __device__ __forceinline__ void left_down(unsigned (&a)[4], const unsigned char*
     a[3] = Tiling::word(tile, term + 4, g + 8);
   }
 }
-// Of the right operand, 16 columns: b[0], b[1] of the first eight, b[2], b[3] of the others.
+// Fragments of the right operand, 16 columns: b[0], b[1] of the first eight, b[2], b[3] of the others.
 __device__ __forceinline__ void right_along(unsigned (&b)[4], const unsigned char* tile, int column, int k) {
   const int row = column + lane() % 8 + lane() / 16 * 8;
   ldmatrix(b, tile + SharedTile<ALONG, BK>::place(row, 2 * k + lane() / 8 % 2));
@@ -164,14 +164,14 @@ __device__ __forceinline__ void right_down(unsigned (&b)[4], const unsigned char
   }
 }
 
-// acc += one piece of 32 bytes of terms: the left fragments times those of the right tile, of which 16 columns from c on
-// are left out unless meets(c).
-template <Terms RIGHT, typename Meets>
+// acc += one piece of 32 bytes of terms: the left fragments times those of the right tile, of which 16 columns from c
+// on are left out unless wanted(c).
+template <Terms RIGHT, typename Wanted>
 __device__ __forceinline__ void multiply_piece(Sums& acc, const unsigned (&a)[MI][4], const unsigned char* right, int k,
-                                               Meets meets) {
+                                               Wanted wanted) {
 #pragma unroll
   for (int pair = 0; pair < NI / 2; ++pair) {
-    if (!meets(warp_column() + 16 * pair)) continue;
+    if (!wanted(warp_column() + 16 * pair)) continue;
     unsigned b[4];
     if constexpr (RIGHT == ALONG) {
       right_along(b, right, warp_column() + 16 * pair, k);
@@ -199,15 +199,15 @@ __device__ __forceinline__ void add(float* values, const TYPE* p) {
   for (int e = 0; e < EACH; ++e) values[e] += widen(run.at[e]);
 }
 
-// All that a tile has.
+// A mask that keeps every element of a tile.
 struct Everything {
   __device__ __forceinline__ constexpr bool operator()(int, int) const { return true; }
 };
 
-// Store the block's sums, (row, column) at base + to[row] + column · step, where to[row] is not negative, column is below
-// `columns` and m_there(row, column). Sums leave registers 16 rows of a warp at a time, through the warp's own slab of shared memory, so
-// that a thread holds neighbours. VECTOR: 16 bytes of one row; otherwise one element, and neighbouring threads have
-// neighbouring rows. finish(values, row, column) may change them before they are rounded.
+// Store the block's sums, (row, column) at base + to[row] + column · step, where to[row] is not negative, column is
+// below `columns` and m_there(row, column). Sums leave registers 16 rows of a warp at a time, through the warp's own
+// slab of shared memory, so that a thread holds neighbours. VECTOR: 16 bytes of one row; otherwise one element, and
+// neighbouring threads have neighbouring rows. finish(values, row, column) may change them before they are rounded.
 template <bool VECTOR, typename Result, typename Finish, typename There = Everything>
 __device__ __forceinline__ void store(const Sums& acc, unsigned char* slabs, Result* base, const offset_t* to,
                                       int columns, offset_t step, Finish finish, There m_there = {}) {

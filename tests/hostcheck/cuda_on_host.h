@@ -1,9 +1,9 @@
-// CUDA C on the CPU: what a .cu file of ours needs of CUDA, so that g++ compiles its very text.
+// CUDA C on the CPU: the part of CUDA that the kernels need, so that g++ compiles their very text.
 //
 // A CUDA thread is a fiber (fibers.cpp): it runs until it waits for others, at __syncthreads or at an instruction of a
 // warp, and then the next one runs. The blocks of a launch run one after the other. Everything happens on one thread of
-// the operating system, so the order is known and can be chosen; the thread sanitizer is told of fibers and waits, and
-// reports what would be a race on a GPU.
+// the operating system, so the order is known and can be chosen. The fibers and their waits are announced to the thread
+// sanitizer, which reports what would be a race on a GPU.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -48,8 +48,8 @@ namespace host {
 void sync_block();
 void sync_warp(unsigned mask);  // until all lanes in the mask have come
 unsigned lane();
-// 32 lanes × 8 words, for the lanes of this thread's warp to show each other values: others until the next wait of the
-// warp, so that who is early at the next instruction disturbs nobody who still reads.
+// 32 lanes × 8 words, in which the lanes of this thread's warp exchange values. The next wait of the warp gives other
+// ones, so that a lane that is early at the next instruction overwrites nothing that another still reads.
 uint64_t* warp_slots();
 [[noreturn]] void fail(const char* what);
 
@@ -83,7 +83,7 @@ void launch_with(void (*kernel)(A...), unsigned grid, unsigned block, unsigned s
 
 }  // namespace host
 
-// The door by which the harness finds a kernel.
+// The function by which the harness calls a kernel.
 #define HOST_KERNEL(name)                                                                                              \
   extern "C" __attribute__((visibility("default"))) void launch_##name(unsigned grid, unsigned block, unsigned shared, \
                                                                        void** parameters, unsigned order) {            \

@@ -1,5 +1,5 @@
-// The fibers behind cuda_on_host.h: which thread of a block runs when. Compiled without any sanitizer, but telling them
-// of every switch of stacks and every wait.
+// The fibers behind cuda_on_host.h: which thread of a block runs when. Compiled without any sanitizer, but it announces
+// every switch of stacks and every wait to them.
 #include "cuda_on_host.h"
 
 #include <algorithm>
@@ -56,11 +56,11 @@ uint3 index_of(unsigned thread) {
   return {thread % blockDim.x, thread / blockDim.x % blockDim.y, thread / (blockDim.x * blockDim.y)};
 }
 
-// ---- what the sanitizers are told -----------------------------------------------------------------------------------
+// ---- announcements to the sanitizers --------------------------------------------------------------------------------
 
 // Each wait of a block, and each of a warp, is an object that all release when they come and acquire when they go. Two
-// that follow each other must not be the same one, for then whoever comes early to the second would release to the
-// first.
+// that follow each other must not be the same one, for then a thread that comes early to the second would release to
+// the first.
 [[maybe_unused]] char block_waits[2], warp_waits[32][4], start_of_block, end_of_block;
 unsigned block_wait, warp_wait[32];
 

@@ -42,7 +42,7 @@ MODES = {
     "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"],
     "thread": ["-O1", "-fsanitize=thread"],
 }
-_TOLD = {"fast": [], "address": ["-DWITH_ADDRESS_SANITIZER"], "thread": ["-DWITH_THREAD_SANITIZER"]}
+_DEFINES = {"fast": [], "address": ["-DWITH_ADDRESS_SANITIZER"], "thread": ["-DWITH_THREAD_SANITIZER"]}
 # -ffp-contract=off: only what the kernel says is fused, so that every mode gives the same bits. -fno-thread-jumps: a
 # barrier stays one barrier, whatever the compiler knows of the threads that come to it.
 FLAGS = ["-std=c++20", "-g1", "-fPIC", "-ffp-contract=off", "-fno-thread-jumps"]
@@ -53,32 +53,32 @@ FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{HERE}"]
 
 
 def unit(text: str, options: tuple[str, ...]) -> str:
-    """A kernel's text as g++ is given it: the built-ins and the options before it, a door to each kernel behind."""
-    names = re.findall(r'extern "C" __global__ void\s__launch_bounds__\([^)]*\) (\w+)\(', text)
-    doors = "\n".join(f"HOST_KERNEL({name})" for name in names)
-    # Options given to the compiler itself would keep it from using the header that it has read already.
+    """The text for g++: the built-ins and the options, the kernel's text, and a function that calls each kernel."""
+    names = re.findall(r'extern "C" __global__ void __launch_bounds__\([^)]*\)\s(\w+)\(', text)
+    callers = "\n".join(f"HOST_KERNEL({name})" for name in names)
+    # As -D options of the compiler they would keep it from using the precompiled header.
     macros = "\n".join(f"#define {option.removeprefix('-D').replace('=', ' ', 1)}" for option in options)
-    return f'#include "cuda_on_host.h"\n{macros}\n{text}\n{doors}\n'
+    return f'#include "cuda_on_host.h"\n{macros}\n{text}\n{callers}\n'
 
 
 def build(text: str, options: tuple[str, ...], mode: str) -> Path:
     """A shared library of the kernels in `text`, or for a sanitizer a program that replays launches of them."""
     product = ["-shared"] if mode == "fast" else ["-rdynamic", str(HERE / "replay.cpp"), "-ldl"]
-    flags = (f"-I{_read_header(mode)}", *FLAGS, *MODES[mode])
+    flags = (f"-I{_precompiled_header(mode)}", *FLAGS, *MODES[mode])
     return compiled(unit(text, options), flags, (str(_fibers(mode)), *product))
 
 
 @functools.cache
 def _fibers(mode: str) -> Path:
-    return compiled((HERE / "fibers.cpp").read_text(), (*FLAGS, "-O2", *_TOLD[mode]), ("-c",))
+    return compiled((HERE / "fibers.cpp").read_text(), (*FLAGS, "-O2", *_DEFINES[mode]), ("-c",))
 
 
 @functools.cache
-def _read_header(mode: str) -> Path:
-    """A folder with cuda_on_host.h as the compiler keeps it when it has read it, which takes as long as a kernel."""
+def _precompiled_header(mode: str) -> Path:
+    """A folder with the precompiled cuda_on_host.h: to read it takes the compiler as long as a kernel does."""
     text = (HERE / "cuda_on_host.h").read_text()
     made = compiled(text, (*FLAGS, *MODES[mode], "-w"), (), "c++-header")
-    folder = made.with_suffix(".read")
+    folder = made.with_suffix(".precompiled")
     folder.mkdir(exist_ok=True)
     with contextlib.suppress(FileExistsError):
         (folder / "cuda_on_host.h.gch").hardlink_to(made)
@@ -86,7 +86,7 @@ def _read_header(mode: str) -> Path:
 
 
 def compiled(text: str, flags: tuple[str, ...], rest: tuple[str, ...], language: str = "c++") -> Path:
-    """What the compiler makes of this text with these flags, if it was not made before. Safe among processes."""
+    """The compiler's result for this text and these flags, made at most once. Safe among processes."""
     folder = Path(tempfile.gettempdir()) / f"gpuconv-hostcheck-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
@@ -153,8 +153,8 @@ class HostRuntime:
 class HostChecked(CudaBackend):
     """The backend, with CPU tensors computed by the host check.
 
-    There each problem takes one of the tiles that it could take on a GPU, another for each problem, so that all are
-    used; and its pixels are split although they are few.
+    Each problem takes one of the tiles that it could take on a GPU, another for each problem, so that all are used; its
+    pixels are split although they are few.
     """
 
     def __init__(self) -> None:
@@ -188,7 +188,7 @@ def compute(
     runtime: HostRuntime | None = None,
     tf32: bool = False,
 ) -> tuple[torch.Tensor, ...]:
-    """What the kernel with this tile makes of `problems.tensors`; of grad_weight the bias's gradient too."""
+    """The result of the kernel with this tile for `problems.tensors`; for grad_weight with the bias's gradient."""
     backend = HostChecked()
     backend.runtimes["cpu"] = runtime or HostRuntime()
     x, w, gy, residual = (given[name] for name in ("input", "weight", "grad_output", "residual"))
@@ -266,7 +266,7 @@ def _memory(t: torch.Tensor | None) -> bytes | None:
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """What came of running a record again: the tensors' memory, and what the sanitizer said if it stopped the run."""
+    """The outcome of running a record again: the tensors' memory, and the sanitizer's report if it stopped the run."""
 
     after: tuple[bytes | None, ...]
     complaint: str

@@ -1,5 +1,6 @@
-// What kernels/cuda/ptx.cuh offers, in plain C++ for the host check. A warp's threads are fibers: for a collective each
-// puts its share into its warp's slots (eight 64-bit words a lane), all meet, and each takes what it needs.
+// The instructions of kernels/cuda/ptx.cuh in plain C++, for the host check. A warp's threads are fibers: for a
+// collective each puts its share into its warp's slots (eight 64-bit words a lane), all meet, and each takes what it
+// needs.
 //
 // Stricter than the hardware on purpose:
 // - a copy is made as late as the rules allow, at the wait for its group, and until then the destination holds NaN:
@@ -29,7 +30,7 @@ inline Copies& copies() {
   static Copies of_thread[1024];
   return of_thread[(threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x];
 }
-// Says whether some thread's copy to these 16 bytes of shared memory is under way, and from now on it is, or is not.
+// Whether some thread's copy to these 16 bytes of shared memory is under way; and set whether it is from `now` on.
 __attribute__((noinline, no_sanitize_thread)) inline bool under_way(const void* to, bool now) {
   static bool flags[1 << 14];
   bool& flag = flags[((const unsigned char*)to - shared_memory) / 16];

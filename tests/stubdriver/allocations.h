@@ -1,4 +1,4 @@
-/* Which memory is whose: a GPU's lies in the host's. */
+/* The memory of each GPU, which lies in the host's. */
 #include <pthread.h>
 #include <stddef.h>
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-/* What a driver reads of a cubin: whom it was compiled for, and of each kernel its parameters, registers, shared memory
+/* A reader of cubins, as a driver has it: the architecture, and of each kernel its parameters, registers, shared memory
  * and the block that it was compiled for. An ELF file of 64 bits; attributes are in the sections .nv.info and .nv.info.NAME
  * (cuobjdump -elf prints them). */
 #include <elf.h>

@@ -1,7 +1,7 @@
 """Every family's launches against the stub of the driver: by JITFunction.run, and by the short way of `Launch`.
 
 Run by tests/stubdriver/test_driver.py in a process of its own (`stubdriver.environment(…, "90,80", runtime=False)`),
-where torch.cuda is never asked: tensors lie on the CPU and pass for the GPU's. The emulator executes what is launched.
+where torch.cuda is never called: tensors lie on the CPU and pass for the GPU's. The emulator executes what is launched.
 Prints one line of JSON for each launch, with the error of what it had a part in, as a fraction of its bound.
 """
 
@@ -123,7 +123,7 @@ Judged = tuple[torch.Tensor, reference.Exact, bool]  # a result, what it is to b
 
 
 def runs(gpu: Gpu, family: str, problem: ConvProblem) -> Iterator[tuple[str, Callable[[Call], list[Judged]]]]:
-    """What computes the problem in every direction, by the smallest tiles."""
+    """The functions that compute the problem in every direction, with the smallest tiles."""
     t = random_tensors(problem, family, problem.dtype, layout=LAYOUT_NAMES[problem.memory_format])
     if problem is FAR:
         t |= {
@@ -179,7 +179,7 @@ def activations(gpu: Gpu) -> Iterator[tuple[str, Callable[[Call], list[Judged]]]
 
 
 def driven(run: Callable[[Call], list[Judged]], scratch: Scratch, mistake: Call | None = None) -> list[dict[str, Any]]:
-    """What came of each launch of `run`, and how wrong what they computed is."""
+    """The outcome of each launch of `run`, and the error of what they computed."""
     found: list[dict[str, Any]] = []
     judged = run(lambda launch, *tensors: found.append(compared(launch, tensors, scratch, mistake)))
     error = max(worst_violation(got, exact, tf32=tf32)[0] for got, exact, tf32 in judged)

@@ -85,7 +85,7 @@ def instances() -> Iterator[Instance]:
 
 
 class Noted(CupyRuntime):
-    """The runtime, which also notes what it is asked to launch."""
+    """The runtime, which also records its launches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def judged(problem: ConvProblem, direction: Direction, run: Callable[..., Any]) 
 
 
 def every_family() -> dict[str, Any]:
-    """What reached the driver of every launch, beside what was to reach it, and how wrong its values are."""
+    """Each launch as it reached the driver, beside what was expected, with the error of its values."""
     backend, runtime, stream = CudaBackend(), Noted(), torch.cuda.Stream()
     backend.runtimes["cuda"] = runtime
     families, errors = [], []
@@ -165,7 +165,7 @@ class Mistaken(CupyRuntime):
 
 
 def with_mistakes() -> dict[str, Any]:
-    """What is computed, or said, if a launch is not as it is to be."""
+    """The outcome of launches with a mistake in them: a wrong result, or an error."""
     found: dict[str, Any] = {}
     for mistake in ("a block too few", "two tensors swapped"):
         backend = CudaBackend()
@@ -199,7 +199,7 @@ def shared_memory() -> dict[str, Any]:
 
 
 def in_threads() -> dict[str, Any]:
-    """The same kernel in eight threads at once, of which none has asked the runtime for anything."""
+    """The same kernel in eight threads at once, none of which has called the runtime before."""
     runtime, launch = CupyRuntime(), forward(NARROW, BLOCK)
     tensors, contexts, failures = tensors_of(NARROW), [], []
     loaded, start = stubdriver.driver().stub_modules_loaded(), threading.Barrier(8)
@@ -244,7 +244,7 @@ def after_clear_memo() -> dict[str, Any]:
 
 
 def while_capturing() -> dict[str, Any]:
-    """A kernel that is loaded goes into a graph; one that is not says so before the driver is asked."""
+    """A kernel that is loaded goes into a graph; one that is not raises an error before the driver is called."""
     runtime, device, graph = CupyRuntime(), torch.device("cuda"), torch.cuda.CUDAGraph()
     tensors, unseen = tensors_of(NARROW), tensors_of(UNSEEN)
     runtime.launch(forward(NARROW, BLOCK), device, tensors)

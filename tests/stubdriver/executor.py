@@ -49,7 +49,7 @@ _numbers = itertools.count()  # of all executors together: a graph of another on
 
 
 class Prepared(NamedTuple):
-    """A launch as the emulator takes it."""
+    """A launch in the form that the emulator takes."""
 
     program: Any
     grid: tuple[int, ...]
@@ -91,7 +91,7 @@ class Executor:
     # ---- what the driver calls ----
 
     def _prepare(self, launched: Any, image: int, size: int, parameters: Any, number: Any) -> int:
-        return _told(lambda: self._note(launched.contents, ctypes.string_at(image, size), parameters, number))
+        return _status_of(lambda: self._note(launched.contents, ctypes.string_at(image, size), parameters, number))
 
     def _perform(self, number: int, keep: int) -> int:
         def perform() -> None:
@@ -103,7 +103,7 @@ class Executor:
                 )  # fmt: skip
                 self.counters.append(counted)
 
-        return _told(perform)
+        return _status_of(perform)
 
     def _assemble(self, ptx: bytes, capability: int) -> int | None:
         """The address of the cubin of this PTX. It stays: whoever loads it copies it."""
@@ -173,8 +173,8 @@ def share_core(cache: Path) -> None:
     (cache / "emulator").symlink_to(cache_folder() / "emulator", target_is_directory=True)
 
 
-def _told(run: Callable[[], None]) -> int:
-    """Whether it went well, as the driver says it: 0, or an error whose words the driver keeps."""
+def _status_of(run: Callable[[], None]) -> int:
+    """Execute a launch. 0, or the driver's number of an error, whose message the driver keeps."""
     try:
         run()
     except emulator.EmulationError as error:
@@ -193,13 +193,13 @@ def _value(raw: bytes, kind: str) -> int | float | bytes:
 
 
 class _Allocations:
-    """What pointers may point into, as it is now: the stub's allocations, or the tensors that PyTorch made in them."""
+    """The memory that pointers may point into now: the stub's allocations, or the tensors that PyTorch made in them."""
 
     def __init__(self) -> None:
         self._blocks: list[tuple[int, int]] | None = None
 
     def around(self, pointer: int) -> tuple[int, int]:
-        """Address and bytes of the allocation that it points into; (0, 0): it points into none."""
+        """Address and bytes of the allocation that a pointer points into; (0, 0) if there is none."""
         at, size = ctypes.c_void_p(), ctypes.c_size_t()
         if not stubdriver.driver().stub_allocation(ctypes.c_void_p(pointer), ctypes.byref(at), ctypes.byref(size)):
             return 0, 0

@@ -1,4 +1,4 @@
-/* What a stream that is captured would have done, in order: it is done whenever the graph is launched. */
+/* The work of a captured stream, in order; it is done whenever the graph is launched. */
 #include <cuda.h>
 #include <stdlib.h>
 #include <string.h>

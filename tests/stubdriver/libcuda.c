@@ -31,7 +31,7 @@ typedef struct Function Function;
 typedef struct { Context *context; void *image; Function *functions; } Module;
 struct Function { Module *module; Kernel kernel; int dynamic_allowed; Function *next; };
 
-typedef struct {                                        /* what a test is shown of a launch */
+typedef struct {                                        /* a launch as a test sees it */
     char name[128];
     int device, thread;                                 /* threads are counted in the order of their first launch */
     uint32_t grid[3], block[3], cluster[3], shared, attributes;
@@ -53,7 +53,7 @@ static _Thread_local int thread = -1;
 static char refusal[960] = "";                          /* Triton puts it into 1024 bytes */
 static CUresult failed = CUDA_SUCCESS;                  /* the last error of a launch's execution */
 
-/* ---- what a test asks and tells ---- */
+/* ---- functions for tests ---- */
 
 int stub_launches(void) { return launched; }
 const Launched *stub_launch(int i) { return &launches[i]; }

@@ -23,7 +23,7 @@ static long kernels = 0;                                /* of PyTorch's own, lau
 long stub_runtime_kernels(void) { return kernels; }
 
 static cudaError_t remember(cudaError_t e) { if (e) last = e; return e; }
-static cudaError_t told(CUresult e) { return remember((cudaError_t)e); }  /* the numbers are the same */
+static cudaError_t runtime_error(CUresult e) { return remember((cudaError_t)e); }  /* the numbers are the same */
 #define OK return cudaSuccess
 
 /* What every call does that needs a context: the first in a thread makes the primary one of its device current. */
@@ -32,7 +32,7 @@ static cudaError_t initialise(void) {
     cuCtxGetCurrent(&context);
     if (context) OK;
     CUresult e = cuDevicePrimaryCtxRetain(&context, device);
-    return told(e ? e : cuCtxSetCurrent(context));
+    return runtime_error(e ? e : cuCtxSetCurrent(context));
 }
 #define NEEDS_CONTEXT do { cudaError_t e_ = initialise(); if (e_) return e_; } while (0)
 
@@ -44,9 +44,9 @@ cudaError_t cudaSetDevice(int d) {
     if (!stub_capability(d)) return remember(cudaErrorInvalidDevice);
     CUcontext context;
     cuDevicePrimaryCtxRetain(&context, device = d);
-    return told(cuCtxSetCurrent(context));
+    return runtime_error(cuCtxSetCurrent(context));
 }
-cudaError_t cudaDriverGetVersion(int *v) { return told(cuDriverGetVersion(v)); }
+cudaError_t cudaDriverGetVersion(int *v) { return runtime_error(cuDriverGetVersion(v)); }
 cudaError_t cudaRuntimeGetVersion(int *v) { *v = CUDART_VERSION; OK; }
 cudaError_t cudaDeviceCanAccessPeer(int *can, int a, int b) { *can = 0; OK; }
 cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) { *least = 0; *greatest = -5; OK; }
@@ -99,8 +99,8 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char *s, void **f, unsigned v
 
 /* ---- memory ---- */
 
-cudaError_t cudaMalloc(void **p, size_t n) { NEEDS_CONTEXT; return told(cuMemAlloc((CUdeviceptr *)p, n)); }
-cudaError_t cudaFree(void *p) { NEEDS_CONTEXT; return told(cuMemFree((CUdeviceptr)p)); }
+cudaError_t cudaMalloc(void **p, size_t n) { NEEDS_CONTEXT; return runtime_error(cuMemAlloc((CUdeviceptr *)p, n)); }
+cudaError_t cudaFree(void *p) { NEEDS_CONTEXT; return runtime_error(cuMemFree((CUdeviceptr)p)); }
 cudaError_t cudaHostAlloc(void **p, size_t n, unsigned flags) { *p = malloc(n); OK; }
 cudaError_t cudaFreeHost(void *p) { free(p); OK; }
 cudaError_t cudaMemGetInfo(size_t *free, size_t *total) { *free = 79ull << 30; *total = 80ull << 30; OK; }
@@ -139,10 +139,10 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *n, const
 
 /* ---- streams and events ---- */
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags) { NEEDS_CONTEXT; return told(cuStreamCreate(s, flags)); }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags) { NEEDS_CONTEXT; return runtime_error(cuStreamCreate(s, flags)); }
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned flags, int priority) { return cudaStreamCreateWithFlags(s, flags); }
 cudaError_t cudaStreamCreate(cudaStream_t *s) { return cudaStreamCreateWithFlags(s, 0); }
-cudaError_t cudaStreamDestroy(cudaStream_t s) { return told(cuStreamDestroy(s)); }
+cudaError_t cudaStreamDestroy(cudaStream_t s) { return runtime_error(cuStreamDestroy(s)); }
 cudaError_t cudaStreamGetPriority(cudaStream_t s, int *priority) { *priority = 0; OK; }
 cudaError_t cudaStreamQuery(cudaStream_t s) { NEEDS_CONTEXT; OK; }
 cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags) { NEEDS_CONTEXT; OK; }
@@ -165,15 +165,15 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b) { *ms 
 static unsigned long long captures = 0;                 /* PyTorch wants a number for each */
 
 cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode) {
-    return told(cuThreadExchangeStreamCaptureMode((CUstreamCaptureMode *)mode));
+    return runtime_error(cuThreadExchangeStreamCaptureMode((CUstreamCaptureMode *)mode));
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mode) {
     ++captures;
-    return told(cuStreamBeginCapture(s, (CUstreamCaptureMode)mode));
+    return runtime_error(cuStreamBeginCapture(s, (CUstreamCaptureMode)mode));
 }
-cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g) { return told(cuStreamEndCapture(s, g)); }
+cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g) { return runtime_error(cuStreamEndCapture(s, g)); }
 cudaError_t cudaStreamIsCapturing(cudaStream_t s, enum cudaStreamCaptureStatus *status) {
-    return told(cuStreamIsCapturing(s, (CUstreamCaptureStatus *)status));
+    return runtime_error(cuStreamIsCapturing(s, (CUstreamCaptureStatus *)status));
 }
 cudaError_t cudaStreamGetCaptureInfo(cudaStream_t s, enum cudaStreamCaptureStatus *status, unsigned long long *id,
                                      cudaGraph_t *g, const cudaGraphNode_t **d, const cudaGraphEdgeData **e, size_t *n) {
@@ -184,10 +184,10 @@ cudaError_t cudaStreamGetCaptureInfo(cudaStream_t s, enum cudaStreamCaptureStatu
     if (n) *n = 0;
     return cudaStreamIsCapturing(s, status);
 }
-cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *x, cudaGraph_t g, unsigned long long flags) { return told(cuGraphInstantiateWithFlags(x, g, flags)); }
-cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s) { NEEDS_CONTEXT; return told(cuGraphLaunch(x, s)); }
-cudaError_t cudaGraphDestroy(cudaGraph_t g) { return told(cuGraphDestroy(g)); }
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t x) { return told(cuGraphExecDestroy(x)); }
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *x, cudaGraph_t g, unsigned long long flags) { return runtime_error(cuGraphInstantiateWithFlags(x, g, flags)); }
+cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s) { NEEDS_CONTEXT; return runtime_error(cuGraphLaunch(x, s)); }
+cudaError_t cudaGraphDestroy(cudaGraph_t g) { return runtime_error(cuGraphDestroy(g)); }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t x) { return runtime_error(cuGraphExecDestroy(x)); }
 cudaError_t cudaGraphGetNodes(cudaGraph_t g, cudaGraphNode_t *nodes, size_t *n) { *n = 1; OK; }
 cudaError_t cudaUserObjectCreate(cudaUserObject_t *o, void *p, cudaHostFn_t destroy, unsigned count, unsigned flags) { *o = (cudaUserObject_t)calloc(1, 8); OK; }
 cudaError_t cudaGraphRetainUserObject(cudaGraph_t g, cudaUserObject_t o, unsigned count, unsigned flags) { OK; }

@@ -66,7 +66,7 @@ def descriptor(
     memory: ctypes.c_void_p, offset: int = 0, box: tuple[int, int] = (32, 8), stride: int = 128, swizzle: int = 3,
     element_stride: int = 1,
 ) -> int:  # fmt: skip
-    """Of a matrix of 64 columns and 16 rows of float32 (7), for the copy engine."""
+    """A tensor map of a matrix of 64 columns and 16 rows of float32 (7)."""
     got = (ctypes.c_uint8 * 192)()
     at = ctypes.addressof(got) + -ctypes.addressof(got) % 64
     return driver.cuTensorMapEncodeTiled(
@@ -82,7 +82,7 @@ def report(what: str, error: int) -> None:
 
 
 def elsewhere(call: object) -> int:
-    """The same in a thread of its own."""
+    """The outcome of the call in a thread of its own."""
     results: list[int] = []
     thread = threading.Thread(target=lambda: results.append(call()))  # type: ignore[operator]
     thread.start()

@@ -1,6 +1,6 @@
 """Training steps on GPUs that are none, and whether what they compute is right: parts of driven_by_torch.py.
 
-Our kernels are executed by the emulator (`executor`), PyTorch's own by its kernels for the CPU (`on_host`). Every
+gpuconv's kernels are executed by the emulator (`executor`), PyTorch's own by its kernels for the CPU (`on_host`). Every
 convolution is held to the oracle on what it was given; graphs, threads, streams and compiled code have to give the same
 bits.
 """
@@ -47,7 +47,7 @@ class Net(torch.nn.Module):
 
 
 class Linear(Net):
-    """The same without an activation: all that it launches is ours."""
+    """A network without an activation: all that it launches is gpuconv's."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.b(self.a(x))
@@ -74,7 +74,7 @@ def drawn(
 
 @contextmanager
 def launched(device: int = 0, at_least: int = 1) -> Iterator[list[stubdriver.Launched]]:
-    """The launches within it: there are some, on this device, and nothing was refused."""
+    """Check the launches within the block: there are some, on this device, and nothing was refused."""
     torch.cuda.synchronize()
     driver.stub_clear()
     found: list[stubdriver.Launched] = []
@@ -174,7 +174,7 @@ def a_run_in_float64_is_pytorchs_own() -> None:
 
 
 def a_graph_computes_when_it_is_launched() -> None:
-    """What is captured computes nothing; then it does, on what lies in its tensors by then."""
+    """A captured step computes nothing; its replay does, on what lies in its tensors by then."""
     model, x, gy = net(kind=Linear), drawn(8).requires_grad_(), drawn(16)
     other = x.detach().cpu().flip(0).cuda()
     with executor.Executor() as gpu:

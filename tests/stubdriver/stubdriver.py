@@ -1,12 +1,12 @@
-"""GPUs that are none: the launch code of our backends, and PyTorch's around it, run on a machine without a GPU.
+"""Stub GPUs: the launch code of the backends, and PyTorch's around it, run on a machine without a GPU.
 
 `libcuda.c` stands for the CUDA driver, `libcudart.c` for the runtime that PyTorch is linked with; they say what they
 do. They are compiled with the C compiler when first needed, and preloaded into a process of its own:
 
-    driven_alone.py         the driver alone: what our short way gives Triton's C launcher, beside Triton's ordinary one
+    driven_alone.py         the driver alone: what gpuconv's launcher gives Triton's C launcher, beside Triton's own
     driven_by_torch.py      driver and runtime: torch.cuda finds GPUs, and models are trained on them (steps.py)
     driven_through_cupy.py  the same for CUDA C
-    without_compiler.py     what is said where Triton cannot compile its launcher
+    without_compiler.py     the errors where Triton cannot compile its launcher
     refused.py              that the stub refuses what a driver refuses
 
     python tests/stubdriver/stubdriver.py 90,90,80 gpuconv doctor      # anything else, on two "H100"s and an "A100"
@@ -115,7 +115,7 @@ def _compile(name: str, library: Path, include: list[Path], libraries: list[str]
 
 @functools.cache
 def _folder() -> Path:
-    """Where everything is kept that is made here."""
+    """The folder of all that is made here."""
     folder = Path(tempfile.gettempdir()) / f"gpuconv-stubdriver-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
@@ -128,7 +128,7 @@ def _compiler() -> str | None:
 
 
 def package(name: str) -> Path | None:
-    """Where a package lies; it is not imported."""
+    """The folder of a package, without importing it."""
     spec = importlib.util.find_spec(name)
     return None if spec is None else Path(next(iter(spec.submodule_search_locations or ("",))))
 

@@ -1,4 +1,4 @@
-/* What a driver makes of a tensor for the copy engine. A real descriptor's 128 bytes are a secret of the hardware; these
+/* Descriptors of tensors for the copy engine. A real descriptor's 128 bytes are a secret of the hardware; these
  * are those that gpuconv.emulator reads (gpuconv/emulator/tensor_map.py), in the numbers of PTX's tensormap.replace. */
 #include <cuda.h>
 #include <stdint.h>

@@ -1,4 +1,4 @@
-"""What is said, and what `auto` does, where Triton cannot compile the C code that launches its kernels.
+"""The errors, and what `auto` does, where Triton cannot compile the C code that launches its kernels.
 
 Run by tests/stubdriver/test_gpus.py in a process of its own, on a GPU that is none. With the argument `no-header` as on
 a machine that has Python, but not the header of its C interface.

@@ -62,7 +62,8 @@ FAULTS = {
         "forward-tensor", "i < STAGES - 1; ++i", "i < STAGES + 1; ++i", "race", "address", "same place is under way"
     ),
     "not-swizzled": Fault(
-        "grad_weight-tensor", "chunk ^ (row / (8 / NEAR) % NEAR)", "chunk", "shared passes", "address", "share a bank"
+        "grad_weight-tensor", "chunk ^ (row / (8 / SWIZZLED) % SWIZZLED)", "chunk", "shared passes", "address",
+        "share a bank",
     ),
     "missing-wait": Fault("forward-halo", "wait_for_groups<STAGES - 2>();", "wait_for_groups<STAGES - 1>();", "race"),
 }  # fmt: skip

@@ -57,7 +57,7 @@ def _grad_weight(
     k, c, pixels, _ = merged.view("grad_weight")
     splits, size, filters = splits_of(problem, tile), math.prod(problem.weight_shape), problem.out_channels
     params["splits"] = splits
-    params["by"] = _digits(tile.depth, problem)
+    params["pixel_step"] = _digits(tile.depth, problem)
     params["per_split"] = math.ceil(math.ceil(pixels / tile.depth) / splits) * tile.depth
     blocks = splits * programs_of_grad_weight(merged, tile)
     product = params.copy()

@@ -25,7 +25,7 @@ CONV = np.dtype(
     [(name, "i4") for name in ("N", "C", "K", "groups")]
     + [(name, "i4", 3) for name in ("in", "out", "filter", "stride", "pad", "dilation", "common", "inverse")]
     + [(name, "i4") for name in ("splits", "activation", "phase_blocks", "window_h", "window_w")]
-    + [("step", "i4", 3), ("by", "i4", 4)]
+    + [("step", "i4", 3), ("pixel_step", "i4", 4)]
     + [("slope", "f8"), ("per_split", "i8")]
     + [(name, "i8", 5) for name in ("x", "w", "y", "residual")]
     + [("w_tap", "i8", 3)]

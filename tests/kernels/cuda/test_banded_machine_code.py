@@ -1,4 +1,4 @@
-"""What NVRTC makes of the banded kernels: tensor-core products from registers, 16 bytes at a time, nothing spilled."""
+"""The machine code of the banded kernels: products on tensor cores, 16 bytes at a time, nothing spilled."""
 
 import dataclasses
 

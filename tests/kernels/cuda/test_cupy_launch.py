@@ -29,7 +29,7 @@ Happened = Callable[[str], dict[str, Any]]
 
 @pytest.fixture
 def happened(clean_environment: dict[str, str]) -> Happened:
-    """What happened in a part of driven_through_cupy.py."""
+    """Access to what happened in each part of driven_through_cupy.py."""
 
     def of(part: str) -> dict[str, Any]:
         found: dict[str, Any] = _happened(tuple(clean_environment.items()))[part]

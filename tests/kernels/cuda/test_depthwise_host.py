@@ -27,7 +27,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded")
 ACTIVATIONS = ("none", "relu", "silu", "hardswish", "gelu", "leaky_relu(0.2)")
 
-# What random problems seldom have: whole tiles of the layers that the kernels are for.
+# Whole tiles of the layers that the kernels are for, which random problems seldom have.
 CURATED = {
     "3x3-14": ConvProblem.of((2, 24, 14, 14), (24, 1, 3, 3), padding=1, groups=24),
     "3x3-stride2-28": ConvProblem.of((1, 16, 28, 28), (16, 1, 3, 3), padding=1, stride=2, groups=16),
@@ -125,7 +125,7 @@ def _moved_by_one(t: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_not_a_number_is_not_lost_and_does_not_spread(direction: Direction) -> None:
-    """Not even to the taps and results that a strip computes beyond the image."""
+    """It does not spread even to the taps and results that a strip computes beyond the image."""
     for layout in LAYOUTS[:2]:
         problem, given = drawn(ConvProblem.of((1, 8, 9, 9), (8, 1, 5, 5), stride=2, groups=8), "nan", layout)
         given["input"][0, 3, 7, 7] = given["grad_output"][0, 3, 2, 2] = float("nan")
@@ -184,15 +184,15 @@ template <typename T> T& counted(T& v) { moved += sizeof v; return v; }
 """
 # Every access to global memory that is not one of those two.
 ACCESSES = (
-    "image.p[from + e]", "p_first[o_pixel + c * image.by_channel]", "p_w[o_w]", "to.p[o + e]",
-    "to.p[o + v * to.by_channel]", "p_gw[v * by_channel + i * by_tap]",
+    "image.p[from + e]", "p_first[o_pixel + c * image.channel_stride]", "p_w[o_w]", "to.p[o + e]",
+    "to.p[o + v * to.channel_stride]", "p_gw[v * channel_stride + i * tap_stride]",
     "p_gb[v * MEMBERS]", "p[split * size + i]", "p[split * filters]",
     "p_gw[offset_of(k, tap, a.w) + c * a.w[1]]", "p_gb[i - size]",
 )  # fmt: skip
 
 
 class Counting(HostRuntime):
-    """Adds up the bytes that all launches read and write, each as often as it is read or written."""
+    """Counts the bytes that all launches read and write, each as often as it is read or written."""
 
     def __init__(self) -> None:
         super().__init__()

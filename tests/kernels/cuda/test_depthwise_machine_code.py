@@ -1,4 +1,4 @@
-"""What NVRTC makes of the depthwise kernels: nothing on the stack, 16 bytes at a time, two blocks a multiprocessor."""
+"""The machine code of the depthwise kernels: no stack, 16 bytes at a time, two blocks on a multiprocessor."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What NVRTC makes of the kernels with packed groups: ResNeXt-50's layers, 16 bytes at a time, zeros not multiplied."""
+"""The machine code of packed groups, on ResNeXt-50's layers: 16 bytes at a time, blocks of zeros not multiplied."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Subnormal numbers under the host check: taken and given by every family, to the last bit that the type has."""
+"""Subnormal numbers under the host check: every family reads and writes them, to the last bit that the type has."""
 
 import dataclasses
 import itertools

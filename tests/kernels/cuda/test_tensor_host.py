@@ -86,7 +86,7 @@ def compute(
     activation: Activation = IDENTITY,
     runtime: HostRuntime | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """What the kernel makes of the tensors: the result, and of grad_weight the bias's gradient."""
+    """The result that the kernel computes; for grad_weight with the bias's gradient."""
     host = backend()
     if runtime is not None:
         host = HostChecked()
@@ -122,7 +122,7 @@ def assert_right(
 
 
 def kernels(names: Iterable[str]) -> list[tuple[str, str]]:
-    """(kind, name) for every problem among `names` that the kind of kernel does."""
+    """(kind, name) for every problem among `names` that the kind of kernel takes."""
     both = itertools.product(KINDS, names)
     return [(k, n) for k, n in both if "halo" not in k or windows.refuses(PROBLEMS[n], k.split("-")[0]) is None]
 
@@ -234,7 +234,7 @@ def test_windows_follow_each_other_however_few_taps_they_have(direction: Directi
 
 
 def assert_right_as_planned(problem: ConvProblem, direction: Direction, gpu: Gpu) -> None:
-    """With the tile that the planner chooses, and the best of those with a halo."""
+    """The result is right with the tile that the planner chooses, and with the best of those with a halo."""
     operands = contiguous_operands(problem, direction, problem.memory_format)
     halos = cuda_halo.tiles(problem, direction, gpu, operands)
     offered = halos + cuda_tensor.tiles(problem, direction, gpu, operands)

@@ -1,4 +1,4 @@
-"""What NVRTC makes of the tensor-core kernels beyond test_compiled.py: largest and smallest tiles, how data move."""
+"""The machine code of the tensor-core kernels, beyond test_machine_code.py: large and small tiles, how data move."""
 
 import dataclasses
 import itertools

@@ -1,7 +1,7 @@
-"""The CUDA kernels compiled for real GPUs, on a machine that has none: registers, spills, shared memory, instructions.
+"""The machine code of the SIMT and tensor-core kernels: registers, spills, shared memory, instructions. Needs no GPU.
 
-For each architecture every kernel in every dtype, with one of its tiles, another for each architecture; `--full`
-compiles every tile for every architecture.
+Every kernel in every dtype is compiled for each architecture, with one of its tiles, another for each architecture;
+`--full` compiles every tile for every architecture.
 """
 
 import dataclasses

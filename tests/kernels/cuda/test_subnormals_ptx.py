@@ -1,4 +1,4 @@
-"""The PTX of what is launched: nothing flushes subnormal numbers to zero, in any family, direction or number type."""
+"""Subnormal numbers in the PTX of every family, direction and number type: nothing flushes them to zero."""
 
 import re
 
@@ -16,7 +16,7 @@ from gpuconv.problem import DIRECTIONS, ConvProblem
 
 pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy, whose NVRTC compiles these, is not installed")
 
-# What every family is for: input, weight.
+# A layer that each family is for: input, weight.
 LAYERS = {
     "simt": ((2, 40, 9, 9), (24, 40, 3, 3)),
     "tensor": ((2, 40, 9, 9), (24, 40, 3, 3)),

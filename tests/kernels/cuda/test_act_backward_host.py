@@ -1,4 +1,4 @@
-"""act_backward in CUDA C under the sanitizers, and compiled for real GPUs; test_act_backward.py says if it is right."""
+"""act_backward in CUDA C: under the sanitizers, and compiled for real GPUs. test_act_backward.py checks its results."""
 
 from pathlib import Path
 
