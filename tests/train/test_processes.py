@@ -19,10 +19,22 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "
 
 # `python -m gpuconv`, which says at the end which threads of a process group are still there.
 ENTRY = """
-import atexit, pathlib
-tasks = pathlib.Path("/proc/self/task")
-left = lambda: [name for task in tasks.iterdir() if "gloo" in (name := (task / "comm").read_text().strip())]
-atexit.register(lambda: print("threads left:", left()))
+import atexit, contextlib, pathlib, time
+
+def left():
+    found = []
+    for comm in pathlib.Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):
+            found.append(comm.read_text().strip())
+    return [name for name in found if "gloo" in name]
+
+def report():
+    end = time.monotonic() + 2  # a thread that was joined is listed for a moment longer
+    while left() and time.monotonic() < end:
+        time.sleep(0.05)
+    print(f"threads left: {left()}\\n", end="")  # in one piece: two processes write
+
+atexit.register(report)
 from gpuconv.__main__ import main
 main()
 """
