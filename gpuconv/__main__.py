@@ -22,10 +22,7 @@ def main() -> None:
 
 
 def _base(arguments: list[str], missing: list[str]) -> int:
-    """Answer without the missing packages: the version, and what `doctor` finds; else say what is missing.
-
-    Gives the exit status.
-    """
+    """The base install's command line: version, `doctor`, else a line with what is missing. Returns the status."""
     needs = f"the command line needs: {packages.install('train', missing)}"
     parser = ArgumentParser("gpuconv", epilog=needs, add_help=False, exit_on_error=False)
     parser.add_argument("-h", "--help", action="store_true")

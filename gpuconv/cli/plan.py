@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from gpuconv import backends
+from gpuconv.backends.base import contiguous_operands
 from gpuconv.cli.layers import Batch, Layers, Layout, Numbers, problems_of
 from gpuconv.cli.options import AsJson, Directions, checked
 from gpuconv.gpu import KNOWN, Gpu, named
-from gpuconv.planning import plan as planner, ranking
+from gpuconv.planning import ranking
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.text import printable
 
@@ -45,7 +46,7 @@ def plan(
     rows: list[dict[str, Any]] = []
     for name, problem, where in problems_of(layer, direction, dtype, layout, batch):
         for device in gpus:
-            operands = planner.contiguous_operands(problem, where, problem.memory_format)._replace(tf32=tf32)
+            operands = contiguous_operands(problem, where, problem.memory_format)._replace(tf32=tf32)
             found, refused = ranking.candidates(problem, where, device, operands)
             chosen = next((c for c in found if c.backend in backends.auto_order("cuda")), None)
             rows += [

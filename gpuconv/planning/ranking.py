@@ -17,9 +17,12 @@ def ranked(
 ) -> list[tuple[Tile, Prediction]]:
     """Tiles of a backend, those that it predicts to be quickest first; among equals the smallest."""
     predicted = [(tile, backend.predict(problem, direction, tile, gpu, tf32)) for tile in tiles]
-    return sorted(
-        predicted, key=lambda pair: (pair[1].seconds, pair[0].splits, pair[0].rows * pair[0].columns, pair[0].depth)
-    )
+
+    def order(pair: tuple[Tile, Prediction]) -> tuple[float, ...]:
+        tile, prediction = pair
+        return prediction.seconds, tile.splits, tile.rows * tile.columns, tile.depth
+
+    return sorted(predicted, key=order)
 
 
 def best_tile(

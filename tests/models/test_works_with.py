@@ -126,7 +126,7 @@ WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-RECORDED = ("torch.export", "torch.export with aten", "torch.fx")  # which no values of tensors may be asked in
+RECORDED = ("torch.export", "torch.export with aten", "torch.fx")  # in which values of tensors may not be read
 
 
 @pytest.mark.parametrize("patched", [False, True], ids=["", "patched"])
