@@ -95,9 +95,9 @@ def text(found: dict[str, Any]) -> str:
     lines += ["", "backend 'auto' takes"]
     for device, choice in found["auto"].items():
         own = " or ".join(name for name in choice["order"] if name != "aten")
-        kernels = f"the kernel of {own} that is measured or predicted to be fastest; aten where there is none"
+        fastest = f"the kernel of {own} that is measured or predicted to be fastest; aten where there is none"
         alone = " (here aten alone)" if own and choice["picks"] == "aten" else ""
-        lines.append(f"  {device:8}{kernels if own else 'aten'}{alone}")
+        lines.append(f"  {device:8}{fastest if own else 'aten'}{alone}")
     if found["selected_by"] == "GPUCONV_BACKEND":
         lines += ["", f"GPUCONV_BACKEND selects {found['selected']!r}"]
     if found["selected_trouble"]:
