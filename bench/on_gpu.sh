@@ -55,7 +55,8 @@ fi
 if [ -z "$resume" ]; then
     step smoke 45 "$python" -m gpuconv bench --device cuda --layer resnet50.conv4_3x3 --out "$out/$name-smoke.jsonl"
     step tests 180 "$python" -m pytest -q -n 6 -k "triton-cuda or cuda-cuda" \
-        tests/test_on_gpu.py tests/backends/test_oracle_suite.py tests/ops/test_convolution.py tests/test_functional.py &
+        tests/test_on_gpu.py tests/backends/test_oracle_suite.py tests/ops/test_convolution.py tests/ops/test_compile.py \
+        tests/test_functional.py tests/test_transposed.py &
     {
         # The first one compiles for those that follow: CuPy and Triton keep what they compile on disk.
         step problems-cuda 60 "$python" -m gpuconv.checking.sanitize --backend cuda --seconds 50

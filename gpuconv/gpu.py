@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
+from gpuconv.text import did_you_mean
+
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
@@ -104,8 +106,19 @@ def named(name: str, called: str = "gpu") -> Gpu:
     known = REPRESENTATIVE | KNOWN if called == "arch" else KNOWN | REPRESENTATIVE
     found = {plain(word): gpu for word, gpu in known.items()}.get(plain(name))
     if found is None:
-        raise ValueError(f"{called} must be one of {', '.join(known)}, but got {name!r}")
+        raise ValueError(f"{called} must be one of {', '.join(known)}, but got {name!r}{did_you_mean(name, known)}")
     return found
+
+
+def device_called(name: str) -> torch.device:
+    """The device called 'cpu', 'cuda' or 'cuda:N'. Raises ValueError for another name, or a GPU that is not there."""
+    kind, _, index = name.partition(":")
+    if name not in ("cpu", "cuda") and not (kind == "cuda" and index.isdecimal()):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, but got {name!r}")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cuda" and int(index or 0) >= gpus:
+        raise ValueError(f"device {name!r} is not there: PyTorch finds {gpus or 'no'} GPU{'s' * (gpus != 1)}")
+    return torch.device(name)
 
 
 # The interpreter runs one program after the other and takes as long for a small step as for a large one.

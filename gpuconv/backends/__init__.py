@@ -17,6 +17,7 @@ from importlib import import_module
 import torch
 
 from gpuconv.backends.base import Backend, BackendUnavailable
+from gpuconv.text import did_you_mean
 
 __all__ = [
     "CHOICES",
@@ -61,7 +62,8 @@ def get(name: str) -> Backend:
     backend = _loaded.get(name)
     if backend is None:
         if name not in _MODULES:
-            raise ValueError(f"backend must be one of {', '.join((*CHOICES, *names()))}, but got {name!r}")
+            known = (*CHOICES, *names())
+            raise ValueError(f"backend must be one of {', '.join(known)}, but got {name!r}{did_you_mean(name, known)}")
         module, cls = _MODULES[name]
         backend = _loaded[name] = getattr(import_module(module), cls)()
     return backend
@@ -87,7 +89,8 @@ def load(spec: str) -> str:
     module, colon, attribute = spec.partition(":")
     if not colon:
         if spec not in names():
-            raise ValueError(f"backend must be package.module:Class or one of {', '.join(names())}, but got {spec!r}")
+            known = f"package.module:Class or one of {', '.join(names())}"
+            raise ValueError(f"backend must be {known}, but got {spec!r}{did_you_mean(spec, names())}")
         return spec
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

@@ -92,10 +92,12 @@ def text(found: dict[str, Any]) -> str:
     for one in found["failed"]:
         kernels = distrust.Kernels(**{name: one[name] for name in distrust.Kernels._fields})
         lines.append(f"  {kernels} on {one['device']}: {one['reason']}")
-    lines += ["", "auto picks the first of these that supports the problem"]
+    lines += ["", "backend 'auto' takes"]
     for device, choice in found["auto"].items():
-        here = "" if device == "cpu" or found["gpus"] else "; no GPU here"
-        lines.append(f"  {device:8}{', '.join(choice['order'])} (starts with {choice['picks'] or 'none'}{here})")
+        own = " or ".join(name for name in choice["order"] if name != "aten")
+        fastest = f"the kernel of {own} that is measured or predicted to be fastest; aten where there is none"
+        alone = " (here aten alone)" if own and choice["picks"] == "aten" else ""
+        lines.append(f"  {device:8}{fastest if own else 'aten'}{alone}")
     if found["selected_by"] == "GPUCONV_BACKEND":
         lines += ["", f"GPUCONV_BACKEND selects {found['selected']!r}"]
     if found["selected_trouble"]:

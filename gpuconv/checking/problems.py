@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from gpuconv.problem import ConvProblem
+from gpuconv.text import did_you_mean
 
 # Odd on purpose: nothing is a multiple of anything unless that is the point. input, weight, settings.
 _CURATED: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
@@ -78,7 +79,9 @@ def problem_called(name: str) -> ConvProblem:
         return random_problem(int(seed))
     known = CURATED | LONG_SUMS | OF_FAMILIES
     if name not in known:
-        raise ValueError(f"problem must be 'random SEED' or one of {', '.join(known)}, but got {name!r}")
+        raise ValueError(
+            f"no problem is called {name!r}{did_you_mean(name, known)}; there are 'random SEED', {', '.join(known)}"
+        )
     return known[name]
 
 

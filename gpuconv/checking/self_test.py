@@ -1,7 +1,7 @@
 """`gpuconv doctor --self-test`: every family of kernels that the planner may choose here, held to the oracle.
 
 For each backend, family, direction, number type and layout there are trials on a small odd problem (drawn by their
-names, so that each has another one): with the tile that is predicted to be quickest, and with the quickest tile that
+names, so that each has another one): with the tile that is predicted to be fastest, and with the fastest tile that
 splits its sums. forward has a bias, a residual and an activation, grad_weight the gradient of the bias; the
 activations' backward pass is a family of its own. Results are judged as `gpuconv check` judges them (`judging.judge`).
 

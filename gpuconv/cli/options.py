@@ -9,7 +9,7 @@ import typer
 
 from gpuconv import backends, packages
 from gpuconv.errors import UserError
-from gpuconv.gpu import KNOWN
+from gpuconv.gpu import KNOWN, device_called
 from gpuconv.planning import plan
 from gpuconv.problem import DIRECTIONS
 from gpuconv.text import did_you_mean
@@ -61,8 +61,8 @@ def checked(find: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> 
 def usable_device(name: str | None) -> torch.device:
     """The device called `name`, or the default. Raises UserError for one that cannot be used here."""
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = checked(device_called, name)
     try:
-        device = torch.device(name)
         torch.empty(1, device=device)
     except Exception as error:  # whatever PyTorch raises for a device that it cannot use
         raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error

@@ -11,6 +11,7 @@ import torch
 
 from gpuconv import backends
 from gpuconv.errors import UserError
+from gpuconv.gpu import device_called
 
 DEFAULT_EPOCHS = 40
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -142,13 +143,8 @@ class Config:
                 raise UserError(f"{field.name} must be one of {', '.join(known)}, but got {value!r}")
             if must and value is not None and not _MUST[must](value):
                 raise UserError(f"{field.name.replace('_', ' ')} must be {must}, but got {value}")
-        name, _, index = self.device.partition(":")
-        if self.device not in ("cpu", "cuda") and not (name == "cuda" and index.isdecimal()):
-            raise UserError(f"device must be cpu, cuda or cuda:N, but got {self.device!r}")
-        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if name == "cuda" and int(index or 0) >= gpus:
-            raise UserError(f"device {self.device!r} is not there: PyTorch finds {gpus or 'no'} GPU{'s' * (gpus != 1)}")
         try:
+            device_called(self.device)
             backends.require(self.backend)
         except ValueError as error:
             raise UserError(str(error)) from None

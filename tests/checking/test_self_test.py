@@ -291,7 +291,7 @@ def test_where_nothing_can_be_written_it_says_so(
     [
         (["--backend", "numpy"], "--backend and --device are options of --self-test"),
         (["--self-test", "--backend", "abacus"], "'abacus'"),
-        (["--self-test", "--device", "moon"], "device 'moon' cannot be used"),
+        (["--self-test", "--device", "moon"], "device must be cpu, cuda or cuda:N, but got 'moon'"),
         (["--self-test", "--device", "cpu", "--backend", "absent"], "backend 'absent': its hardware is elsewhere"),
     ],
 )
