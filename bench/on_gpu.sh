@@ -46,7 +46,7 @@ if [ -n "${CIFAR10:-}" ]; then
     # 94 % is the goal: the mean of five seeds, beside stock PyTorch's convolutions in the same run.
     step airbench94 400 "$python" -m gpuconv compare "${data[@]}" --model airbench94 --dtype float16 --channels-last \
         --backends auto,aten --seeds 5 --device cuda --out "$out/$name-airbench94" --json
-    step resume 60 "$python" -m pytest -q -n 4 tests/cli/test_commands.py -k "on_a_gpu_too"
+    step resume 60 "$python" -m pytest -q -n 4 tests/cli/test_train.py -k "on_a_gpu_too"
     rm -rf "$out/$name"-airbench94/*/ # the runs; the table and the picture stay
     echo "results in $out; $SECONDS s in all"
     [ -z "$(ls "$failures")" ]

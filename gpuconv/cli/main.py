@@ -8,6 +8,7 @@ command is imported when it is named, so that help, the version and the completi
 import ast
 import functools
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module, resources
@@ -49,7 +50,7 @@ def imported(name: str) -> Any:
     api = vars(import_module("gpuconv.api"))
     vars(gpuconv).update({public: api[public] for public in api["__all__"]})
     one = typer.Typer(add_completion=False, **_SETTINGS)
-    one.command(name)(getattr(import_module(f"gpuconv.cli.{module}"), function))
+    one.command(name, help=_texts(module)[function])(getattr(import_module(f"gpuconv.cli.{module}"), function))
     return typer.main.get_command(one)
 
 
@@ -86,7 +87,7 @@ def run(arguments: Sequence[str]) -> int:
         from gpuconv.errors import UserError
 
         if isinstance(error, torch.OutOfMemoryError):
-            return _fail(f"out of memory; a smaller --batch-size may help ({str(error).splitlines()[0]})")
+            return _fail(f"out of memory; a smaller batch may help ({str(error).splitlines()[0]})")
         if isinstance(error, UserError | BackendUnavailable | EmulationError | EmulatorUnavailable):
             return _fail(str(error))
         if isinstance(error, OSError):  # a file that is not there, a full disk
@@ -112,9 +113,10 @@ def _main(
 
 @functools.cache
 def _texts(module: str) -> dict[str, str]:
-    """The docstrings of a module's functions, by name; the module is read, not imported."""
+    """The docstrings of a module's functions, by name, each paragraph a line; the module is read, not imported."""
     tree = ast.parse((resources.files("gpuconv.cli") / f"{module}.py").read_text(encoding="utf-8"))
-    return {node.name: ast.get_docstring(node) or "" for node in tree.body if isinstance(node, ast.FunctionDef)}
+    found = {node.name: ast.get_docstring(node) or "" for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return {name: re.sub(r"(?<!\n)\n(?!\n)", " ", text) for name, text in found.items()}
 
 
 for _name, _place in COMMANDS.items():

@@ -29,7 +29,7 @@ def see(
         list[Path] | None,
         typer.Option(
             show_default=False,
-            help="What the model looks at: a picture, or a .npy file [C, H, W]; repeat it. A run has images.",
+            help="An image to look at: a picture, or a .npy file [C, H, W]. Repeatable. A run has images of its own.",
         ),
     ] = None,
     layer: Annotated[
@@ -40,7 +40,7 @@ def see(
         Path | None,
         typer.Option(
             show_default=False,
-            help="Folder for the page and its pictures; a run's keeps it in see/. Default: runs/see-<time>.",
+            help="Folder for the page and its pictures; in a run's folder they go to see/. Default: runs/see-<time>.",
         ),
     ] = None,
     lang: Annotated[str, typer.Option(help=f"Language of the page: {', '.join(LANGUAGES)}.")] = "en",
@@ -60,7 +60,7 @@ def see(
 
     Makes one page that needs no network, and the pictures in it as PNG files.
     """
-    Translation(lang)  # a wrong language is told before anything takes time
+    Translation(lang)  # a wrong language is an error before anything takes time
     missing = packages.missing(packages.SEE)
     if missing:
         raise UserError(f"gpuconv see needs: {packages.install('see', missing)}")

@@ -22,17 +22,17 @@ from gpuconv.train.config import DEFAULT_EPOCHS, Config
 from gpuconv.train.progress import Callback, ProgressBar, ProgressLines, TensorBoardWriter
 
 STOPPED = {"SIGINT": 130, "SIGTERM": 143}
-_FEW_STEPS = 10  # of so many each is reported
+_FEW_STEPS = 10  # up to so many, each step is reported
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run that `gpuconv train` made.", show_default=False)]
 Backend = Annotated[
-    str | None, typer.Option(show_default=False, help="Who computes convolutions. Default: as in training.")
+    str | None, typer.Option(show_default=False, help="What computes convolutions. Default: as in training.")
 ]
 Device = Annotated[str | None, typer.Option(show_default=False, help="cpu, cuda or cuda:N. Default: as in training.")]
 
 
 def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`command(…, **settings)` with an option for each setting of a run in place of `settings`; None: not given."""
+    """`command(…, **settings)` with an option for each setting of a run; `settings` has None for those not given."""
     hints = typing.get_type_hints(Config)
     options = []
     for field in dataclasses.fields(Config):
@@ -62,40 +62,45 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 def train(
     out: Annotated[
         Path | None,
-        typer.Option(show_default=False, help="Folder for the run; made if need be. Default: runs/<data>-<time>."),
+        typer.Option(show_default=False, help="Folder for the run. Default: runs/<data>-<time>."),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(show_default=False, help="Go on with the run in this folder, with its settings.")
+        Path | None, typer.Option(show_default=False, help="Continue the run in this folder, with its settings.")
     ] = None,
     checkpoint_every: Annotated[
-        int | None, typer.Option(show_default=False, help="A checkpoint every so many steps, beside each epoch's.")
+        int | None,
+        typer.Option(
+            show_default=False, help="Also write a checkpoint every so many steps, not only after each epoch."
+        ),
     ] = None,
     log_every: Annotated[
         int | None,
         typer.Option(
             show_default=False,
-            help=f"Report the loss of every so many steps. Default: of each, where --steps is at most {_FEW_STEPS}.",
+            help=f"Report the loss every so many steps. Default: each step, where --steps is at most {_FEW_STEPS}.",
         ),
     ] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's files, too.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard files.")] = False,
     on: On = None,
     as_json: AsJson = False,
     **settings: Any,
 ) -> int:
     """Train a CNN on images. Takes a few seconds on a laptop; no options are needed.
 
-    Ctrl-C stops after the step under way and saves; `gpuconv train --resume RUN` goes on, to the very weights that the
-    run would have had. `torchrun --nproc-per-node N -m gpuconv train …` shares the work among N processes. With --on a
-    step takes seconds: it shows that our kernels train, as they are compiled for a GPU, without one.
+    Ctrl-C stops after the current step and saves; `gpuconv train --resume RUN` continues, and ends with the weights
+    that it would have had without the stop. `torchrun --nproc-per-node N -m gpuconv train …` shares the work among N
+    processes. With --on the kernels run as compiled for a GPU, without one: a step then takes seconds.
     """
     if resume:
         config, path = runs.load_config(resume), resume
         old = dataclasses.asdict(config)
         differ = [f"{name} {old[name]} → {new}" for name, new in settings.items() if new not in (None, old[name])]
         if differ:
-            raise UserError(f"a run goes on as it began, but these settings differ from the run's: {', '.join(differ)}")
+            raise UserError(
+                f"a run continues with its settings, but these settings differ from the run's: {', '.join(differ)}"
+            )
         if out:
-            raise UserError("--resume goes on in the run's own folder; leave out --out")
+            raise UserError("--resume continues in the run's own folder; leave out --out")
     else:
         config = Config.given(**settings | ({"device": settings["device"] or "cpu"} if on else {}))
         path = out or runs.new_folder(config.data)
@@ -152,7 +157,7 @@ def evaluate(
     dtype: Annotated[str | None, typer.Option(show_default=False, help="Default: as in training.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a trained network on the held-out images of its data: accuracy, and the loss it was trained with."""
+    """Measure a trained network on the held-out images of its data: the accuracy, and the loss it was trained with."""
     score = runs.evaluate(run, _say, data=data, backend=backend, device=device, dtype=dtype)
     if as_json:
         print(json.dumps(dataclasses.asdict(score), indent=2))
@@ -163,15 +168,15 @@ def evaluate(
 def predict(
     run: Run,
     images: Annotated[list[Path], typer.Argument(help="Image files, of any size, or folders.", show_default=False)],
-    top: Annotated[int, typer.Option(min=1, help="Classes to name.")] = 3,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
     backend: Backend = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is on images: the likeliest classes, with probabilities.
+    """Name what is on images: the most probable classes, with probabilities.
 
-    Images are brought to the size of the training's: scaled to cover it, their middle taken. A folder stands for all
-    images in it and in the folders within.
+    Images are brought to the size of the training images: scaled to cover it, and cropped to the middle. A folder
+    stands for all images in it and in its subfolders.
     """
     best: dict[str, dict[str, float]] = {}
     for file, shares in runs.iter_predictions(run, images, _say, backend=backend, device=device):
@@ -190,7 +195,7 @@ def export(
         Path | None, typer.Option(show_default=False, help="File to write. Default: in the run's folder.")
     ] = None,
 ) -> None:
-    """Write a trained network for others, with PyTorch's or ONNX's own convolutions, once it was seen to agree."""
+    """Export a trained network with PyTorch's or ONNX's own convolutions, and check that it gives the same outputs."""
     path = out or run / f"export.{format}"
     writable_or_raise(path)
     if out:
@@ -201,17 +206,19 @@ def export(
 
 @with_settings
 def compare(
-    backends: Annotated[str, typer.Option(help="Who computes convolutions: several names, with commas.")] = "auto,aten",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each, with seeds from --seed on.")] = 3,
+    backends: Annotated[
+        str, typer.Option(help="What computes convolutions: several backends, with commas.")
+    ] = "auto,aten",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each backend, with seeds from --seed on.")] = 3,
     out: Annotated[
         Path | None, typer.Option(show_default=False, help="Folder for the runs. Default: runs/compare-<time>.")
     ] = None,
     as_json: AsJson = False,
     **settings: Any,
 ) -> None:
-    """Train the same network on the same data with several backends, side by side, and tell accuracy and speed."""
+    """Train the same network on the same data with several backends, and compare accuracy and speed."""
     if settings.pop("backend", None):
-        raise UserError("compare takes --backends, several names with commas")
+        raise UserError("compare takes --backends, several names with commas, and no --backend")
     path = out or runs.new_folder("compare")
     stream = sys.stderr if as_json else sys.stdout
     rows = comparison.compare(Config.given(**settings), backends.split(","), seeds, path, stream)

@@ -96,7 +96,7 @@ def channels_of(model: nn.Module) -> int:
     return next(iter(convolutions(model).values())).in_channels
 
 
-def find(model: nn.Module, layer: str) -> nn.Module:
+def find_module(model: nn.Module, layer: str) -> nn.Module:
     """The module called `layer`. Raises UserError, with similar names, where there is none."""
     modules = dict(model.named_modules(remove_duplicate=False))
     if layer not in modules:
@@ -120,7 +120,7 @@ def activation_maps(model: nn.Module, image: Image, layer: str) -> Maps:
 
 def filters(model: nn.Module, layer: str) -> Filters:
     """The filters of a convolution layer. Raises UserError for one that is not there or is no 2-D convolution."""
-    module = find(model, layer)
+    module = find_module(model, layer)
     if not isinstance(module, nn.Conv2d):
         raise UserError(f"layer {layer!r} is a {type(module).__name__} and has no filters; see a convolution layer")
     _check_seeable(model)
@@ -167,7 +167,7 @@ def run(model: nn.Module, image: Image, layer: str) -> tuple[Any, list[Call]]:
 
 def run_on_tensor(model: nn.Module, images: Tensor, layer: str, *modes: TorchFunctionMode) -> tuple[Any, list[Call]]:
     """`run` for images [N, C, H, W] that are passed to the model unchanged; `modes` see every function called."""
-    module = find(model, layer)
+    module = find_module(model, layer)
     _check_seeable(model)
     recorder, outputs = _Recorder(), []
 

@@ -14,7 +14,7 @@ from gpuconv.errors import UserError
 from gpuconv.see import features, rendering, widgets
 from gpuconv.see.arithmetic import dead, duplicates, spectrum
 from gpuconv.see.input_images import read_image, resized
-from gpuconv.see.layers import Call, convolutions, find, maps_of, run
+from gpuconv.see.layers import Call, convolutions, find_module, maps_of, run
 from gpuconv.see.model_sources import DEFAULT_SIDE, LoadedModel
 from gpuconv.see.page import Block, Chapter, Picture, Table, TextBlock, check_writable, write
 from gpuconv.see.translations import Translation
@@ -41,7 +41,7 @@ def view(loaded: LoadedModel, files: Sequence[Path], layer: str | None, side: in
     """
     names = convolutions(loaded.model)
     layer = next(iter(names)) if layer is None else layer
-    find(loaded.model, layer)
+    find_module(loaded.model, layer)
     if files:
         read = [read_image(file, loaded.channels) for file in files]
         first = resized(read[0], loaded.size or side or DEFAULT_SIDE)

@@ -1,4 +1,4 @@
-"""Training into a run folder, new or resumed; `saved_run` reads one that was saved.
+"""Training into a run folder, new or resumed; what is done with a saved one is in `saved_run`, importable from here.
 
     config.json             the settings, and what the network was built for
     metrics.jsonl           a line for each epoch, and for each step asked for

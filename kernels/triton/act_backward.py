@@ -4,10 +4,11 @@
 
 s and gz are dense and alike, so both are one matrix of rows × columns with the columns side by side in memory: pixels ×
 channels in channels-last tensors, (images · channels) × pixels in contiguous ones, and 1 × all where nothing is summed
-and gy is dense too. gy may lie in any way: a row and a column each are digits, with a stride for each.
+and gy is dense too. gy may lie in any way: the number of a row, or of a column, has up to four digits (image, d, h, w
+among them), each with a stride.
 
     program  →  BM rows × BN columns, and the `steps` − 1 tiles that follow: down the rows (SUM is "columns" or "none")
-                or along the columns ("rows"); adds up what it has seen of its columns, or of its rows
+                or along the columns ("rows"); sums what it has read of its columns, or of its rows
     masks    →  rows and columns beyond the last
 
 The sums of all programs go to a workspace, and `sum_channels` adds them in a fixed order. No atomics.
@@ -22,7 +23,7 @@ from .epilogue import derivative
 
 @triton.jit
 def offset(b_index, size_1, size_2, size_3, stride_0, stride_1, stride_2, stride_3):
-    """Σ digit · stride, the digits of an index being counted in (…, size_1, size_2, size_3)."""
+    """Σ digit · stride over the four digits of an index, of which the last three are below size_1, size_2, size_3."""
     b_2, b_3 = b_index // size_3, b_index % size_3
     b_1 = b_2 // size_2
     return b_1 // size_1 * stride_0 + b_1 % size_1 * stride_1 + b_2 % size_2 * stride_2 + b_3 * stride_3
@@ -32,7 +33,7 @@ def offset(b_index, size_1, size_2, size_3, stride_0, stride_1, stride_2, stride
 def act_backward(
     p_gy, p_s, p_gz, p_sums,  # sums: [programs along, columns or rows], or None
     rows, columns,
-    row_1, row_2, row_3, column_2, column_3,  # what the digits of a row and of a column are counted in
+    row_1, row_2, row_3, column_2, column_3,  # sizes of the digits of a row and of a column
     gy_row_0, gy_row_1, gy_row_2, gy_row_3, gy_column_1, gy_column_2, gy_column_3,  # strides of gy
     steps,
     BM: tl.constexpr, BN: tl.constexpr,
@@ -57,7 +58,7 @@ def act_backward(
         o_row = wide(row_block, WIDE) * BM + tl.arange(0, BM)  # [BM]
         o_column = wide(column_block, WIDE) * BN + tl.arange(0, BN)  # [BN]
         m = (o_row < rows)[:, None] & (o_column < columns)[None, :]  # [BM, BN]
-        o = (o_row * columns)[:, None] + o_column[None, :]
+        o = (o_row * columns)[:, None] + o_column[None, :]  # [BM, BN]
         o_gy = o
         if not DENSE:
             o_gy_row = offset(o_row, row_1, row_2, row_3, gy_row_0, gy_row_1, gy_row_2, gy_row_3)

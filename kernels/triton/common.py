@@ -1,4 +1,5 @@
-"""What the gather kernels share: which tile a program owns, where its pixels are, and the loop over filter taps.
+"""What the kernels share: bundles of arguments, which tile a program owns, where its pixels are, and the loop over
+filter taps of the gather kernels.
 
 In Triton a kernel is written for one *program*, which computes one block of the result; many run at once. A block
 tensor such as `tl.arange(0, 64)` is one value for the program, spread by the compiler over the registers of its
@@ -16,6 +17,10 @@ differ only in which pixel a tap means.
     p_ pointer   b_ block of values   o_ offset, counted in elements   m_ mask
     CAPITALS     compile-time constants, and the sizes N C K G, D H W (input), T R S (filter), Z P Q (output)
 
+Bundles. A kernel is launched with flat lists of numbers; its first lines gather them in NamedTuples, `Axes` and
+`Operand`, which its helpers take. They cost nothing: they are gone before there is code. A bundle holds run-time values
+only, since one that is assigned to a variable makes run-time values of its constants.
+
 Masks. A pixel or a column beyond the last is computed and not stored; to have something to read it stands for one of
 the first. So loads are masked only where a zero is meant: a tap outside the image, channels beyond the last.
 
@@ -23,12 +28,12 @@ Vectors. A thread can load 16 bytes at once if the compiler can prove that they 
 16. Strides and sizes are run-time values and prove nothing, so where VECTOR is more than 1 the launcher hands them over
 divided by it and the kernel multiplies: now the compiler sees it. VECTOR is the number of elements in 16 bytes where
 channels lie one after the other in all tensors that are read, and all other strides and the numbers of channels are
-multiples of it, as in channels-last tensors; else it is 1.
+multiples of it, as in channels-last tensors; else it is 1. `vectors` is that multiplication.
 """
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -44,6 +49,47 @@ def kernel(function: Callable[..., Any]) -> Any:
     return triton.jit(function, do_not_specialize=integers)
 
 
+class Axes(NamedTuple):
+    """A value for each axis: sizes, strides, steps from tap to tap, or coordinates (of a block of pixels, too)."""
+
+    d: Any
+    h: Any
+    w: Any
+
+
+class HW(NamedTuple):
+    """`Axes` in a kernel for two axes."""
+
+    h: Any
+    w: Any
+
+
+class Operand(NamedTuple):
+    """A tensor: a pointer, and strides in elements."""
+
+    p: Any
+    row: Any  # from image to image; in w from filter to filter
+    channel: Any  # from channel to channel; in gy and y these are the filters
+    axis: Any  # Axes or HW: from pixel to pixel; in w from tap to tap
+
+
+@triton.jit
+def vectors(x, VECTOR: tl.constexpr):
+    """x with its strides multiplied by VECTOR, where they were divided by it: see above."""
+    if VECTOR > 1:
+        if len(x.axis) == 3:
+            x = Operand(x.p, x.row * VECTOR, 1, Axes(x.axis.d * VECTOR, x.axis.h * VECTOR, x.axis.w * VECTOR))
+        else:
+            x = Operand(x.p, x.row * VECTOR, 1, HW(x.axis.h * VECTOR, x.axis.w * VECTOR))
+    return x
+
+
+@triton.jit
+def moved(x, offset):
+    """x from its element at this offset on."""
+    return Operand(x.p + offset, x.row, x.channel, x.axis)
+
+
 @triton.jit
 def wide(i, WIDE: tl.constexpr):
     """i, as a 64-bit integer if WIDE."""
@@ -54,7 +100,7 @@ def wide(i, WIDE: tl.constexpr):
 
 @triton.jit
 def tile_of_program(program, row_blocks, column_blocks, BAND: tl.constexpr):
-    """(row block, column block) of a program; BAND rows of blocks are walked column by column.
+    """(row block, column block) of a program; BAND rows of blocks are walked column by column ("grouped ordering").
 
     Programs that run at the same time then share rows of x as well as columns of w, which so stay in the L2 cache.
     """
@@ -67,23 +113,56 @@ def tile_of_program(program, row_blocks, column_blocks, BAND: tl.constexpr):
 
 @triton.jit
 def block_indices(block, SIZE: tl.constexpr, count, WIDE: tl.constexpr):
-    """The SIZE indices of a block, and the same with those beyond the last starting again at 0. 64-bit if WIDE."""
+    """The SIZE indices of a block, and the same with those beyond the last starting again at 0; 64-bit if WIDE."""
     index = wide(block, WIDE) * SIZE + tl.arange(0, SIZE)  # [SIZE]
     return index, index % count
 
 
 @triton.jit
-def split_pixel(pixel, P, Q):
-    """(z, p, q) of flat pixel numbers, q fastest."""
-    row = pixel // Q
-    return row // P, row % P, pixel % Q
+def split_pixel(pixel, height, width):
+    """The coordinates of flat pixel numbers, w fastest."""
+    row = pixel // width
+    return Axes(row // height, row % height, pixel % width)
+
+
+@triton.jit
+def offset_of(n, at, x):
+    """Offsets in x of the pixels at these coordinates of images n."""
+    return n * x.row + at.d * x.axis.d + at.h * x.axis.h + at.w * x.axis.w
+
+
+@triton.jit
+def inside(at, size):
+    """Whether coordinates are inside an image of this size."""
+    return (at.d >= 0) & (at.d < size.d) & (at.h >= 0) & (at.h < size.h) & (at.w >= 0) & (at.w < size.w)
 
 
 @triton.jit
 def carry(b_digit, b_next, base):
-    """A digit that may have passed its base, made one again, and what it carries added to the next digit."""
+    """(digit, next digit): a digit that may have reached its base is reduced by it, and carries 1 to the next."""
     m_over = b_digit >= base
     return tl.where(m_over, b_digit - base, b_digit), tl.where(m_over, b_next + 1, b_next)
+
+
+@triton.jit
+def advance(b_n, b_at, add_n, add, size):
+    """(images, coordinates) of the pixels that are further by a number, whose digits are add_n and add."""
+    b_w, b_h = carry(b_at.w + add.w, b_at.h + add.h, size.w)
+    b_h, b_d = carry(b_h, b_at.d + add.d, size.h)
+    b_d, b_n = carry(b_d, b_n + add_n, size.d)
+    return b_n, Axes(b_d, b_h, b_w)
+
+
+@triton.jit
+def phase_of_axis(a, stride, pad, dilation, common, inverse, taps):
+    """(taps of the phase, its first tap r0, base) on one axis, for the pixels i ≡ a mod stride. The formulas are those
+    of `gather_grad_input`."""
+    phi = (a + pad) % stride
+    step = stride // common
+    first = phi // common * inverse % step
+    count = tl.maximum(taps - first + step - 1, 0) // step
+    count = tl.where(phi % common == 0, count, 0)
+    return count, first, (a + pad - first * dilation) // stride  # exact where count > 0
 
 
 @triton.jit
@@ -97,12 +176,14 @@ def axis_taps(b_start, step, size, taps, FIRST_BIT: tl.constexpr):
 
 
 @triton.jit
-def valid_taps(b_d, b_h, b_w, step_d, step_h, step_w, D, H, W, T, R, S):
+def valid_taps(b_start, step, size, taps):
     """For each pixel, which taps of each axis fall inside the image: bits 20 + t, 10 + r and s. [BM] → [BM]
 
-    b_d, b_h, b_w: where tap 0 falls; step: from there to the next. At most ten taps an axis.
+    start: where tap 0 falls; step: from there to the next. At most ten taps an axis.
     """
-    b_bits = axis_taps(b_d, step_d, D, T, 20) | axis_taps(b_h, step_h, H, R, 10) | axis_taps(b_w, step_w, W, S, 0)
+    b_bits = axis_taps(b_start.d, step.d, size.d, taps.d, 20)
+    b_bits |= axis_taps(b_start.h, step.h, size.h, taps.h, 10)
+    b_bits |= axis_taps(b_start.w, step.w, size.w, taps.w, 0)
     return b_bits
 
 
@@ -120,7 +201,7 @@ def load_tile(
     """The tile [rows, columns] whose element (i, j) is at base + o_rows[i] + o_columns[j], zero where masked.
 
     Neighbouring threads should read neighbouring addresses, and Triton hands the last axis of a block to neighbouring
-    threads. So where rows are the closer ones in memory (ROWS_FAST) the tile is loaded lying on its side.
+    threads. So where rows are the closer ones in memory (ROWS_FAST) the tile is loaded transposed.
     """
     if ROWS_FAST:
         p = p_base + (o_columns[:, None] + o_rows[None, :])  # [columns, rows]
@@ -193,17 +274,16 @@ def multiply(b_a, b_b, b_acc, PRECISION: tl.constexpr, EMULATE_BF16: tl.constexp
 
 @triton.jit
 def gather_product(
-    p_x,  # the image that is gathered from, at the program's group
+    x,  # the image that is gathered from, at the program's group
     o_x,  # [BM] offset of each pixel's tap 0 (may lie outside; then it is masked)
     b_valid,  # [BM] from valid_taps, if INSIDE is "bits"
-    b_d, b_h, b_w,  # [BM] coordinates of tap 0
-    step_d, step_h, step_w,  # coordinates from one tap to the next
-    D, H, W,  # size of the image
-    x_channel, x_d, x_h, x_w,  # strides of x
-    p_w,  # the filters, at the program's group and at tap 0
+    b_start,  # [BM] coordinates of each pixel's tap 0
+    step,  # coordinates from one tap to the next
+    size,  # of the image
+    w,  # the filters, at the program's group and at tap 0; its channels are what is summed over
     o_w,  # [BN] offset of each column
-    w_channel, w_t, w_r, w_s,  # strides of w, from one tap to the next
-    T, R, S, C,  # taps on each axis, channels to sum over
+    taps,  # on each axis
+    C,  # channels to sum over
     b_acc,  # [BM, BN] what to add to
     BC: tl.constexpr,
     INSIDE: tl.constexpr,  # whether a tap is inside: "always" it is, see its "bits", or "compare" its coordinates
@@ -213,7 +293,7 @@ def gather_product(
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
-):  # fmt: skip
+):
     """acc[m, n] + Σ_{t,r,s} Σ_c x[pixel m moved by (t,r,s), c] · w[t,r,s,c,n]
 
     Taps outside, channels inside, but one loop and not four, so that the compiler can fetch the tiles of later steps
@@ -222,35 +302,34 @@ def gather_product(
     b_c = tl.arange(0, BC)  # [BC]
     c0 = tl.full((), 0, tl.int32)
     s, r, t = c0, c0, c0
-    for _ in range(0, T * R * S * tl.cdiv(C, BC)):
+    for _ in range(0, taps.d * taps.h * taps.w * tl.cdiv(C, BC)):
         # ---- where this step's tiles are
         tw, rw, sw = wide(t, WIDE), wide(r, WIDE), wide(s, WIDE)
-        o_x_tap = tw * step_d * x_d + rw * step_h * x_h + sw * step_w * x_w
-        o_w_tap = tw * w_t + rw * w_r + sw * w_s
+        o_x_tap = tw * step.d * x.axis.d + rw * step.h * x.axis.h + sw * step.w * x.axis.w
+        o_w_tap = tw * w.axis.d + rw * w.axis.h + sw * w.axis.w
         b_channel = wide(c0, WIDE) + b_c  # [BC]
-        m_c = b_channel < C
+        m_c = b_channel < C  # [BC]
         # ---- which pixels this tap finds inside the image
         if INSIDE == "bits":
             m_pixel = (b_valid >> (20 + t)) & (b_valid >> (10 + r)) & (b_valid >> s) & 1 != 0  # [BM]
         elif INSIDE == "compare":
-            b_di, b_hi, b_wi = b_d + t * step_d, b_h + r * step_h, b_w + s * step_w
-            m_pixel = (b_di >= 0) & (b_di < D) & (b_hi >= 0) & (b_hi < H) & (b_wi >= 0) & (b_wi < W)
+            m_pixel = inside(Axes(b_start.d + t * step.d, b_start.h + r * step.h, b_start.w + s * step.w), size)
         else:
             m_pixel = o_x == o_x  # not used
         # ---- the product
         b_x = load_tile(
-            p_x + o_x_tap, o_x, b_channel * x_channel, m_pixel, m_c, INSIDE != "always", not EVEN_C, X_ROWS_FAST
+            x.p + o_x_tap, o_x, b_channel * x.channel, m_pixel, m_c, INSIDE != "always", not EVEN_C, X_ROWS_FAST
         )  # [BM, BC]
-        b_wt = load_tile(p_w + o_w_tap, b_channel * w_channel, o_w, m_c, m_c, not EVEN_C, False, W_ROWS_FAST)
-        b_acc = multiply(b_x, b_wt, b_acc, PRECISION, EMULATE_BF16)  # [BM, BC] · [BC, BN]
+        b_w = load_tile(w.p + o_w_tap, b_channel * w.channel, o_w, m_c, m_c, not EVEN_C, False, W_ROWS_FAST)  # [BC, BN]
+        b_acc = multiply(b_x, b_w, b_acc, PRECISION, EMULATE_BF16)
         # ---- count on: c, then s, then r, then t
         next_tap = c0 + BC >= C
         c0 = tl.where(next_tap, 0, c0 + BC)
         s = tl.where(next_tap, s + 1, s)
-        next_row = s == S
+        next_row = s == taps.w
         s = tl.where(next_row, 0, s)
         r = tl.where(next_row, r + 1, r)
-        next_plane = r == R
+        next_plane = r == taps.h
         r = tl.where(next_plane, 0, r)
         t = tl.where(next_plane, t + 1, t)
     return b_acc

@@ -10,7 +10,7 @@ See `depthwise` for the sum.
 
 import triton.language as tl
 
-from .common import kernel, wide, widened
+from .common import HW, Operand, kernel, moved, vectors, wide, widened
 from .depthwise import by_channel, spread, store_block, tap_sum, tile_pixels
 from .epilogue import activate
 
@@ -18,7 +18,7 @@ from .epilogue import activate
 @kernel
 def depthwise_forward(
     p_x, p_w, p_bias, p_residual, p_y,  # bias and residual may be None
-    filters,
+    K,
     H, W, P, Q,
     pad_h, pad_w,
     x_n, x_c, x_h, x_w,  # strides
@@ -28,33 +28,36 @@ def depthwise_forward(
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, MEMBERS: tl.constexpr,
     BH: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
-    LAST: tl.constexpr, VECTOR: tl.constexpr,  # filters and the strides of x and y are divided by VECTOR
+    LAST: tl.constexpr, VECTOR: tl.constexpr,  # K and the strides of x and y are divided by VECTOR
     WIDE: tl.constexpr, ACCUMULATE: tl.constexpr, EMULATE_BF16: tl.constexpr,
     ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
 ):  # fmt: skip
-    filters = filters * VECTOR
-    x_n, x_h, x_w, y_n, y_pixel = x_n * VECTOR, x_h * VECTOR, x_w * VECTOR, y_n * VECTOR, y_pixel * VECTOR
+    K = K * VECTOR
+    x = vectors(Operand(p_x, x_n, x_c, HW(x_h, x_w)), VECTOR)
+    w = Operand(p_w, w_k, 0, HW(w_r, w_s))  # a filter has one channel
+    y_n, y_pixel = y_n * VECTOR, y_pixel * VECTOR
     if VECTOR > 1:
-        x_c, y_k = 1, 1
+        y_k = 1
+    size, out, pad = HW(H, W), HW(P, Q), HW(pad_h, pad_w)
 
-    blocks = tl.cdiv(filters, BC)
+    blocks = tl.cdiv(K, BC)
     o_k = tl.program_id(0) % blocks * BC + tl.arange(0, BC)  # [BC]
-    m_k = o_k < filters
-    n, b_p, b_q = tile_pixels(tl.program_id(0) // blocks, tl.cdiv(Q, BW), tl.cdiv(P, BH), BH, BW)
-    n, b_p, b_q, o_k = wide(n, WIDE), wide(b_p, WIDE), wide(b_q, WIDE), wide(o_k, WIDE)
+    m_k = o_k < K
+    n, b_out = tile_pixels(tl.program_id(0) // blocks, tl.cdiv(Q, BW), tl.cdiv(P, BH), BH, BW)
+    n, b_out, o_k = wide(n, WIDE), HW(wide(b_out.h, WIDE), wide(b_out.w, WIDE)), wide(o_k, WIDE)
     o_c = o_k // MEMBERS if MEMBERS > 1 else o_k
 
     b_acc = tl.zeros((BH * BW, BC), ACCUMULATE) if LAST else tl.zeros((BC, BH * BW), ACCUMULATE)
     b_acc = tap_sum(
-        b_acc, p_x + n * x_n, b_p, b_q, o_c * x_c, m_k, p_w + o_k * w_k, H, W, x_h, x_w, w_r, w_s, pad_h, pad_w,
+        b_acc, moved(x, n * x.row), b_out, o_c * x.channel, m_k, moved(w, o_k * w.row), size, pad,
         R, S, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, False, LAST, EMULATE_BF16,
     )  # fmt: skip
     if p_bias is not None:
         b_acc += by_channel(widened(tl.load(p_bias + o_k, mask=m_k, other=0.0), ACCUMULATE, EMULATE_BF16), LAST)
     if p_residual is not None:
         # Beyond the image or the last filter, where nothing is stored, the last element is read.
-        o = tl.minimum(b_p, P - 1) * residual_p + tl.minimum(b_q, Q - 1) * residual_q
-        p = p_residual + n * residual_n + spread(o, tl.minimum(o_k, filters - 1) * residual_k, LAST)
+        o = tl.minimum(b_out.h, P - 1) * residual_p + tl.minimum(b_out.w, Q - 1) * residual_q
+        p = p_residual + n * residual_n + spread(o, tl.minimum(o_k, K - 1) * residual_k, LAST)
         b_acc += widened(tl.load(p), ACCUMULATE, EMULATE_BF16)
     b_y = activate(b_acc, ACTIVATION, SLOPE)
-    store_block(p_y + n * y_n, b_p, b_q, o_k * y_k, m_k, P, Q, y_pixel, b_y, WIDE, LAST, EMULATE_BF16)
+    store_block(p_y + n * y_n, b_out, o_k * y_k, m_k, out, y_pixel, b_y, WIDE, LAST, EMULATE_BF16)

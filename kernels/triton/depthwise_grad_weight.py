@@ -1,4 +1,4 @@
-"""Gradient of the weight of a depthwise convolution, and of the bias in the same pass; two axes; any layout:
+"""Gradient of the weight of a depthwise convolution, and of the bias in the same launch; two axes; any layout:
 
     gw[k, r, s] = Σ_{n,p,q} gy[n, k, p, q] · x[n, k // MEMBERS, p·u + r·d − pad, q·u + s·d − pad]
     gb[k]       = Σ_{n,p,q} gy[n, k, p, q]
@@ -13,14 +13,14 @@ up. Splits are added in order by `sum_partials`. No atomics, so the same inputs 
 
 import triton.language as tl
 
-from .common import kernel, rounded, wide, widened
+from .common import HW, Operand, kernel, rounded, vectors, wide, widened
 from .depthwise import both, spread, tile_pixels
 
 
 @kernel
 def depthwise_grad_weight(
     p_gy, p_x, p_gw, p_gb,  # gw and gb, or the workspace; gb may be None
-    filters,
+    K,
     H, W, P, Q,
     pad_h, pad_w,
     gy_n, gy_k, gy_p, gy_q,  # strides
@@ -30,19 +30,17 @@ def depthwise_grad_weight(
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, MEMBERS: tl.constexpr, TAPS: tl.constexpr,
     BH: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
-    LAST: tl.constexpr, VECTOR: tl.constexpr,  # filters and the strides of gy and x are divided by VECTOR
+    LAST: tl.constexpr, VECTOR: tl.constexpr,  # K and the strides of gy and x are divided by VECTOR
     WIDE: tl.constexpr, ACCUMULATE: tl.constexpr, EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
-    filters = filters * VECTOR
-    gy_n, gy_p, gy_q = gy_n * VECTOR, gy_p * VECTOR, gy_q * VECTOR
-    x_n, x_h, x_w = x_n * VECTOR, x_h * VECTOR, x_w * VECTOR
-    if VECTOR > 1:
-        gy_k, x_c = 1, 1
+    K = K * VECTOR
+    gy = vectors(Operand(p_gy, gy_n, gy_k, HW(gy_p, gy_q)), VECTOR)
+    x = vectors(Operand(p_x, x_n, x_c, HW(x_h, x_w)), VECTOR)
 
-    blocks = tl.cdiv(filters, BC)
+    blocks = tl.cdiv(K, BC)
     o_k = tl.program_id(0) % blocks * BC + tl.arange(0, BC)  # [BC]
     split = tl.program_id(0) // blocks
-    m_k = o_k < filters
+    m_k = o_k < K
     o_k = wide(o_k, WIDE)
     o_c = o_k // MEMBERS if MEMBERS > 1 else o_k
     b_tap = tl.arange(0, TAPS)  # [TAPS]
@@ -51,26 +49,26 @@ def depthwise_grad_weight(
     across, high = tl.cdiv(Q, BW), tl.cdiv(P, BH)
 
     BP: tl.constexpr = BH * BW
-    if LAST:
+    if LAST:  # [TAPS, BP, BC], [BP, BC]
         b_acc, b_bias = tl.zeros((TAPS, BP, BC), ACCUMULATE), tl.zeros((BP, BC), ACCUMULATE)
-    else:
+    else:  # [TAPS, BC, BP], [BC, BP]
         b_acc, b_bias = tl.zeros((TAPS, BC, BP), ACCUMULATE), tl.zeros((BC, BP), ACCUMULATE)
     for i in range(0, per_split):
         tile = split * per_split + i
-        n, b_p, b_q = tile_pixels(tile, across, high, BH, BW)
-        m_pixel = (tile < tiles) & (b_p < P) & (b_q < Q)  # [BP]
-        n, b_p, b_q = wide(n, WIDE), wide(b_p, WIDE), wide(b_q, WIDE)
-        p = p_gy + n * gy_n + spread(b_p * gy_p + b_q * gy_q, o_k * gy_k, LAST)
+        n, b_out = tile_pixels(tile, across, high, BH, BW)
+        m_pixel = (tile < tiles) & (b_out.h < P) & (b_out.w < Q)  # [BP]
+        n, b_p, b_q = wide(n, WIDE), wide(b_out.h, WIDE), wide(b_out.w, WIDE)
+        p = gy.p + n * gy.row + spread(b_p * gy.axis.h + b_q * gy.axis.w, o_k * gy.channel, LAST)
         b_gy = widened(tl.load(p, mask=both(m_pixel, m_k, LAST), other=0.0), ACCUMULATE, EMULATE_BF16)
         b_h = (b_p * STRIDE_H - pad_h)[None, :] + (b_r * DILATION_H)[:, None]  # [TAPS, BP]
         b_w = (b_q * STRIDE_W - pad_w)[None, :] + (b_s * DILATION_W)[:, None]
         m_inside = (b_h >= 0) & (b_h < H) & (b_w >= 0) & (b_w < W) & m_pixel[None, :] & m_tap[:, None]
-        o_pixel = b_h * x_h + b_w * x_w
+        o_pixel = b_h * x.axis.h + b_w * x.axis.w  # [TAPS, BP]
         if LAST:
-            o_x, m_x = o_pixel[:, :, None] + (o_c * x_c)[None, None, :], m_inside[:, :, None] & m_k[None, None, :]
+            o_x, m_x = o_pixel[:, :, None] + (o_c * x.channel)[None, None, :], m_inside[:, :, None] & m_k[None, None, :]
         else:
-            o_x, m_x = o_pixel[:, None, :] + (o_c * x_c)[None, :, None], m_inside[:, None, :] & m_k[None, :, None]
-        b_x = widened(tl.load(p_x + n * x_n + o_x, mask=m_x, other=0.0), ACCUMULATE, EMULATE_BF16)
+            o_x, m_x = o_pixel[:, None, :] + (o_c * x.channel)[None, :, None], m_inside[:, None, :] & m_k[None, :, None]
+        b_x = widened(tl.load(x.p + n * x.row + o_x, mask=m_x, other=0.0), ACCUMULATE, EMULATE_BF16)
         b_acc += b_x * b_gy[None, :, :]
         b_bias += b_gy
 

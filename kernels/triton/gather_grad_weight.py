@@ -1,4 +1,4 @@
-"""Gradient of the weight by gather, and of the bias in the same pass; then the ordered sum of partial results.
+"""Gradient of the weight by gather, any layout, and of the bias in the same launch:
 
     gw[k, c, t, r, s] = Σ_m gy[m, k] · x[pixel(m, t, r, s), c]      gb[k] = Σ_m gy[m, k]      m counts output pixels
 
@@ -9,13 +9,27 @@ a workspace; `sum_partials.py` then adds them in order. No atomics, so the same 
     program  →  split, then group, tap, a tile of BM filters × BN channels; loops over the split's pixels, BC at a time
     masks    →  pixels beyond the split's last, taps outside the image; at the store filters, channels beyond the last
 
-The pixels of a step are BC further than those of the step before: their (n, z, p, q) are carried on like the hands of a
-clock, by adding BC's own digits and passing at most one carry from each to the next. Nothing is divided in the loop.
+The pixels of a step are BC further than those of the step before. Their (n, z, p, q) are the digits of a number: BC's
+own digits are added, with at most one carry from each to the next. Nothing is divided in the loop.
 """
 
 import triton.language as tl
 
-from .common import block_indices, carry, kernel, load_tile, multiply, split_pixel, store_tile, wide
+from .common import (
+    Axes,
+    Operand,
+    advance,
+    block_indices,
+    inside,
+    kernel,
+    load_tile,
+    multiply,
+    offset_of,
+    split_pixel,
+    store_tile,
+    vectors,
+    wide,
+)
 from .grad_bias import sum_bias
 
 
@@ -23,7 +37,7 @@ from .grad_bias import sum_bias
 def gather_grad_weight(
     p_gy, p_x, p_gw, p_gb,  # gw and gb, or the workspace; gb may be None
     pixels,  # N·Z·P·Q
-    filters, channels, groups,  # filters and channels in one group
+    K, C, G,  # filters and channels in one group; groups
     D, H, W,
     Z, P, Q,
     T, R, S,
@@ -37,36 +51,37 @@ def gather_grad_weight(
     BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr,
     MASKED: tl.constexpr,  # some tap of some pixel is outside the image
     GY_PIXELS_FAST: tl.constexpr, X_PIXELS_FAST: tl.constexpr,
-    VECTOR: tl.constexpr,  # see common: filters, channels and all strides but gb's are divided by it
+    VECTOR: tl.constexpr,  # see common: K, C and all strides but gb's are divided by it
     WIDE: tl.constexpr, ACCUMULATE: tl.constexpr, PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
-    channels, filters = channels * VECTOR, filters * VECTOR
-    gy_n, gy_z, gy_p, gy_q = gy_n * VECTOR, gy_z * VECTOR, gy_p * VECTOR, gy_q * VECTOR
-    x_n, x_d, x_h, x_w = x_n * VECTOR, x_d * VECTOR, x_h * VECTOR, x_w * VECTOR
+    C, K = C * VECTOR, K * VECTOR
+    gy = vectors(Operand(p_gy, gy_n, gy_k, Axes(gy_z, gy_p, gy_q)), VECTOR)
+    x = vectors(Operand(p_x, x_n, x_c, Axes(x_d, x_h, x_w)), VECTOR)
     gw_split, gw_k, gw_tap = gw_split * VECTOR, gw_k * VECTOR, gw_tap * VECTOR
     if VECTOR > 1:
-        gy_k, x_c, gw_c = 1, 1, 1
+        gw_c = 1
+    size, out = Axes(D, H, W), Axes(Z, P, Q)
+    stride, dilation = Axes(stride_d, stride_h, stride_w), Axes(dilation_d, dilation_h, dilation_w)
 
     # ---- which split, group, tap, tile; tiles vary fastest, then taps: they share gy and x in the L2 cache
-    column_blocks = tl.cdiv(channels, BN)
-    tiles = tl.cdiv(filters, BM) * column_blocks
+    column_blocks = tl.cdiv(C, BN)
+    tiles = tl.cdiv(K, BM) * column_blocks
     program = tl.program_id(0)
     OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gw.dtype.element_ty == tl.bfloat16
     if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
-        if program >= tiles * T * R * S * groups * splits:
+        if program >= tiles * T * R * S * G * splits:
             sum_bias(
-                p_gy, p_gb, program - tiles * T * R * S * groups * splits, splits, pixels, filters * groups, Z, P, Q,
-                gy_n, gy_k, gy_z, gy_p, gy_q, gb_split,
+                gy, p_gb, gb_split, program - tiles * T * R * S * G * splits, splits, pixels, K * G, out,
                 not GY_PIXELS_FAST, WIDE, ACCUMULATE, EMULATE_BF16, OUT_BF16,
             )  # fmt: skip
             return
     tile = program % tiles
     tap = program // tiles % (T * R * S)
-    group = wide(program // tiles // (T * R * S) % groups, WIDE)
-    split = wide(program // tiles // (T * R * S) // groups, WIDE)
-    t, r, s = split_pixel(tap, R, S)
-    o_filter, o_filter_safe = block_indices(tile // column_blocks, BM, filters, WIDE)  # [BM]
-    o_channel, o_channel_safe = block_indices(tile % column_blocks, BN, channels, WIDE)  # [BN]
+    group = wide(program // tiles // (T * R * S) % G, WIDE)
+    split = wide(program // tiles // (T * R * S) // G, WIDE)
+    at_tap = split_pixel(tap, R, S)
+    o_filter, o_filter_safe = block_indices(tile // column_blocks, BM, K, WIDE)  # [BM]
+    o_channel, o_channel_safe = block_indices(tile % column_blocks, BN, C, WIDE)  # [BN]
     per_split = tl.cdiv(tl.cdiv(pixels, BC), splits) * BC
     first = split * per_split
     last = tl.minimum(first + per_split, pixels)
@@ -75,34 +90,33 @@ def gather_grad_weight(
     image = wide(Z, WIDE) * P * Q
     b_m = first + tl.arange(0, BC)  # [BC]
     b_n = b_m // image
-    b_z, b_p, b_q = split_pixel(b_m % image, P, Q)
+    b_out = split_pixel(b_m % image, P, Q)  # [BC] each
     add_n = BC // image
-    add_z, add_p, add_q = split_pixel(BC % image, P, Q)
-    shift_d, shift_h, shift_w = t * dilation_d - pad_d, r * dilation_h - pad_h, s * dilation_w - pad_w
+    add = split_pixel(BC % image, P, Q)
+    shift_d = at_tap.d * dilation.d - pad_d
+    shift_h = at_tap.h * dilation.h - pad_h
+    shift_w = at_tap.w * dilation.w - pad_w
 
-    o_gy_filter, o_x_channel = o_filter_safe * gy_k, o_channel_safe * x_c
-    p_gy_group = p_gy + group * filters * gy_k
-    p_x_group = p_x + group * channels * x_c
-
-    GY_ON_SIDE: tl.constexpr = not GY_PIXELS_FAST and VECTOR == 1
+    # ---- the sum
+    o_gy_filter, o_x_channel = o_filter_safe * gy.channel, o_channel_safe * x.channel
+    p_gy_group, p_x_group = gy.p + group * K * gy.channel, x.p + group * C * x.channel
+    GY_TRANSPOSED: tl.constexpr = not GY_PIXELS_FAST and VECTOR == 1
     b_acc = tl.zeros((BM, BN), ACCUMULATE)
     for m0 in range(0, per_split, BC):
         m_pixel = first + m0 + tl.arange(0, BC) < last  # [BC]
-        b_d, b_h, b_w = b_z * stride_d + shift_d, b_p * stride_h + shift_h, b_q * stride_w + shift_w
-        o_gy = b_n * gy_n + b_z * gy_z + b_p * gy_p + b_q * gy_q
-        o_x = b_n * x_n + b_d * x_d + b_h * x_h + b_w * x_w
+        b_at = Axes(b_out.d * stride.d + shift_d, b_out.h * stride.h + shift_h, b_out.w * stride.w + shift_w)
+        o_gy = offset_of(b_n, b_out, gy)  # [BC]
+        o_x = offset_of(b_n, b_at, x)  # [BC]
         m_inside = m_pixel
         if MASKED:
-            m_inside &= (b_d >= 0) & (b_d < D) & (b_h >= 0) & (b_h < H) & (b_w >= 0) & (b_w < W)
-        # Where filters are known to lie in vectors the compiler finds that itself: the tile need not lie on its side.
-        b_gy = load_tile(p_gy_group, o_gy_filter, o_gy, m_pixel, m_pixel, False, True, GY_ON_SIDE)  # [BM, BC]
+            m_inside &= inside(b_at, size)
+        # Where filters are known to lie in vectors the compiler finds that itself: the tile need not be transposed.
+        b_gy = load_tile(p_gy_group, o_gy_filter, o_gy, m_pixel, m_pixel, False, True, GY_TRANSPOSED)  # [BM, BC]
         b_x = load_tile(p_x_group, o_x, o_x_channel, m_inside, m_inside, True, False, X_PIXELS_FAST)  # [BC, BN]
         b_acc = multiply(b_gy, b_x, b_acc, PRECISION, EMULATE_BF16)
-        b_q, b_p = carry(b_q + add_q, b_p + add_p, Q)
-        b_p, b_z = carry(b_p, b_z + add_z, P)
-        b_z, b_n = carry(b_z, b_n + add_n, Z)
+        b_n, b_out = advance(b_n, b_out, add_n, add, out)
 
     # ---- store; the workspace has the type of the sum, a single split rounds to the result's
-    m_filter, m_channel = o_filter < filters, o_channel < channels
-    p_tile = p_gw + split * gw_split + group * filters * gw_k + wide(tap, WIDE) * gw_tap
+    m_filter, m_channel = o_filter < K, o_channel < C
+    p_tile = p_gw + split * gw_split + group * K * gw_k + wide(tap, WIDE) * gw_tap
     store_tile(p_tile, o_filter * gw_k, o_channel * gw_c, m_filter, m_channel, b_acc, False, OUT_BF16)

@@ -3,9 +3,10 @@
     gb[k] = Σ_m gy[m, k]        m counts output pixels
 
 It could be summed where the product has gy at hand, but then what tensor cores read from shared memory would have to
-come to registers too. That triples the instructions of a loop on Hopper; and its compiler then gives the tile of gy one
+come to registers too. That triples the instructions of a loop on Hopper; and Triton then gives the tile of gy one
 buffer fewer than a product under way needs, so that the next tile is written where the last is still being read. So
-programs beyond the product's last read gy once more. They take less than a step of the product for the same pixels.
+programs beyond the product's last read gy once more. They take less time than a step of the product does for the same
+pixels.
 
     program  →  split, then 32 filters of all groups; loops over the split's pixels, STEP at a time
     masks    →  pixels beyond the last; at the store filters beyond the last
@@ -16,18 +17,17 @@ A split here is a share of the pixels, and need not be the product's share; ther
 import triton
 import triton.language as tl
 
-from .common import block_indices, load_tile, rounded, split_pixel, wide, widened
+from .common import block_indices, load_tile, offset_of, rounded, split_pixel, wide, widened
 
 FILTERS = tl.constexpr(32)  # of a program
 
 
 @triton.jit
 def sum_bias(
-    p_gy, p_gb,  # gb, or the workspace
+    gy, p_gb, gb_split,  # gb, or the workspace, and its stride
     program,  # counted from the product's last on
     splits, pixels, filters,  # N·Z·P·Q, and the filters of all groups
-    Z, P, Q,
-    gy_n, gy_k, gy_z, gy_p, gy_q, gb_split,  # strides
+    size,  # Z, P, Q
     FILTERS_FAST: tl.constexpr,  # filters lie closer than pixels
     WIDE: tl.constexpr, ACCUMULATE: tl.constexpr, EMULATE_BF16: tl.constexpr, OUT_BF16: tl.constexpr,
 ):  # fmt: skip
@@ -38,14 +38,14 @@ def sum_bias(
     o_filter, o_filter_safe = block_indices(program % blocks, FILTERS, filters, WIDE)  # [FILTERS]
     per_split = tl.cdiv(tl.cdiv(pixels, STEP), splits) * STEP
     first = split * per_split
-    image = wide(Q, WIDE) * P * Z
+    image = wide(size.w, WIDE) * size.h * size.d
     b_sum = tl.zeros((FILTERS, STEP), ACCUMULATE)  # added up in the end: nothing is exchanged in the loop
     for m0 in range(0, tl.minimum(per_split, pixels - first), STEP):
         o_m = first + m0 + tl.arange(0, STEP)  # [STEP]
-        b_z, b_p, b_q = split_pixel(o_m % image, P, Q)
-        o_gy = o_m // image * gy_n + b_z * gy_z + b_p * gy_p + b_q * gy_q
+        b_at = split_pixel(o_m % image, size.h, size.w)  # [STEP] each
+        o_gy = offset_of(o_m // image, b_at, gy)  # [STEP]
         m_pixel = o_m < pixels
-        b_gy = load_tile(p_gy, o_filter_safe * gy_k, o_gy, m_pixel, m_pixel, False, True, FILTERS_FAST)
+        b_gy = load_tile(gy.p, o_filter_safe * gy.channel, o_gy, m_pixel, m_pixel, False, True, FILTERS_FAST)
         b_sum += widened(b_gy, ACCUMULATE, EMULATE_BF16)  # [FILTERS, STEP]
     b_gb = rounded(tl.sum(b_sum, 1), p_gb.dtype.element_ty, OUT_BF16)
     tl.store(p_gb + split * gb_split + o_filter, b_gb, mask=o_filter < filters)

@@ -1,7 +1,7 @@
 """1×1 convolution of contiguous tensors, [N, C, pixels]: for each image a matrix product whose rows are its pixels.
 
     forward       y[n, k, m]  = Σ_c x[n, c, m] · w[k, c]
-    grad_input    gx[n, c, m] = Σ_k gy[n, k, m] · w[k, c]         the same kernel; it is told to walk w the other way
+    grad_input    gx[n, c, m] = Σ_k gy[n, k, m] · w[k, c]         the same kernel, with w transposed
     grad_weight   gw[k, c]    = Σ_n Σ_m gy[n, k, m] · x[n, c, m]
 
 The pixels of a plane lie one after the other, so a tile that stays within an image is fetched in vectors along them.
@@ -9,14 +9,15 @@ The gather kernels, whose tiles run on from image to image, fetch such tensors e
 
     planes_product       program  →  image, group, BM pixels of a plane, BN columns; columns vary fastest: they share x
     planes_grad_weight   program  →  split, group, BM filters × BN channels; a step is BC pixels of one image
-    masks                →  pixels beyond the plane, channels that are summed over beyond the last; at the store columns
+    masks                →  pixels beyond the plane, channels that are summed over beyond the last; at the store
+                            columns, or filters and channels, beyond the last
 
 Vectors: as in `common`, but along pixels (VECTOR divides their number) and along the channels of w (W_VECTOR).
 """
 
 import triton.language as tl
 
-from .common import block_indices, kernel, load_tile, multiply, store_tile, wide
+from .common import Axes, Operand, block_indices, kernel, load_tile, multiply, store_tile, wide
 from .epilogue import epilogue
 from .grad_bias import sum_bias
 
@@ -25,7 +26,7 @@ from .grad_bias import sum_bias
 def planes_product(
     p_x, p_w, p_bias, p_residual, p_y,  # bias and residual may be None
     pixels,  # of a plane
-    columns, C, groups,  # channels of the result, and channels to sum over, in one group
+    columns, C, G,  # channels of the result, and channels to sum over, in one group; groups
     x_n, x_c,  # strides, in elements; those of pixels are 1
     w_column, w_c,
     y_n, y_k,
@@ -52,8 +53,8 @@ def planes_product(
     program = tl.program_id(0)
     column_block = program % column_blocks
     row_block = program // column_blocks % row_blocks
-    group = wide(program // column_blocks // row_blocks % groups, WIDE)
-    n = wide(program // column_blocks // row_blocks // groups, WIDE)
+    group = wide(program // column_blocks // row_blocks % G, WIDE)
+    n = wide(program // column_blocks // row_blocks // G, WIDE)
     o_pixel = row_block * BM + tl.arange(0, BM)  # [BM]
     o_column = column_block * BN + tl.arange(0, BN)  # [BN]
     m_pixel, m_column = o_pixel < pixels, o_column < columns
@@ -92,7 +93,7 @@ def planes_product(
 def planes_grad_weight(
     p_gy, p_x, p_gw, p_gb,  # gw and gb, or the workspace; gb may be None
     pixels,  # of a plane
-    filters, channels, groups,  # filters and channels in one group
+    K, C, G,  # filters and channels in one group; groups
     gy_n, gy_k, x_n, x_c,
     gw_split, gw_k, gw_c, gb_split,
     steps, splits,  # steps: of BC pixels, in all images
@@ -103,25 +104,25 @@ def planes_grad_weight(
     pixels, gy_n, gy_k, x_n, x_c = pixels * VECTOR, gy_n * VECTOR, gy_k * VECTOR, x_n * VECTOR, x_c * VECTOR
 
     # ---- which split, group, tile
-    column_blocks = tl.cdiv(channels, BN)
-    tiles = tl.cdiv(filters, BM) * column_blocks
+    column_blocks = tl.cdiv(C, BN)
+    tiles = tl.cdiv(K, BM) * column_blocks
     program = tl.program_id(0)
     blocks = tl.cdiv(pixels, BC)
     OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gw.dtype.element_ty == tl.bfloat16
     if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
-        if program >= tiles * groups * splits:
+        if program >= tiles * G * splits:
             sum_bias(
-                p_gy, p_gb, program - tiles * groups * splits, splits, wide(steps // blocks, WIDE) * pixels,
-                filters * groups, 1, 1, pixels, gy_n, gy_k, 0, 0, 1, gb_split,
+                Operand(p_gy, gy_n, gy_k, Axes(0, 0, 1)), p_gb, gb_split, program - tiles * G * splits, splits,
+                wide(steps // blocks, WIDE) * pixels, K * G, Axes(1, 1, pixels),
                 False, WIDE, ACCUMULATE, EMULATE_BF16, OUT_BF16,
             )  # fmt: skip
             return
     tile = program % tiles
-    group = wide(program // tiles % groups, WIDE)
-    split = wide(program // tiles // groups, WIDE)
-    o_filter, o_filter_safe = block_indices(tile // column_blocks, BM, filters, WIDE)  # [BM]
-    o_channel, o_channel_safe = block_indices(tile % column_blocks, BN, channels, WIDE)  # [BN]
-    p_gy_group, p_x_group = p_gy + group * filters * gy_k, p_x + group * channels * x_c
+    group = wide(program // tiles % G, WIDE)
+    split = wide(program // tiles // G, WIDE)
+    o_filter, o_filter_safe = block_indices(tile // column_blocks, BM, K, WIDE)  # [BM]
+    o_channel, o_channel_safe = block_indices(tile % column_blocks, BN, C, WIDE)  # [BN]
+    p_gy_group, p_x_group = p_gy + group * K * gy_k, p_x + group * C * x_c
 
     # ---- the sum
     per_split = tl.cdiv(steps, splits)
@@ -143,6 +144,6 @@ def planes_grad_weight(
         n = tl.where(next_image, n + 1, n)
 
     # ---- store; the workspace has the type of the sum, a single split rounds to the result's
-    m_filter, m_channel = o_filter < filters, o_channel < channels
-    p_tile = p_gw + split * gw_split + group * filters * gw_k
+    m_filter, m_channel = o_filter < K, o_channel < C
+    p_tile = p_gw + split * gw_split + group * K * gw_k
     store_tile(p_tile, o_filter * gw_k, o_channel * gw_c, m_filter, m_channel, b_acc, False, OUT_BF16)

@@ -1,6 +1,6 @@
 """What the window kernels share: views of an image for the copy engine, a program's windows, the loop over taps.
 
-A *descriptor* tells the GPU's copy engine (TMA, from sm_90) of a tensor: where it begins, its sizes, its strides. One
+A *descriptor* describes a tensor to the GPU's copy engine (TMA, from sm_90): its beginning, sizes and strides. One
 instruction then copies a block of it to shared memory, given the coordinates of its first element; what lies outside
 the tensor, negative coordinates included, reads as zero and is not stored. So padding needs no mask, and no thread
 computes an address.
@@ -21,97 +21,120 @@ first pixel and leaving the axis of size u at 1.
     b_ block of values   p_ pointer   CAPITALS  compile-time constants and sizes, as in `common`
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from .common import multiply, tile_of_program
+from .common import HW, multiply, tile_of_program
+
+
+class Walk(NamedTuple):
+    """How a window moves along one axis of a view, from tap to tap. Rests are remainders of the division by u."""
+
+    start: Any  # of the first tap, counted from the window's pixel
+    rest: Any
+    step: Any  # from one tap to the next
+    step_rest: Any
+    fold: Any  # what remainders are below: u, or 1
+
+
+class Taps(NamedTuple):
+    """Which taps of the filters a sum has, as numbers r·S + s."""
+
+    first: Any
+    h: Any  # from one to the next, on each axis
+    w: Any
+    count_w: Any  # how many on the axis W
 
 
 @triton.jit
 def image_view(
-    p, a_h, a_w, N, H, W, C, image_n, image_h, image_w, u_h, u_w, fold_h, fold_w,
+    image,  # its channels lie one after the other
+    a, N, size, C,
+    u, fold,
     TN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """The descriptor of the pixels (a_h + i·u_h, a_w + j·u_w) of an image with C channels in a row: [N, i, 1, j, C].
+    """The descriptor of an image's pixels (a.h + i·u.h, a.w + j·u.w), with C channels: [N, i, 1, j, C].
 
-    With fold = u (and a = 0) it has all pixels: [N, i, remainder, j, remainder · image_w + C]. Strides in elements.
-    Where there is no such pixel, nothing may be read through it.
+    With fold = u (and a = 0) it has all pixels: [N, i, remainder, j, remainder · stride of W + C]. Blocks are
+    [TN, TH, 1, TW, BC]. Where there is no such pixel, nothing may be read through it.
     """
-    rows, columns = tl.maximum(H - a_h + u_h - 1, u_h) // u_h, tl.maximum(W - a_w + u_w - 1, u_w) // u_w
+    rows = tl.maximum(size.h - a.h + u.h - 1, u.h) // u.h
+    columns = tl.maximum(size.w - a.w + u.w - 1, u.w) // u.w
     return tl.make_tensor_descriptor(
-        p + a_h.to(tl.int64) * image_h + a_w.to(tl.int64) * image_w,
-        [N, rows, fold_h, columns, (fold_w - 1) * image_w + C],
-        [image_n, u_h * image_h, image_h, u_w * image_w, 1],
+        image.p + a.h.to(tl.int64) * image.axis.h + a.w.to(tl.int64) * image.axis.w,
+        [N, rows, fold.h, columns, (fold.w - 1) * image.axis.w + C],
+        [image.row, u.h * image.axis.h, image.axis.h, u.w * image.axis.w, 1],
         [TN, TH, 1, TW, BC],
     )
 
 
 @triton.jit
 def window_of_tile(
-    tile, row_blocks, column_blocks, windows_h, windows_w,
+    tile, row_blocks, column_blocks, windows,  # windows: of an image, on each axis
     TN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
-    """(n, p, q) of the first pixel of a tile, its block of channels, and its group. Groups vary slowest."""
+    """(image, coordinates) of the first pixel of a tile, its block of channels, and its group. Groups vary slowest."""
     tiles = row_blocks * column_blocks
     window, column_block = tile_of_program(tile % tiles, row_blocks, column_blocks, BAND)
-    row = window // windows_w
-    return row // windows_h * TN, row % windows_h * TH, window % windows_w * TW, column_block, tile // tiles
+    row = window // windows.w
+    n, at = row // windows.h * TN, HW(row % windows.h * TH, window % windows.w * TW)
+    return n, at, column_block, tile // tiles
 
 
 @triton.jit
-def count_on(at, rest, step, step_rest, fold):
+def count_on(at, rest, walk):
     """A coordinate in a view and its remainder, one tap further."""
-    rest += step_rest
-    over = rest >= fold
-    return at + step + over.to(tl.int32), tl.where(over, rest - fold, rest)
+    rest += walk.step_rest
+    over = rest >= walk.fold
+    return at + walk.step + over.to(tl.int32), tl.where(over, rest - walk.fold, rest)
 
 
 @triton.jit
 def window_product(
     image,  # descriptor of what the windows are taken from
     weight,  # descriptor of the filters, [taps, K, C/G]
-    n, p, q,  # the first pixel of the window
+    n, at,  # the first pixel of the window
     channel,  # the first channel of the group in the image
     begin, end,  # which steps of the sum, c fastest, then s, then r
     C,  # channels of the group in the image
-    at_h, rest_h, step_h, step_rest_h, fold_h,  # where the first tap is, from p on; from there to the next
-    at_w, rest_w, step_w, step_rest_w, fold_w,
+    walk_h, walk_w,  # from p, q on
     image_w,  # stride
-    taps_w,  # taps on the axis W
-    first_tap, tap_h, tap_w,  # which tap of the filter is the first; from there to the next on each axis
+    taps,
     w_row, w_column,  # in the filters: the first filter and channel
     b_acc,  # [BK, PIXELS] what to add to
     PIXELS: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
-    TRANSPOSED: tl.constexpr,  # the sum runs over filters, not channels: weights are fetched lying on their side
+    TRANSPOSED: tl.constexpr,  # the sum runs over filters, not channels: weights are fetched transposed
     PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
     """acc[k, pixel] + Σ_{r,s} Σ_c w[k, (r,s), c] · image[n, p + r, q + s, c], with taps and channels counted on."""
     # ---- the first step: divided here, and nowhere in the loop
     blocks = tl.cdiv(C, BC)
     c = begin % blocks * BC
-    r, s = begin // blocks // taps_w, begin // blocks % taps_w
-    rest_r, rest_s = rest_h + r * step_rest_h, rest_w + s * step_rest_w
-    h, rest_r = at_h + r * step_h + rest_r // fold_h, rest_r % fold_h
-    w, rest_s = at_w + s * step_w + rest_s // fold_w, rest_s % fold_w
-    tap = first_tap + r * tap_h + s * tap_w
+    r, s = begin // blocks // taps.count_w, begin // blocks % taps.count_w
+    rest_h, rest_w = walk_h.rest + r * walk_h.step_rest, walk_w.rest + s * walk_w.step_rest
+    h, rest_h = walk_h.start + r * walk_h.step + rest_h // walk_h.fold, rest_h % walk_h.fold
+    w, rest_w = walk_w.start + s * walk_w.step + rest_w // walk_w.fold, rest_w % walk_w.fold
+    tap = taps.first + r * taps.h + s * taps.w
     for _ in range(begin, end):
-        b_x = image.load([n, p + h, rest_r, q + w, rest_s * image_w + channel + c])
-        b_x = b_x.reshape(PIXELS, BC)
+        b_x = image.load([n, at.h + h, rest_h, at.w + w, rest_w * image_w + channel + c])
+        b_x = b_x.reshape(PIXELS, BC)  # [PIXELS, BC]
         if TRANSPOSED:
-            b_w = weight.load([tap, w_row + c, w_column]).reshape(BC, BK).T
+            b_w = weight.load([tap, w_row + c, w_column]).reshape(BC, BK).T  # [BK, BC]
         else:
             b_w = weight.load([tap, w_row, w_column + c]).reshape(BK, BC)
         b_acc = multiply(b_w, b_x.T, b_acc, PRECISION, EMULATE_BF16)  # [BK, BC] · [BC, PIXELS]
         # ---- count on: c, then s, then r
         next_tap = c + BC >= C
         c = tl.where(next_tap, 0, c + BC)
-        next_w, next_rest_w = count_on(w, rest_s, step_w, step_rest_w, fold_w)
-        next_row = next_tap & (s + 1 == taps_w)
+        next_w, next_rest_w = count_on(w, rest_w, walk_w)
+        next_row = next_tap & (s + 1 == taps.count_w)
         s = tl.where(next_row, 0, tl.where(next_tap, s + 1, s))
-        w = tl.where(next_row, at_w, tl.where(next_tap, next_w, w))
-        rest_s = tl.where(next_row, rest_w, tl.where(next_tap, next_rest_w, rest_s))
-        next_h, next_rest_h = count_on(h, rest_r, step_h, step_rest_h, fold_h)
+        w = tl.where(next_row, walk_w.start, tl.where(next_tap, next_w, w))
+        rest_w = tl.where(next_row, walk_w.rest, tl.where(next_tap, next_rest_w, rest_w))
+        next_h, next_rest_h = count_on(h, rest_h, walk_h)
         h = tl.where(next_row, next_h, h)
-        rest_r = tl.where(next_row, next_rest_h, rest_r)
-        tap += tl.where(next_row, tap_h - (taps_w - 1) * tap_w, tl.where(next_tap, tap_w, 0))
+        rest_h = tl.where(next_row, next_rest_h, rest_h)
+        tap += tl.where(next_row, taps.h - (taps.count_w - 1) * taps.w, tl.where(next_tap, taps.w, 0))
     return b_acc

@@ -16,10 +16,9 @@ whose addresses are 64-bit: only coordinates have to fit into 32.
 
 import triton.language as tl
 
-from .common import kernel, rounded, widened
+from .common import HW, Operand, kernel, moved, phase_of_axis, rounded, widened
 from .epilogue import activate
-from .gather_grad_input import phase_of_axis
-from .window_common import image_view, window_of_tile, window_product
+from .window_common import Taps, Walk, image_view, window_of_tile, window_product
 
 
 @kernel
@@ -41,49 +40,49 @@ def window_forward(
     OUT_BF16: tl.constexpr = EMULATE_BF16 and p_y.dtype.element_ty == tl.bfloat16
     split, first = tl.program_id(0) // step, tl.program_id(0) % step
     zero = tl.full((), 0, tl.int32)
+    zeros, ones = HW(zero, zero), HW(1, 1)
+    x = Operand(p_x, x_n, 1, HW(x_h, x_w))
+    y = Operand(p_y, y_n, 1, HW(y_p, y_q))
+    residual = Operand(p_residual, residual_n, 1, HW(residual_p, residual_q))
+    size, out, windows_of = HW(H, W), HW(P, Q), HW(windows_h, windows_w)
+    stride, pad, dilation = HW(stride_h, stride_w), HW(pad_h, pad_w), HW(dilation_h, dilation_w)
+    common, inverse = HW(common_h, common_w), HW(inverse_h, inverse_w)
+
     w_view = tl.make_tensor_descriptor(p_w, [R * S, K, group_channels], [w_tap, w_k, 1], [1, BK, BC])
-    y_view = image_view(
-        p_y + split.to(tl.int64) * y_split, zero, zero, N, P, Q, K, y_n, y_p, y_q, 1, 1, 1, 1, TN, TH, TW, BK
-    )
+    y_view = image_view(moved(y, split.to(tl.int64) * y_split), zeros, N, out, K, ones, ones, TN, TH, TW, BK)
     if p_residual is not None:
-        residual_view = image_view(
-            p_residual, zero, zero, N, P, Q, K, residual_n, residual_p, residual_q, 1, 1, 1, 1, TN, TH, TW, BK
-        )
+        residual_view = image_view(residual, zeros, N, out, K, ones, ones, TN, TH, TW, BK)
     if not VIEWS:
-        x_view = image_view(
-            p_x, zero, zero, N, H, W, C, x_n, x_h, x_w, stride_h, stride_w, stride_h, stride_w, TN, TH, TW, BC
-        )
-        up_h, up_w = (pad_h + stride_h - 1) // stride_h, (pad_w + stride_w - 1) // stride_w
+        x_view = image_view(x, zeros, N, size, C, stride, stride, TN, TH, TW, BC)
+        up_h, up_w = (pad.h + stride.h - 1) // stride.h, (pad.w + stride.w - 1) // stride.w
         steps = R * S * tl.cdiv(group_channels, BC)
         begin, end = steps * split // splits, steps * (split + 1) // splits
 
     for tile in range(first, tiles, step):
-        n, p, q, column_block, group = window_of_tile(
-            tile, windows, column_blocks, windows_h, windows_w, TN, TH, TW, BAND
-        )
+        n, at, column_block, group = window_of_tile(tile, windows, column_blocks, windows_of, TN, TH, TW, BAND)
         k = group * group_filters + column_block * BK
         b_acc = tl.zeros((BK, PIXELS), tl.float32)
         if VIEWS:
-            for view in range(0, stride_h * stride_w):
-                a_h, a_w = view // stride_w, view % stride_w
-                r_count, r_first, back_h = phase_of_axis(a_h, stride_h, pad_h, dilation_h, common_h, inverse_h, R)
-                s_count, s_first, back_w = phase_of_axis(a_w, stride_w, pad_w, dilation_w, common_w, inverse_w, S)
-                x_view = image_view(p_x, a_h, a_w, N, H, W, C, x_n, x_h, x_w, stride_h, stride_w, 1, 1, TN, TH, TW, BC)
+            for view in range(0, stride.h * stride.w):
+                a = HW(view // stride.w, view % stride.w)
+                r_count, r_first, back_h = phase_of_axis(a.h, stride.h, pad.h, dilation.h, common.h, inverse.h, R)
+                s_count, s_first, back_w = phase_of_axis(a.w, stride.w, pad.w, dilation.w, common.w, inverse.w, S)
+                x_view = image_view(x, a, N, size, C, stride, ones, TN, TH, TW, BC)
                 steps = r_count * s_count * tl.cdiv(group_channels, BC)
-                steps = tl.where((a_h < H) & (a_w < W), steps, 0)
+                steps = tl.where((a.h < H) & (a.w < W), steps, 0)
                 b_acc = window_product(
-                    x_view, w_view, n, p, q, group * group_channels,
+                    x_view, w_view, n, at, group * group_channels,
                     steps * split // splits, steps * (split + 1) // splits, group_channels,
-                    -back_h, 0, dilation_h // common_h, 0, 1, -back_w, 0, dilation_w // common_w, 0, 1,
-                    x_w, s_count, r_first * S + s_first, stride_h // common_h * S, stride_w // common_w, k, 0,
+                    Walk(-back_h, 0, dilation.h // common.h, 0, 1), Walk(-back_w, 0, dilation.w // common.w, 0, 1),
+                    x_w, Taps(r_first * S + s_first, stride.h // common.h * S, stride.w // common.w, s_count), k, 0,
                     b_acc, PIXELS, BK, BC, False, PRECISION, EMULATE_BF16,
                 )  # fmt: skip
         else:
             b_acc = window_product(
-                x_view, w_view, n, p, q, group * group_channels, begin, end, group_channels,
-                -up_h, up_h * stride_h - pad_h, dilation_h // stride_h, dilation_h % stride_h, stride_h,
-                -up_w, up_w * stride_w - pad_w, dilation_w // stride_w, dilation_w % stride_w, stride_w,
-                x_w, S, 0, S, 1, k, 0,
+                x_view, w_view, n, at, group * group_channels, begin, end, group_channels,
+                Walk(-up_h, up_h * stride.h - pad.h, dilation.h // stride.h, dilation.h % stride.h, stride.h),
+                Walk(-up_w, up_w * stride.w - pad.w, dilation.w // stride.w, dilation.w % stride.w, stride.w),
+                x_w, Taps(0, S, 1, S), k, 0,
                 b_acc, PIXELS, BK, BC, False, PRECISION, EMULATE_BF16,
             )  # fmt: skip
 
@@ -92,7 +91,7 @@ def window_forward(
             o_k = k + tl.arange(0, BK)  # [BK]
             b_acc += widened(tl.load(p_bias + o_k, mask=o_k < K, other=0.0), tl.float32, EMULATE_BF16)[:, None]
         if p_residual is not None:
-            b_residual = residual_view.load([n, p, 0, q, k]).reshape(PIXELS, BK)
+            b_residual = residual_view.load([n, at.h, 0, at.w, k]).reshape(PIXELS, BK)
             b_acc += widened(b_residual, tl.float32, EMULATE_BF16).T
         b_y = rounded(activate(b_acc, ACTIVATION, SLOPE), p_y.dtype.element_ty, OUT_BF16)
-        y_view.store([n, p, 0, q, k], b_y.T.reshape(TN, TH, 1, TW, BK))
+        y_view.store([n, at.h, 0, at.w, k], b_y.T.reshape(TN, TH, 1, TW, BK))

@@ -1,4 +1,4 @@
-"""Gradient of the weight by shifted windows, channels last, two axes, and of the bias in the same pass:
+"""Gradient of the weight by shifted windows, channels last, two axes, and of the bias in the same launch:
 
     gw[k, r, s, c] = Σ_pixels gy[pixel, k] · x[pixel · u − pad + (r, s) · d, c]        gb[k] = Σ_pixels gy[pixel, k]
 
@@ -15,7 +15,7 @@ sum of the window's tap becomes NaN even if no output pixel meets it.
 
 import triton.language as tl
 
-from .common import block_indices, kernel, multiply, store_tile, wide
+from .common import HW, Axes, Operand, block_indices, kernel, multiply, store_tile, wide
 from .grad_bias import sum_bias
 from .window_common import image_view
 
@@ -23,7 +23,7 @@ from .window_common import image_view
 @kernel
 def window_grad_weight(
     p_gy, p_x, p_gw, p_gb,  # gw and gb, or the workspace; gb may be None
-    N, C, K, group_channels, group_filters, groups,
+    N, C, K, group_channels, group_filters, G,
     H, W, P, Q, R, S,
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
     gy_n, gy_p, gy_q, x_n, x_h, x_w,  # strides, in elements
@@ -35,6 +35,10 @@ def window_grad_weight(
 ):  # fmt: skip
     PIXELS: tl.constexpr = TN * TH * TW
     zero = tl.full((), 0, tl.int32)
+    zeros, ones = HW(zero, zero), HW(1, 1)
+    gy = Operand(p_gy, gy_n, 1, HW(gy_p, gy_q))
+    x = Operand(p_x, x_n, 1, HW(x_h, x_w))
+    stride, pad, dilation = HW(stride_h, stride_w), HW(pad_h, pad_w), HW(dilation_h, dilation_w)
 
     # ---- which split, group, tap, tile; tiles vary fastest, then taps: they share gy and x in the L2 cache
     column_blocks = tl.cdiv(group_channels, BC)
@@ -42,39 +46,38 @@ def window_grad_weight(
     program = tl.program_id(0)
     OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gw.dtype.element_ty == tl.bfloat16
     if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
-        if program >= tiles * R * S * groups * splits:
-            # all of these are multiples of 16 bytes, which the compiler is to see
+        if program >= tiles * R * S * G * splits:
+            # filters and strides are multiples of 16 bytes, which the compiler is to see
             UNIT: tl.constexpr = 128 // p_gy.dtype.element_ty.primitive_bitwidth
+            beyond, pixels, filters = program - tiles * R * S * G * splits, wide(N, WIDE) * P * Q, K // UNIT * UNIT
+            gy_all = Operand(p_gy, gy_n // UNIT * UNIT, 1, Axes(0, gy_p // UNIT * UNIT, gy_q // UNIT * UNIT))
             sum_bias(
-                p_gy, p_gb, program - tiles * R * S * groups * splits, splits, wide(N, WIDE) * P * Q, K // UNIT * UNIT,
-                1, P, Q, gy_n // UNIT * UNIT, 1, 0, gy_p // UNIT * UNIT, gy_q // UNIT * UNIT, gb_split,
+                gy_all, p_gb, gb_split, beyond, splits, pixels, filters, Axes(1, P, Q),
                 True, WIDE, tl.float32, EMULATE_BF16, OUT_BF16,
             )  # fmt: skip
             return
     tile = program % tiles
     tap = program // tiles % (R * S)
-    group = program // tiles // (R * S) % groups
-    split = program // tiles // (R * S) // groups
+    group = program // tiles // (R * S) % G
+    split = program // tiles // (R * S) // G
     o_filter, _ = block_indices(tile // column_blocks, BK, group_filters, WIDE)  # [BK]
     o_channel, _ = block_indices(tile % column_blocks, BC, group_channels, WIDE)  # [BC]
     k = group * group_filters + tile // column_blocks * BK
     c = group * group_channels + tile % column_blocks * BC
 
     # ---- where the tap finds the first pixel: pixel a of each stride, up further
-    shift_h, shift_w = tap // S * dilation_h - pad_h, tap % S * dilation_w - pad_w
-    lift_h, lift_w = (pad_h + stride_h - 1) // stride_h, (pad_w + stride_w - 1) // stride_w
-    a_h, a_w = (shift_h + lift_h * stride_h) % stride_h, (shift_w + lift_w * stride_w) % stride_w
-    up_h, up_w = (shift_h - a_h) // stride_h, (shift_w - a_w) // stride_w  # exact
+    shift_h, shift_w = tap // S * dilation.h - pad.h, tap % S * dilation.w - pad.w
+    lift_h, lift_w = (pad.h + stride.h - 1) // stride.h, (pad.w + stride.w - 1) // stride.w
+    a_h, a_w = (shift_h + lift_h * stride.h) % stride.h, (shift_w + lift_w * stride.w) % stride.w
+    up_h, up_w = (shift_h - a_h) // stride.h, (shift_w - a_w) // stride.w  # exact
 
     b_acc = tl.zeros((BK, BC), tl.float32)
     begin = (wide(windows, True) * split // splits).to(tl.int32)
     end = (wide(windows, True) * (split + 1) // splits).to(tl.int32)
     inside = (a_h < H) & (a_w < W)  # else the tap meets no pixel: x is read beyond its last image, as zeros
-    gy_view = image_view(p_gy, zero, zero, N, P, Q, K, gy_n, gy_p, gy_q, 1, 1, 1, 1, TN, TH, TW, BK)
-    x_view = image_view(
-        p_x, tl.where(inside, a_h, 0), tl.where(inside, a_w, 0), N, H, W, C, x_n, x_h, x_w, stride_h, stride_w, 1, 1,
-        TN, TH, TW, BC,
-    )  # fmt: skip
+    gy_view = image_view(gy, zeros, N, HW(P, Q), K, ones, ones, TN, TH, TW, BK)
+    a = HW(tl.where(inside, a_h, 0), tl.where(inside, a_w, 0))
+    x_view = image_view(x, a, N, HW(H, W), C, stride, ones, TN, TH, TW, BC)
     n0 = tl.where(inside, 0, N)
     window_w, window_h, window_n = begin % windows_w, begin // windows_w % windows_h, begin // windows_w // windows_h
     for _ in range(begin, end):

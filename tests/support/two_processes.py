@@ -3,6 +3,7 @@
 python two_processes.py ddp|fsdp RANK FOLDER
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -72,3 +73,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # PyTorch's caches keep a mesh, and with it threads, one of which may abort the interpreter's exit
