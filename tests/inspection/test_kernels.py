@@ -127,13 +127,13 @@ def test_plan_and_inspect_take_each_others_words(capsys: pytest.CaptureFixture[s
         (["plan", "--layer", "resnet50.conv3_3x4", "--gpu", "h100"], "did you mean resnet50.conv3_3x3"),
         (["plan", "--layer", LAYER, "--gpu", "h1000"], "gpu must be one of T4, A100"),
         (["inspect", "--layer", LAYER, "--arch", "sm_70"], "arch must be one of sm_75"),
-        (["inspect", "--layer", LAYER, "--dtype", "int8"], "dtype must be one of bfloat16"),
+        (["inspect", "--layer", LAYER, "--dtype", "int8"], "dtype must be one of float16"),
         (["inspect", "--layer", LAYER, "--backend", "numpy"], "backend must be one of triton, cuda"),
         (["inspect", "--layer", LAYER, "--backend", "triton", "--arch", "sm_75"], "use cuda or aten"),
         (["inspect", "--layer", LAYER, "--batch", "0"], "batch must be at least 1"),
     ],
 )
-def test_what_cannot_be_asked_is_said_in_a_line(
+def test_a_wrong_argument_is_refused_in_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.run(arguments) == 1
@@ -141,6 +141,6 @@ def test_what_cannot_be_asked_is_said_in_a_line(
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
 
 
-def test_a_backend_without_kernels_cannot_be_looked_at() -> None:
+def test_a_backend_without_kernels_cannot_be_inspected() -> None:
     with pytest.raises(BackendUnavailable, match="one of triton, cuda to look at kernels, but got 'aten'"):
         inspect_kernels(suites.layer(LAYER), "forward", "aten", KNOWN["H100"])
