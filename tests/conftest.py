@@ -56,6 +56,14 @@ def poisoned_outputs() -> object:
 
 
 @pytest.fixture(autouse=True)
+def the_same_path() -> Iterator[None]:
+    """A backend that is loaded by its file's name adds the current folder to sys.path: for its own test alone."""
+    before = sys.path[:]
+    yield
+    sys.path[:] = before
+
+
+@pytest.fixture(autouse=True)
 def in_its_lane(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test of a lane whose GPU is emulated runs while it is."""
     lane = getattr(getattr(request.node, "callspec", None), "params", {}).get("lane")
