@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gpuconv.problem import ConvProblem
+from gpuconv.problem import CHANNELS_LAST, ConvProblem
 from gpuconv.text import did_you_mean
 
 
@@ -304,7 +304,7 @@ def layer(
     """
     found = find(name)
     if memory_format is torch.channels_last:
-        memory_format = {1: torch.contiguous_format, 3: torch.channels_last_3d}.get(len(found.size), memory_format)
+        memory_format = CHANNELS_LAST.get(2 + len(found.size), torch.contiguous_format)
     n = batch or found.batch or SUITES[name.partition(".")[0]].batch
     return ConvProblem.of(
         (n, found.channels, *found.size),

@@ -19,6 +19,7 @@ from gpuconv.sizes import Pads, check_shapes, normalize_padding, output_size, pe
 Direction = Literal["forward", "grad_input", "grad_weight"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "grad_input", "grad_weight")
 
+# By the number of axes of a tensor; those of one spatial axis have no such format.
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 

@@ -30,7 +30,7 @@ from gpuconv.checking import interpreted
 from gpuconv.checking.judging import exact_results, judge, surrounded
 from gpuconv.checking.problems import CURATED, LAYOUTS, LONG_SUMS, OPERANDS, as_code, problem_called, tensors
 from gpuconv.planning import distrust, plan
-from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, memory_format_of
+from gpuconv.problem import CHANNELS_LAST, DIRECTIONS, ConvProblem, Direction, memory_format_of
 from gpuconv.reference import Exact, as_numpy
 from gpuconv.settings import Settings
 
@@ -201,8 +201,8 @@ def _outcome(backend: Backend, device: torch.device, case: Case) -> Failure | st
 
 
 def _refusal(backend: Backend, case: Case, device: torch.device) -> str | None:
-    last = torch.channels_last if case.problem.ndim == 2 else torch.channels_last_3d
-    memory_format = last if case.layout == "channels_last" and case.problem.ndim > 1 else torch.contiguous_format
+    last = CHANNELS_LAST.get(2 + case.problem.ndim, torch.contiguous_format)
+    memory_format = last if case.layout == "channels_last" else torch.contiguous_format
     return backend.refuses(dataclasses.replace(case.problem, memory_format=memory_format), case.direction, device)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from gpuconv.problem import ConvProblem
+from gpuconv.problem import CHANNELS_LAST, ConvProblem
 from gpuconv.text import did_you_mean
 
 # Odd on purpose: nothing is a multiple of anything unless that is the point. input, weight, settings.
@@ -156,7 +156,7 @@ OPERANDS = {
 def laid_out(t: torch.Tensor, layout: str) -> torch.Tensor:
     """The values of t in another layout; 'expanded' repeats the first image (stride 0), so the values change."""
     if layout == "channels_last" and t.dim() > 3:
-        return t.contiguous(memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[t.dim()])
+        return t.contiguous(memory_format=CHANNELS_LAST[t.dim()])
     if layout == "sliced":
         wide = torch.full([n + 3 for n in t.shape], float("nan"), dtype=t.dtype, device=t.device)
         inner = wide[tuple(slice(1, 1 + n) for n in t.shape)]

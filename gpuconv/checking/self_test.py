@@ -32,7 +32,7 @@ from gpuconv.gpu import Gpu
 from gpuconv.planning import distrust
 from gpuconv.planning.distrust import Kernels
 from gpuconv.planning.ranking import ranked
-from gpuconv.problem import DIRECTIONS, ConvProblem, Direction, memory_format_of
+from gpuconv.problem import CHANNELS_LAST, DIRECTIONS, ConvProblem, Direction, memory_format_of
 from gpuconv.reference import as_numpy
 
 ACT_BACKWARD = "act_backward"
@@ -212,8 +212,7 @@ def _run_act_backward(trial: Trial, device: torch.device) -> Finding:
     given = tensors(case.problem, case.name, case.dtype, str(device), case.layout)
     activation, gy = Activation.parse(case.activation), given["grad_output"]
     z = 3 * given["residual"].double()
-    last = torch.channels_last if z.dim() == 4 else torch.channels_last_3d
-    memory_format = last if case.layout == "channels_last" else torch.contiguous_format
+    memory_format = CHANNELS_LAST[z.dim()] if case.layout == "channels_last" else torch.contiguous_format
     saved = (activate_tensor(activation, z) if activation.from_output else z).to(case.dtype)
     saved = saved.contiguous(memory_format=memory_format)
     precision = reference.precision_for(case.dtype)
