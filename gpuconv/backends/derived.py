@@ -72,13 +72,24 @@ def _steps(problem: ConvProblem, tile: Tile) -> int:
     return tile.windows or math.ceil(problem.output_pixels / tile.depth)
 
 
-def splits_to_choose(problem: ConvProblem, tile: Tile, gpu: Gpu, programs: int) -> list[int]:
-    """Numbers of splits worth considering where `programs` compute the whole: one, and enough to give each
-    multiprocessor one program, two or four."""
+def with_splits(
+    tile: Tile,
+    problem: ConvProblem,
+    gpu: Gpu,
+    programs: int,
+    most: int | None = None,
+    each: tuple[int, ...] = (1, 2, 4),
+) -> list[Tile]:
+    """The tile with the numbers of splits worth considering in grad_weight, where `programs` compute the whole: one,
+    and enough to give each multiprocessor so many programs as `each` lists.
+
+    most: splits at most, if that is not as many as have a few steps each.
+    """
     partial = (math.prod(problem.weight_shape) + problem.out_channels) * accumulator(problem.dtype).itemsize
-    most = max(1, min(_steps(problem, tile) // _FEWEST_STEPS, WORKSPACE // max(1, partial)))
-    wanted = (math.ceil(each * gpu.multiprocessors / max(1, programs)) for each in (1, 2, 4))
-    return sorted({1, *(min(most, splits) for splits in wanted)})
+    most = _steps(problem, tile) // _FEWEST_STEPS if most is None else most
+    most = max(1, min(most, WORKSPACE // max(1, partial)))
+    wanted = {1, *(min(most, math.ceil(n * gpu.multiprocessors / max(1, programs))) for n in each)}
+    return [dataclasses.replace(tile, splits=splits) for splits in sorted(wanted)]
 
 
 def programs_of_grad_weight(problem: ConvProblem, tile: Tile) -> int:

@@ -5,8 +5,11 @@ To add one: a kernel file, a module here that ends in `FAMILY = Family(…)`, an
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+import torch
+
+from gpuconv.activations import Activation
 from gpuconv.backends import derived
 from gpuconv.backends.base import Backend, Operands, Tile
 from gpuconv.backends.roofline import Prediction, implicit_gemm
@@ -14,6 +17,7 @@ from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
 Launch = TypeVar("Launch")  # the backend's own
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,38 @@ class FamilyBackend(Backend, Generic[Launch]):
 
     def predict(self, problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
         return self.families[tile.kernel].predict(problem, direction, tile, gpu, tf32)
+
+    def bind(
+        self,
+        problem: ConvProblem,
+        direction: Direction,
+        device: torch.device,
+        activation: Activation,
+        operands: Operands | None = None,
+        tile: Tile | None = None,
+    ) -> Callable[..., Any]:
+        if operands is None or tile is None:
+            raise TypeError(f"backend {self.name!r} is bound to the operands and the tile that the planner chose")
+        return self.bind_tile(problem, direction, device, activation, operands, tile)
+
+    def bind_tile(
+        self,
+        problem: ConvProblem,
+        direction: Direction,
+        device: torch.device,
+        activation: Activation,
+        operands: Operands,
+        tile: Tile,
+    ) -> Callable[..., Any]:
+        """What `bind` gives, for the tile that the planner chose."""
+        raise NotImplementedError
+
+    def refuses_dtype(self, dtype: torch.dtype) -> str | None:
+        """Why no kernel multiplies numbers of this type; None if some do."""
+        if dtype in _DTYPES:
+            return None
+        *others, last = map(str, _DTYPES)
+        return f"it computes {', '.join(others)} and {last}, not {dtype}".replace("torch.", "")
 
     def refused_families(
         self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands

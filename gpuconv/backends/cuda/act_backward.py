@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gpuconv.backends.cuda.launch import ACTIVATIONS, TYPES, Instance, Launch
-from gpuconv.backends.derived import accumulator, matrix, overflows, steps
+from gpuconv.backends.derived import accumulator, all_aligned, matrix, overflows, steps
 from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.gpu import Gpu
 from gpuconv.problem import allocate
@@ -57,7 +57,7 @@ def launches(e: Elementwise, multiprocessors: int, aligned: bool = True) -> tupl
     return first, Launch(add, math.ceil(e.shape[1] / 32), params)
 
 
-def bind(e: Elementwise, gpu: Gpu, call: Callable[..., None], all_aligned: Callable[..., bool]) -> Run:
+def bind(e: Elementwise, gpu: Gpu, call: Callable[..., None]) -> Run:
     """The function of tensors that computes `e`. `call` calls a Launch with tensors."""
     by_alignment = [launches(e, gpu.multiprocessors, aligned) for aligned in (False, True)]
     shape, memory_format, channels = e.shape, e.memory_format, e.shape[1]

@@ -17,7 +17,7 @@ from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda import act_backward, banded, depthwise, grouped, grouped_halo, halo, simt, tensor
 from gpuconv.backends.cuda.cupy_runtime import CupyRuntime
-from gpuconv.backends.cuda.launch import TYPES, Launch, Runtime
+from gpuconv.backends.cuda.launch import Launch, Runtime
 from gpuconv.backends.derived import accumulator, all_aligned
 from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.backends.family import FamilyBackend, by_name
@@ -66,13 +66,9 @@ class CudaBackend(FamilyBackend[Launch]):
         runtime = self._runtime(device)
         if runtime is None:
             return f"its kernels run on GPUs, and the tensors are on {device}"
-        reason = runtime.unavailable()
+        reason = runtime.unavailable() or self.refuses_dtype(problem.dtype)
         if reason is not None:
             return reason
-        if problem.dtype not in TYPES:
-            return (
-                f"it computes float16, bfloat16, float32 and float64, not {str(problem.dtype).removeprefix('torch.')}"
-            )
         reason = None if (gpu := Gpu.of(device)) is gpus.INTERPRETER else self.refuses_gpu(gpu)
         if reason is not None:
             return reason
@@ -84,17 +80,15 @@ class CudaBackend(FamilyBackend[Launch]):
         major, minor = gpu.capability
         return None if (major, minor) >= (7, 5) else f"it needs sm_75 or newer, and this is sm_{major}{minor}"
 
-    def bind(
+    def bind_tile(
         self,
         problem: ConvProblem,
         direction: Direction,
         device: torch.device,
         activation: Activation,
-        operands: Operands | None = None,
-        tile: Tile | None = None,
+        operands: Operands,
+        tile: Tile,
     ) -> Callable[..., Any]:
-        if operands is None or tile is None:
-            raise TypeError("backend 'cuda' is bound to the operands and the tile that the planner chose")
         call = self._call(device)
         if direction == "forward":
             return _bind_forward(problem, activation, operands, tile, call)
@@ -106,7 +100,7 @@ class CudaBackend(FamilyBackend[Launch]):
         return any(runtime.cannot_build(error) for runtime in self._runtimes())
 
     def bind_act_backward(self, elementwise: Elementwise, device: torch.device) -> Run:
-        return act_backward.bind(elementwise, Gpu.of(device), self._call(device), all_aligned)
+        return act_backward.bind(elementwise, Gpu.of(device), self._call(device))
 
 
 def launches(

@@ -23,7 +23,7 @@ from gpuconv.backends.cuda.launch import (
     struct_of,
     sum_partials,
 )
-from gpuconv.backends.derived import splits_of, splits_to_choose
+from gpuconv.backends.derived import splits_of, with_splits
 from gpuconv.backends.family import Family
 from gpuconv.backends.roofline import (
     INSTRUCTIONS,
@@ -208,11 +208,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
                 chosen.append(_with_margin(fits, problem, direction, operands))
     if not of_weight:
         return chosen
-    return [
-        dataclasses.replace(tile, splits=splits)
-        for tile in chosen
-        for splits in splits_to_choose(problem, tile, gpu, problem.out_channels)
-    ]
+    return [split for tile in chosen for split in with_splits(tile, problem, gpu, problem.out_channels)]
 
 
 def _with_margin(tile: Tile, problem: ConvProblem, direction: Direction, operands: Operands) -> Tile:

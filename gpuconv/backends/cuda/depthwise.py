@@ -4,7 +4,6 @@ Tiles of an image with their margin in shared memory, strips of results in regis
 how. What the numbers of a `Tile` mean here, `gpuconv.backends.depthwise` says. Nothing here needs a GPU.
 """
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from gpuconv.backends.cuda.launch import (
     struct_of,
     sum_partials,
 )
-from gpuconv.backends.derived import WORKSPACE, accumulator, axes, splits_of
+from gpuconv.backends.derived import accumulator, axes, splits_of, with_splits
 from gpuconv.backends.family import Family
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
@@ -257,7 +256,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
     found = [t for n in numbers if n < 2 * problem.groups for t in itertools.islice(fitting(n), _TILES_OF_EACH)]
     for blocks in (_BLOCKS, 1):  # few channels, or so large a window that half a sector, or a single block, must do
         found = found or list(itertools.islice(fitting(unit if channels_last else 1, blocks), _TILES_OF_EACH))
-    return list(dict.fromkeys(split for tile in found for split in _with_splits(problem, direction, plane, tile, gpu)))
+    return list(dict.fromkeys(split for tile in found for split in _splits(problem, direction, plane, tile, gpu)))
 
 
 def _cuts(height: int, width: int, most_width: int) -> list[tuple[int, int]]:
@@ -292,16 +291,13 @@ def _with_threads(
     )  # fmt: skip
 
 
-def _with_splits(problem: ConvProblem, direction: Direction, plane: _Plane, tile: Tile, gpu: Gpu) -> list[Tile]:
+def _splits(problem: ConvProblem, direction: Direction, plane: _Plane, tile: Tile, gpu: Gpu) -> list[Tile]:
     """The tile; in grad_weight once for each number of splits that gives a multiprocessor one, two or four blocks."""
     if direction != "grad_weight":
         return [tile]
     tiles_of_all = problem.batch * plane.tiles_of(tile.rows // tile.width, tile.width, False)
     programs = problem.group_filters * math.ceil(problem.groups / tile.columns)
-    partial = (math.prod(problem.weight_shape) + problem.out_channels) * accumulator(problem.dtype).itemsize
-    most = max(1, min(tiles_of_all, WORKSPACE // partial))
-    wanted = {1, *(min(most, math.ceil(each * gpu.multiprocessors / programs)) for each in (1, 2, 4))}
-    return [dataclasses.replace(tile, splits=splits) for splits in sorted(wanted)]
+    return with_splits(tile, problem, gpu, programs, most=tiles_of_all)
 
 
 FAMILY = Family("depthwise", refuses, tiles, launches, depthwise.predict)

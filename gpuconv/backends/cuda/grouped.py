@@ -11,7 +11,7 @@ from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda import tensor
 from gpuconv.backends.cuda.launch import Launch
-from gpuconv.backends.derived import packed, programs_of_grad_weight, splits_to_choose
+from gpuconv.backends.derived import packed, programs_of_grad_weight, with_splits
 from gpuconv.backends.family import Family
 from gpuconv.backends.roofline import Prediction, implicit_gemm
 from gpuconv.gpu import Gpu
@@ -59,11 +59,9 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
         return fitting(shapes(merged, direction, "grouped"), problem, direction, gpu, operands)
     height, columns, _, _ = merged.view(direction)
     tile = Tile(_width(height), _width(columns), 64 // size, min(4, _width(height) // 16), 4, kernel="grouped")
-    return [
-        dataclasses.replace(fits, splits=splits)
-        for fits in fitting([tile], problem, direction, gpu, operands)
-        for splits in splits_to_choose(problem, fits, gpu, programs_of_grad_weight(merged, tile))
-    ]
+    programs = programs_of_grad_weight(merged, tile)
+    found = fitting([tile], problem, direction, gpu, operands)
+    return [split for fits in found for split in with_splits(fits, problem, gpu, programs)]
 
 
 def shapes(merged: ConvProblem, direction: Direction, kernel: str) -> list[Tile]:

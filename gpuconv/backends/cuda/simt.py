@@ -1,7 +1,5 @@
 """Family `simt` of the CUDA C kernels: implicit GEMM on multiply-adds, for whatever tensor cores cannot do."""
 
-import dataclasses
-
 import torch
 
 from gpuconv.activations import IDENTITY, Activation
@@ -17,7 +15,7 @@ from gpuconv.backends.cuda.launch import (
     needs_64_bits,
     struct_of,
 )
-from gpuconv.backends.derived import programs_of_grad_weight, splits_to_choose
+from gpuconv.backends.derived import programs_of_grad_weight, with_splits
 from gpuconv.backends.family import Family
 from gpuconv.backends.roofline import Prediction, implicit_gemm
 from gpuconv.gpu import Gpu
@@ -110,10 +108,7 @@ def menu(problem: ConvProblem, direction: Direction, gpu: Gpu) -> list[Tile]:
             continue
         tile = Tile(rows, width, depth, warps, stages=2, kernel="simt")
         if direction == "grad_weight":
-            chosen += [
-                dataclasses.replace(tile, splits=splits)
-                for splits in splits_to_choose(problem, tile, gpu, programs_of_grad_weight(problem, tile))
-            ]
+            chosen += with_splits(tile, problem, gpu, programs_of_grad_weight(problem, tile))
         else:
             chosen.append(tile)
     return chosen

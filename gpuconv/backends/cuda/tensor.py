@@ -27,7 +27,7 @@ from gpuconv.backends.cuda.launch import (
     struct_of,
 )
 from gpuconv.backends.cuda.windows import halo_rows, taps_of_window
-from gpuconv.backends.derived import programs_of_grad_weight, splits_of, splits_to_choose
+from gpuconv.backends.derived import programs_of_grad_weight, splits_of, with_splits
 from gpuconv.backends.family import Family
 from gpuconv.backends.roofline import Prediction, implicit_gemm
 from gpuconv.gpu import Gpu
@@ -193,9 +193,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
     if direction != "grad_weight":
         return chosen
     return [
-        dataclasses.replace(tile, splits=splits)
-        for tile in chosen
-        for splits in splits_to_choose(problem, tile, gpu, programs_of_grad_weight(problem, tile))
+        split for tile in chosen for split in with_splits(tile, problem, gpu, programs_of_grad_weight(problem, tile))
     ]
 
 

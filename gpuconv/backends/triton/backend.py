@@ -54,10 +54,9 @@ class TritonBackend(FamilyBackend[Launch]):
         return reason if reason is None or gpus.emulation is None else gpus.emulation.triton.unavailable()
 
     def refuses(self, problem: ConvProblem, direction: Direction, device: torch.device) -> str | None:
-        if problem.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-            return (
-                f"it computes float16, bfloat16, float32 and float64, not {str(problem.dtype).removeprefix('torch.')}"
-            )
+        reason = self.refuses_dtype(problem.dtype)
+        if reason is not None:
+            return reason
         if device.type == "cpu" and gpus.emulation is not None:
             return gpus.emulation.triton.unavailable() or self.refuses_gpu(Gpu.of(device))
         if INTERPRETING:
@@ -72,17 +71,15 @@ class TritonBackend(FamilyBackend[Launch]):
             return f"sm_{major}{minor} has no tensor-core path in Triton (sm_80 and newer have); use cuda or aten"
         return None
 
-    def bind(
+    def bind_tile(
         self,
         problem: ConvProblem,
         direction: Direction,
         device: torch.device,
         activation: Activation,
-        operands: Operands | None = None,
-        tile: Tile | None = None,
+        operands: Operands,
+        tile: Tile,
     ) -> Callable[..., Any]:
-        if operands is None or tile is None:
-            raise TypeError("backend 'triton' is bound to the operands and the tile that the planner chose")
         call = _on(device)
 
         def bind(tile: Tile) -> Callable[..., Any]:

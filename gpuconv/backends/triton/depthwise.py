@@ -4,7 +4,6 @@ A window of pixels is loaded anew for each tap, mostly from the L1 cache; `kerne
 the numbers of a `Tile` mean here, `gpuconv.backends.depthwise` says.
 """
 
-import dataclasses
 import math
 from contextlib import suppress
 
@@ -13,7 +12,7 @@ import torch
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends import depthwise
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.derived import WORKSPACE, accumulator, axes, overflows, splits_of
+from gpuconv.backends.derived import axes, overflows, splits_of, with_splits
 from gpuconv.backends.family import Family
 from gpuconv.backends.roofline import INSTRUCTIONS, INSTRUCTIONS_AN_ELEMENT, Prediction
 from gpuconv.backends.triton.launch import (
@@ -22,8 +21,9 @@ from gpuconv.backends.triton.launch import (
     arithmetic_of,
     dtypes_of_forward,
     epilogue_of,
+    grad_weight_launches,
     layout,
-    ordered_sum,
+    residual_layout,
     result_strides,
 )
 from gpuconv.gpu import Gpu
@@ -89,7 +89,7 @@ def launches(
     if direction == "grad_input":
         constants["WIDE"] = overflows(*extents)
         return (Launch(depthwise_grad_input, tiles_of_all * blocks, (dtype,) * 3, scalars, constants, tile),)
-    residual = layout(problem.output_shape, operands.residual or (0,) * (2 + problem.ndim), problem)
+    residual = residual_layout(problem, operands)
     constants |= {"WIDE": overflows(*extents, residual.extent), **epilogue_of(activation)}
     dtypes = dtypes_of_forward(problem, operands)
     scalars = (*scalars, *_strides(residual, 1))
@@ -115,13 +115,10 @@ def _grad_weight(
         *sizes, *strides, gw_split, gw_k, gw_tap, problem.out_channels, tiles_of_all, math.ceil(tiles_of_all / splits),
     )  # fmt: skip
     constants |= {"TAPS": _power_of_two(problem.taps), "WIDE": overflows(*extents, splits * size)}
-    dtype = problem.dtype
-    partial = accumulator(dtype) if splits > 1 else dtype
-    dtypes = (dtype, dtype, partial, partial if with_bias else None)
     ordered = ("R", "S", "STRIDE_H", "STRIDE_W", "DILATION_H", "DILATION_W", "MEMBERS", "TAPS")
     constants = {name: constants[name] for name in ordered} | constants
-    product = Launch(depthwise_grad_weight, splits * blocks, dtypes, scalars, constants, tile)
-    return (product,) if splits == 1 else (product, ordered_sum(problem, splits, with_bias))
+    programs = splits * blocks
+    return grad_weight_launches(depthwise_grad_weight, programs, problem, splits, scalars, constants, tile, with_bias)
 
 
 def _operands(problem: ConvProblem, direction: Direction, operands: Operands) -> tuple[Layout, Layout, int]:
@@ -183,12 +180,8 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
                 chosen.append(tile)
                 continue
             programs = math.ceil(problem.out_channels / channels)
-            partial = (math.prod(problem.weight_shape) + problem.out_channels) * accumulator(problem.dtype).itemsize
-            split = max(1, min(problem.batch * _count(problem, direction, tile), WORKSPACE // partial))
-            chosen += [
-                dataclasses.replace(tile, splits=splits)
-                for splits in sorted({1, *(min(split, math.ceil(n * gpu.multiprocessors / programs)) for n in (2, 4))})
-            ]
+            most = problem.batch * _count(problem, direction, tile)
+            chosen += with_splits(tile, problem, gpu, programs, most, each=(2, 4))
     return list(dict.fromkeys(chosen))
 
 

@@ -1,6 +1,5 @@
 """Family `gather` of the Triton kernels: implicit GEMM by pointer gather, for any layout, stride, dilation, groups."""
 
-import dataclasses
 import math
 from contextlib import suppress
 
@@ -9,27 +8,27 @@ import torch
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import (
-    accumulator,
     axes,
     overflows,
     phase_steps,
     phases_of,
     programs_of_grad_weight,
     splits_of,
-    splits_to_choose,
+    with_splits,
 )
 from gpuconv.backends.family import Family
 from gpuconv.backends.triton.launch import (
+    BAND,
     Launch,
     Layout,
     arithmetic_of,
     axis_scalars,
     dtypes_of_forward,
     epilogue_of,
-    layout,
+    grad_weight_launches,
     layouts,
-    ordered_sum,
     programs_of_bias,
+    residual_layout,
     result_strides,
 )
 from gpuconv.gpu import Gpu
@@ -39,8 +38,6 @@ with suppress(ImportError):  # no Triton: `launch.why_not` says so
     from gpuconv.kernels.triton.gather_forward import gather_forward
     from gpuconv.kernels.triton.gather_grad_input import gather_grad_input
     from gpuconv.kernels.triton.gather_grad_weight import gather_grad_weight
-
-_BAND = 8  # rows of tiles that are walked column by column
 
 
 def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
@@ -121,11 +118,11 @@ def _forward(problem: ConvProblem, activation: Activation, operands: Operands, t
     y_n, y_k, y_pixel = result_strides(problem.output_shape, problem)
     y_vector = 1 if k % vector else vector
     channels_last = problem.memory_format is not torch.contiguous_format
-    residual = layout(problem.output_shape, operands.residual or (0,) * (2 + problem.ndim), problem)
+    residual = residual_layout(problem, operands)
     pixels = problem.output_pixels
     programs = math.ceil(pixels / tile.rows) * math.ceil(k / tile.columns) * problem.groups
     constants = {
-        "BM": tile.rows, "BN": tile.columns, "BC": tile.depth, "BAND": _BAND,
+        "BM": tile.rows, "BN": tile.columns, "BC": tile.depth, "BAND": BAND,
         "INSIDE": _inside(problem, quick and _reads_inside(problem)),
         "EVEN_C": quick and c % tile.depth == 0,
         "X_ROWS_FAST": not x.channels_fast, "Y_ROWS_FAST": not channels_last,
@@ -153,7 +150,7 @@ def _grad_input(problem: ConvProblem, operands: Operands, tile: Tile) -> Launch:
     phase_blocks = math.ceil(problem.batch * math.prod(phase) / tile.rows)
     programs = phase_blocks * math.ceil(c / tile.columns) * phases_of(problem) * problem.groups
     constants = {
-        "BM": tile.rows, "BN": tile.columns, "BC": tile.depth, "BAND": _BAND,
+        "BM": tile.rows, "BN": tile.columns, "BC": tile.depth, "BAND": BAND,
         "INSIDE": _inside(problem, quick and _scatters_inside(problem)),
         "EVEN_K": quick and k % tile.depth == 0,
         "GY_ROWS_FAST": not gy.channels_fast, "GX_ROWS_FAST": problem.memory_format is torch.contiguous_format,
@@ -191,12 +188,8 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
         pixels, k // vector, c // vector, problem.groups, *axis_scalars(problem), *gy.divided(vector),
         *x.divided(vector), gw_split // vector, gw_k // vector, gw_c, gw_tap // vector, problem.out_channels, splits,
     )  # fmt: skip
-    dtype, accumulate = problem.dtype, accumulator(problem.dtype)
-    partial = accumulate if splits > 1 else dtype
-    dtypes = (dtype, dtype, partial, partial if with_bias else None)
     programs = splits * programs_of_grad_weight(problem, tile) + programs_of_bias(problem, splits, with_bias)
-    product = Launch(gather_grad_weight, programs, dtypes, scalars, constants, tile)
-    return (product,) if splits == 1 else (product, ordered_sum(problem, splits, with_bias))
+    return grad_weight_launches(gather_grad_weight, programs, problem, splits, scalars, constants, tile, with_bias)
 
 
 # ---- which tiles there are -------------------------------------------------------------------------------------------
@@ -245,10 +238,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
         stages = min(2 if few else 4, gpu.shared_memory // ((rows + width) * depth * size))
         tile = Tile(rows, width, depth, warps, stages, addressed=(rows + width) * depth if vector == 1 else 0)
         if direction == "grad_weight":
-            chosen += [
-                dataclasses.replace(tile, splits=splits)
-                for splits in splits_to_choose(problem, tile, gpu, programs_of_grad_weight(problem, tile))
-            ]
+            chosen += with_splits(tile, problem, gpu, programs_of_grad_weight(problem, tile))
         else:
             chosen.append(tile)
     return chosen

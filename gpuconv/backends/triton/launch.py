@@ -39,6 +39,7 @@ else:
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 # The interpreter keeps the program's index in a global, so threads must take turns; compiling gains nothing from two.
 _one_at_a_time = threading.Lock()
+BAND = 8  # rows of tiles that are walked column by column
 _SUM_BLOCK = 1024
 
 
@@ -236,6 +237,11 @@ def layouts(problem: ConvProblem, direction: Direction, operands: Operands) -> t
     return layout(a, a_strides, problem), layout(b, b_strides, problem)
 
 
+def residual_layout(problem: ConvProblem, operands: Operands) -> Layout:
+    """The layout of the residual; without one, strides of 0."""
+    return layout(problem.output_shape, operands.residual or (0,) * (2 + problem.ndim), problem)
+
+
 def dtypes_of_forward(problem: ConvProblem, operands: Operands) -> tuple[torch.dtype | None, ...]:
     """The types of input, weight, bias, residual and result."""
     dtype = problem.dtype
@@ -279,7 +285,26 @@ def arithmetic_of(problem: ConvProblem, operands: Operands) -> dict[str, Any]:
     }
 
 
-def ordered_sum(problem: ConvProblem, splits: int, with_bias: bool) -> Launch:
+def grad_weight_launches(
+    kernel: Any,
+    programs: int,
+    problem: ConvProblem,
+    splits: int,
+    scalars: tuple[int, ...],
+    constants: dict[str, Any],
+    tile: Tile,
+    with_bias: bool,
+    descriptors: bool = False,
+) -> tuple[Launch, ...]:
+    """The launch of a grad_weight kernel; where its sum is split, also the one that adds the partial sums."""
+    dtype = problem.dtype
+    partial = accumulator(dtype) if splits > 1 else dtype
+    dtypes = (dtype, dtype, partial, partial if with_bias else None)
+    product = Launch(kernel, programs, dtypes, scalars, constants, tile, descriptors)
+    return (product,) if splits == 1 else (product, _ordered_sum(problem, splits, with_bias))
+
+
+def _ordered_sum(problem: ConvProblem, splits: int, with_bias: bool) -> Launch:
     """The launch that adds the partial sums of grad_weight, [splits, taps, K, C/G] and from `bias_offset` on
     [splits, K]; called with them, gw, and gb or None."""
     size = math.prod(problem.weight_shape)

@@ -9,17 +9,18 @@ import torch
 
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.derived import accumulator, overflows, splits_of, splits_to_choose, tiles_of_weight
+from gpuconv.backends.derived import overflows, splits_of, tiles_of_weight, with_splits
 from gpuconv.backends.family import Family
 from gpuconv.backends.triton.launch import (
     Launch,
     arithmetic_of,
     dtypes_of_forward,
     epilogue_of,
+    grad_weight_launches,
     layout,
     layouts,
-    ordered_sum,
     programs_of_bias,
+    residual_layout,
     result_strides,
 )
 from gpuconv.gpu import Gpu
@@ -96,7 +97,7 @@ def _product(
     w_k, w_c, *_ = w.strides
     unit = problem.vector_unit
     w_vector = unit if w_c == 1 and not c % unit and not w_k % unit else 1
-    residual = layout(problem.output_shape, operands.residual or (0,) * (2 + problem.ndim), problem)
+    residual = residual_layout(problem, operands)
     constants = {
         "BM": tile.rows, "BN": tile.columns, "BC": tile.depth,
         "W_COLUMNS_FAST": not forward, "VECTOR": vector, "W_VECTOR": w_vector,
@@ -132,12 +133,8 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     scalars = (
         pixels // vector, k, c, problem.groups, *strides, *gw, problem.out_channels, steps, splits,
     )  # fmt: skip
-    dtype = problem.dtype
-    partial = accumulator(dtype) if splits > 1 else dtype
-    dtypes = (dtype, dtype, partial, partial if with_bias else None)
     programs = splits * problem.groups * tiles_of_weight(problem, tile) + programs_of_bias(problem, splits, with_bias)
-    product = Launch(planes_grad_weight, programs, dtypes, scalars, constants, tile)
-    return (product,) if splits == 1 else (product, ordered_sum(problem, splits, with_bias))
+    return grad_weight_launches(planes_grad_weight, programs, problem, splits, scalars, constants, tile, with_bias)
 
 
 # ---- which tiles there are -------------------------------------------------------------------------------------------
@@ -171,10 +168,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
             continue
         tile = Tile(rows, width, depth, warps, stages, kernel="planes")
         if direction == "grad_weight":
-            programs = problem.groups * tiles_of_weight(problem, tile)
-            chosen += [
-                dataclasses.replace(tile, splits=splits) for splits in splits_to_choose(problem, tile, gpu, programs)
-            ]
+            chosen += with_splits(tile, problem, gpu, problem.groups * tiles_of_weight(problem, tile))
         else:
             blocks = problem.batch * math.ceil(math.prod(problem.input_size) / rows)
             if blocks * problem.groups * math.ceil(columns / width) <= _MOST_PROGRAMS:

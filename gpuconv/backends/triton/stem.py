@@ -11,19 +11,20 @@ import torch
 
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.derived import accumulator, overflows, splits_of, splits_to_choose
+from gpuconv.backends.derived import overflows, splits_of, with_splits
 from gpuconv.backends.family import Family
 from gpuconv.backends.roofline import Prediction, implicit_gemm
 from gpuconv.backends.triton.launch import (
+    BAND,
     Launch,
     arithmetic_of,
     axis_scalars,
     dtypes_of_forward,
     epilogue_of,
-    layout,
+    grad_weight_launches,
     layouts,
-    ordered_sum,
     programs_of_bias,
+    residual_layout,
     result_strides,
 )
 from gpuconv.gpu import Gpu
@@ -33,7 +34,6 @@ with suppress(ImportError):  # no Triton: `launch.why_not` says so
     from gpuconv.kernels.triton.stem import stem_forward, stem_grad_weight
 
 _MOST_CHANNELS = 4
-_BAND = 8  # rows of tiles that are walked column by column
 
 
 def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
@@ -62,10 +62,10 @@ def launches(
 def _forward(problem: ConvProblem, activation: Activation, operands: Operands, tile: Tile) -> Launch:
     k, c = problem.out_channels, problem.in_channels
     x, w = layouts(problem, "forward", operands)
-    residual = layout(problem.output_shape, operands.residual or (0,) * (2 + problem.ndim), problem)
+    residual = residual_layout(problem, operands)
     pixels = problem.output_pixels
     constants = {
-        "BM": tile.rows, "BN": tile.columns, "BJ": tile.depth, "BAND": _BAND, "VOLUME": problem.ndim == 3,
+        "BM": tile.rows, "BN": tile.columns, "BJ": tile.depth, "BAND": BAND, "VOLUME": problem.ndim == 3,
         "X_ROWS_FAST": not x.channels_fast,
         "Y_ROWS_FAST": problem.memory_format is torch.contiguous_format,
         "RESIDUAL_ROWS_FAST": not residual.channels_fast,
@@ -97,12 +97,8 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
         **arithmetic_of(problem, operands),
     }  # fmt: skip
     scalars = (pixels, k, c, *axis_scalars(problem), *gy.strides, *x.strides, *gw, k, splits)
-    dtype = problem.dtype
-    partial = accumulator(dtype) if splits > 1 else dtype
-    dtypes = (dtype, dtype, partial, partial if with_bias else None)
     programs = splits * _tiles_of_result(problem, tile) + programs_of_bias(problem, splits, with_bias)
-    product = Launch(stem_grad_weight, programs, dtypes, scalars, constants, tile)
-    return (product,) if splits == 1 else (product, ordered_sum(problem, splits, with_bias))
+    return grad_weight_launches(stem_grad_weight, programs, problem, splits, scalars, constants, tile, with_bias)
 
 
 def _tiles_of_result(problem: ConvProblem, tile: Tile) -> int:
@@ -150,10 +146,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
             tile = dataclasses.replace(tile, depth=tile.depth // 2)
         tile = dataclasses.replace(tile, addressed=(rows + columns) * tile.depth)
         if direction == "grad_weight":
-            chosen += [
-                dataclasses.replace(tile, splits=splits)
-                for splits in splits_to_choose(problem, tile, gpu, _tiles_of_result(problem, tile))
-            ]
+            chosen += with_splits(tile, problem, gpu, _tiles_of_result(problem, tile))
         else:
             chosen.append(tile)
     return chosen

@@ -11,7 +11,7 @@ import math
 import torch
 
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.derived import WORKSPACE, programs_of_grad_weight
+from gpuconv.backends.derived import WORKSPACE, programs_of_grad_weight, with_splits
 from gpuconv.backends.family import Family
 from gpuconv.backends.roofline import L2_SPEEDUP, Prediction, adding_splits, in_waves, resident, reuse_of
 from gpuconv.backends.triton import window_launch
@@ -130,7 +130,8 @@ def menu(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operand
         window = window_of(problem, direction, tile.depth if weighs else tile.rows)
         tile = dataclasses.replace(tile, windows=window.number)
         if weighs:
-            chosen += [dataclasses.replace(tile, splits=n) for n in _splits_of_weight(problem, tile, gpu)]
+            programs, most = programs_of_grad_weight(problem, tile), tile.windows // _FEWEST_STEPS
+            chosen += with_splits(tile, problem, gpu, programs, most)
         else:
             chosen += _walks(problem, direction, tile, gpu, operands)
     return chosen
@@ -232,14 +233,6 @@ def _dense_residual(problem: ConvProblem, operands: Operands) -> bool:
     unit, shape = problem.vector_unit, problem.output_shape
     given, dense = descriptor_strides(shape, operands.residual, unit), dense_strides(shape)
     return all(a == b for a, b, n in zip(given, dense, (shape[0], *shape[2:]), strict=True) if n > 1)
-
-
-def _splits_of_weight(problem: ConvProblem, tile: Tile, gpu: Gpu) -> list[int]:
-    """Numbers of splits worth considering: none, and enough to give each multiprocessor one, two or four programs."""
-    partial = 4 * (math.prod(problem.weight_shape) + problem.out_channels)
-    most = max(1, min(tile.windows // _FEWEST_STEPS, WORKSPACE // max(1, partial)))
-    wanted = (math.ceil(each * gpu.multiprocessors / programs_of_grad_weight(problem, tile)) for each in (1, 2, 4))
-    return sorted({1, *(min(most, n) for n in wanted)})
 
 
 # ---- how long they take ----------------------------------------------------------------------------------------------

@@ -13,19 +13,19 @@ import torch
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import (
-    accumulator,
     overflows,
     phase_steps,
     phases_of,
     programs_of_grad_weight,
 )
 from gpuconv.backends.triton.launch import (
+    BAND,
     INTERPRETING,
     Launch,
     arithmetic_of,
     epilogue_of,
+    grad_weight_launches,
     layouts,
-    ordered_sum,
     programs_of_bias,
     result_strides,
 )
@@ -37,7 +37,6 @@ with suppress(ImportError):  # no Triton: `launch.why_not` says so
     from gpuconv.kernels.triton.window_grad_weight import window_grad_weight
     from gpuconv.kernels.triton.window_sum import window_sum
 
-_BAND = 8  # rows of tiles that are walked column by column
 _SUM_BLOCK = 1024
 _WITHOUT_EXPONENTIALS = ("none", "relu", "relu6", "leaky_relu", "hardswish")
 # Descriptors take global memory for as long as a launch runs, whether its program does or not: at most 512 bytes for
@@ -157,7 +156,7 @@ def _constants(problem: ConvProblem, operands: Operands, tile: Tile, window: Win
     numbers = arithmetic_of(problem, operands)
     return {
         "TN": window.images, "TH": window.rows, "TW": window.columns, "BK": tile.columns, "BC": tile.depth,
-        "BAND": _BAND, "PRECISION": numbers["PRECISION"], "EMULATE_BF16": numbers["EMULATE_BF16"],
+        "BAND": BAND, "PRECISION": numbers["PRECISION"], "EMULATE_BF16": numbers["EMULATE_BF16"],
     }  # fmt: skip
 
 
@@ -240,8 +239,7 @@ def _sum(
 
 
 def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias: bool) -> tuple[Launch, ...]:
-    unit, dtype = problem.vector_unit, problem.dtype
-    k, c = problem.group_filters, problem.group_channels
+    unit, k, c = problem.vector_unit, problem.group_filters, problem.group_channels
     size, splits = math.prod(problem.weight_shape), splits_of(problem, tile)
     window = window_of(problem, "grad_weight", tile.depth)
     fresh_k, fresh_c, fresh_tap = result_strides(problem.weight_shape, problem)
@@ -257,8 +255,7 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
         *descriptor_strides(problem.input_shape, operands.strides[1], unit),
         *gw, problem.out_channels, window.number, *window.blocks[1:], splits,
     )  # fmt: skip
-    partial = accumulator(dtype) if splits > 1 else dtype
     programs = splits * programs_of_grad_weight(problem, tile) + programs_of_bias(problem, splits, with_bias)
-    dtypes = (dtype, dtype, partial, partial if with_bias else None)
-    product = Launch(window_grad_weight, programs, dtypes, scalars, constants, tile, descriptors=True)
-    return (product,) if splits == 1 else (product, ordered_sum(problem, splits, with_bias))
+    return grad_weight_launches(
+        window_grad_weight, programs, problem, splits, scalars, constants, tile, with_bias, descriptors=True
+    )
