@@ -19,13 +19,15 @@ constexpr int EACH = PIECE / int(sizeof(TYPE));  // pixels of a piece
 // Start filling a tile of the source: row r from p + r · channel, zeros where there are no such channels or pixels.
 __device__ __forceinline__ void stage_pixels(unsigned char* tile, const TYPE* p, offset_t channel, int channels,
                                              int pixels) {
-  constexpr int ACROSS = BN / EACH;
-#pragma unroll 4
-  for (int i = threadIdx.x; i < BK * ACROSS; i += THREADS) {
-    const int row = i / ACROSS, pixel = i % ACROSS * EACH;
-    const bool m_there = row < channels && pixel < pixels;
-    unsigned char* to = tile + SourceTile::place(row, pixel / UNIT) + pixel % UNIT * int(sizeof(TYPE));
-    copy<PIECE>(to, p + (m_there ? row * channel + pixel : 0), m_there);  // the address must be valid even so
+  constexpr int ACROSS = BN / EACH, DOWN_EACH = THREADS / ACROSS;  // rows that the threads copy at a time
+  static_assert(THREADS % ACROSS == 0 && BK % DOWN_EACH == 0, "every thread copies the same pixels of several rows");
+  const int row = threadIdx.x / ACROSS, pixel = threadIdx.x % ACROSS * EACH;
+  const int m_rows = pixel < pixels ? channels - row : 0;
+  const TYPE* from = p + row * channel + pixel;
+#pragma unroll
+  for (int r = 0; r < BK; r += DOWN_EACH, from += DOWN_EACH * channel) {
+    unsigned char* to = tile + SourceTile::place(row + r, pixel / UNIT) + pixel % UNIT * int(sizeof(TYPE));
+    copy<PIECE>(to, r < m_rows ? from : p, r < m_rows);  // the address must be valid even so
   }
 }
 
