@@ -21,15 +21,16 @@ pytestmark = [
 ]
 
 LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
-# family, direction, input, weight, settings, formats of the result and of a residual, whether sums are split; the sectors
-# of 32 bytes that threads read and write, for 1 that the elements fill
+# family, direction, input, weight, settings, formats of the result and of a residual, whether sums are split; the
+# sectors of 32 bytes that threads read and write, for 1 that the elements fill
 CASES = {
     "vectors": ("window", "forward", (2, 64, 8, 16), (64, 64, 3, 3), {"padding": 1}, CONTIGUOUS, CONTIGUOUS, False, 1),
     "rows-are-odd": ("window", "forward", (2, 64, 9, 7), (10, 64, 3, 3), {"padding": 1}, CONTIGUOUS, LAST, False, 5),
     "split": ("window", "forward", (2, 64, 5, 8), (64, 64, 3, 3), {"padding": 1}, CONTIGUOUS, CONTIGUOUS, True, 1),
     "residual-alone": ("window", "forward", (2, 64, 8, 16), (64, 64, 3, 3), {"padding": 1}, LAST, CONTIGUOUS, False, 2),
     "phases": (
-        "window", "grad_input", (2, 64, 9, 7), (64, 64, 3, 3), {"padding": 1, "stride": 2}, CONTIGUOUS, None, False, 3.1,
+        "window", "grad_input", (2, 64, 9, 7), (64, 64, 3, 3), {"padding": 1, "stride": 2}, CONTIGUOUS, None, False,
+        3.1,
     ),
     "images-in-one-row": ("pointwise", "forward", (3, 64, 5, 8), (64, 64, 1, 1), {}, CONTIGUOUS, CONTIGUOUS, False, 1),
     "odd-images": ("pointwise", "grad_input", (3, 64, 7, 7), (64, 64, 1, 1), {}, CONTIGUOUS, None, False, 1.6),
