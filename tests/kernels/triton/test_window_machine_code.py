@@ -133,6 +133,22 @@ def test_pointwise_grad_weight_with_its_bias_compiles_well() -> None:
     assert not any(loop[name] for name in ("LDSM", "SHFL", "STS")), loop
 
 
+@pytest.mark.skipif(triton_window.RELEASE < (3, 8), reason="before Triton 3.8 the family refuses 16-bit grad_weight")
+def test_products_of_a_split_grad_weight_do_not_wait_for_one_another() -> None:
+    """Where its loop may run no time, for all that ptxas knows, it waits after each (C7515)."""
+    wrong, seen = [], set()
+    for tile, launch in launched(PROBLEMS["small"], "grad_weight", "bfloat16", 90):
+        shape = tile.rows, tile.columns
+        if not launch.descriptors or tile.splits == 1 or shape in seen:
+            continue
+        seen.add(shape)
+        code = machine_code(launch, 90)
+        loop = code.loop_instructions
+        if code.warnings or loop["WARPGROUP"] >= 2 * loop["HGMMA"]:
+            wrong.append(f"{tile}: {code.warnings}, {loop['WARPGROUP']} WARPGROUP for {loop['HGMMA']} HGMMA")
+    assert len(seen) > 2 and not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize("numbers", NUMBERS)
 @pytest.mark.parametrize("activation", LIPSCHITZ)
 def test_no_subnormal_number_is_flushed_to_zero(activation: str, numbers: str) -> None:
