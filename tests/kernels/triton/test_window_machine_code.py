@@ -39,15 +39,16 @@ _OTHERS = [pytest.param(name, marks=pytest.mark.full) for name in PROBLEMS if na
 
 
 def launched(
-    problem: ConvProblem, direction: Direction, numbers: str, capability: int, residual: bool = False
-) -> list[tuple[Tile, Launch]]:
+    problem: ConvProblem, direction: Direction, numbers: str, capability: int, residual: bool = False,
+    results: torch.memory_format = torch.channels_last,
+) -> list[tuple[Tile, Launch]]:  # fmt: skip
     """Every kernel that could be chosen, with a bias, and where there is a residual the activation that takes most."""
     dtype, tf32 = NUMBERS[numbers]
-    problem = dataclasses.replace(problem, dtype=dtype, memory_format=torch.channels_last)
+    problem = dataclasses.replace(problem, dtype=dtype, memory_format=results)
     operands = plan.contiguous_operands(problem, direction, torch.channels_last)
     operands = operands._replace(tf32=tf32, bias=direction == "forward")
     if residual:
-        like_y = torch.empty(problem.output_shape, device="meta", memory_format=torch.channels_last)
+        like_y = torch.empty(problem.output_shape, device="meta", memory_format=results)
         operands = operands._replace(residual=like_y.stride())
     activation = Activation.parse("gelu" if residual else "relu")
     found: dict[tuple[object, ...], tuple[Tile, Launch]] = {}
@@ -101,6 +102,27 @@ def test_every_tile_compiles_well(
         for tile, launch in launched(PROBLEMS[problem], direction, numbers, capability, residual)[: None if full else 1]
         for complaint in complaints(tile, launch, numbers, capability, direction)
     ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("numbers", [pytest.param("bfloat16"), pytest.param("tf32", marks=pytest.mark.full)])
+@pytest.mark.parametrize("capability", [90, *(pytest.param(c, marks=pytest.mark.full) for c in (100, 120))])
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_contiguous_results_cost_no_spills(
+    direction: Direction, capability: int, numbers: str, request: pytest.FixtureRequest
+) -> None:
+    """Addresses of their own for all elements of a tile would: the largest tile, of images whose rows are odd."""
+    full = request.config.getoption("--full")
+    with_residual = (False, True) if direction == "forward" and full else (False,)
+    wrong = [
+        f"{tile}: {complaint}"
+        for name in (PROBLEMS if full else ["odd"])
+        for residual in with_residual
+        for tile, launch in launched(
+            PROBLEMS[name], direction, numbers, capability, residual, torch.contiguous_format
+        )[: None if full else 1]
+        for complaint in complaints(tile, launch, numbers, capability, direction)
+    ]  # fmt: skip
     assert not wrong, "\n".join(wrong)
 
 
