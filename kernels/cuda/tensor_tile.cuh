@@ -171,7 +171,10 @@ __device__ __forceinline__ int warp_column() { return threadIdx.x / 32 % WARPS_N
 // Where a lane reads the first piece of a fragment of the left operand, 16 rows. `row`: the one whose address this lane
 // gives to ldmatrix, the (lane % 16)-th. Bits 5 and up are changed by the number of the piece.
 __device__ __forceinline__ int left_lane(int row) { return SharedTile<ALONG, BK>::place(row, lane() / 16); }
-// A fragment of a left operand whose terms lie DOWN.
+__device__ __forceinline__ void left_along(unsigned (&a)[4], const unsigned char* tile, int row, int k) {
+  ldmatrix(a, tile + (left_lane(row) ^ 32 * k));
+}
+// The same where the terms lie DOWN; `row`: the fragment's first.
 __device__ __forceinline__ void left_down(unsigned (&a)[4], const unsigned char* tile, int row, int k) {
   using Tiling = SharedTile<DOWN, BM>;
   if constexpr (sizeof(TYPE) == 2) {

@@ -15,7 +15,7 @@ import torch
 from gpuconv import gpu as gpus
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import act_backward, banded, depthwise, grouped, grouped_halo, halo, simt, tensor
+from gpuconv.backends.cuda import act_backward, banded, depthwise, grouped, grouped_halo, halo, planes, simt, tensor
 from gpuconv.backends.cuda.cupy_runtime import CupyRuntime
 from gpuconv.backends.cuda.launch import Launch, Runtime
 from gpuconv.backends.derived import accumulator, all_aligned
@@ -28,6 +28,7 @@ FAMILIES = by_name(
     simt.FAMILY,
     halo.FAMILY,
     tensor.FAMILY,
+    planes.FAMILY,
     grouped_halo.FAMILY,
     grouped.FAMILY,
     depthwise.FAMILY,
