@@ -128,8 +128,10 @@ def share_of_rate(tile: Tile) -> float:
 
 
 def copying(size: int, gpu: Gpu) -> float:
-    """Seconds to copy so many bytes by a launch of its own, before another: read once, written once."""
-    return 2 * size / gpu.bandwidth + _ONE_MORE_LAUNCH
+    """Seconds to copy so many bytes by a launch of its own. What it writes stays in the L2 cache as far as half of that
+    has room, and is read there by the launch that follows."""
+    kept = min(size, gpu.l2 / 2)
+    return (2 * size - kept) / gpu.bandwidth + kept / (L2_SPEEDUP * gpu.bandwidth) + _ONE_MORE_LAUNCH
 
 
 def adding_splits(tile: Tile, results: int, gpu: Gpu) -> float:

@@ -2,6 +2,7 @@
 // the 32 threads of a warp execute them together, and each holds a share (a fragment) of the matrices.
 //
 //   copy_16       16 bytes, global → shared memory, without passing through registers (cp.async; from sm_80)
+//   copy          the same of 8 or 4 bytes; of 2 through a register
 //   store_16      16 bytes, registers → global memory, as one (st.v4)
 //   ldmatrix      four 8 × 8 matrices of 16-bit elements, shared memory → fragments; each row has its own address
 //   exchange      a value of the lane whose number differs in one bit (shfl.sync)
@@ -33,6 +34,20 @@ __device__ __forceinline__ void copy_16(void* to, const void* from, bool inside)
                : "r"(shared_address(to)), "l"(from), "r"(inside ? 16 : 0)
                : "memory");
 }
+// As copy_16, of fewer bytes.
+template <int BYTES>
+__device__ __forceinline__ void copy(void* to, const void* from, bool inside) {
+  if constexpr (BYTES == 16) {
+    copy_16(to, from, inside);
+  } else if constexpr (BYTES == 2) {  // which cp.async has not
+    *static_cast<unsigned short*>(to) = inside ? *static_cast<const unsigned short*>(from) : 0;
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;"
+                 :
+                 : "r"(shared_address(to)), "l"(from), "r"(inside ? BYTES : 0), "n"(BYTES)
+                 : "memory");
+  }
+}
 // The copies that this thread has started since its last group become a group.
 __device__ __forceinline__ void close_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Wait until all but this thread's NEWEST latest groups have arrived. Others' copies are seen only after a barrier.
@@ -44,6 +59,11 @@ __device__ __forceinline__ void wait_for_groups() {
 // Before sm_80 a copy passes through registers and is over when it has been stored.
 __device__ __forceinline__ void copy_16(void* to, const void* from, bool inside) {
   *static_cast<uint4*>(to) = inside ? *static_cast<const uint4*>(from) : uint4{0, 0, 0, 0};
+}
+template <int BYTES>
+__device__ __forceinline__ void copy(void* to, const void* from, bool inside) {
+  typedef Run<BYTES / 2, unsigned short> Bytes;
+  *static_cast<Bytes*>(to) = inside ? *static_cast<const Bytes*>(from) : Bytes{};
 }
 __device__ __forceinline__ void close_group() {}
 template <int NEWEST>

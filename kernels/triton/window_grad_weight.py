@@ -74,6 +74,7 @@ def window_grad_weight(
     b_acc = tl.zeros((BK, BC), tl.float32)
     begin = (wide(windows, True) * split // splits).to(tl.int32)
     end = (wide(windows, True) * (split + 1) // splits).to(tl.int32)
+    tl.assume(begin < end)  # no split without windows: else ptxas waits for each product before the next (C7515)
     inside = (a_h < H) & (a_w < W)  # else the tap meets no pixel: x is read beyond its last image, as zeros
     gy_view = image_view(gy, zeros, N, HW(P, Q), K, ones, ones, TN, TH, TW, BK)
     a = HW(tl.where(inside, a_h, 0), tl.where(inside, a_w, 0))

@@ -16,7 +16,18 @@ from gpuconv import gpu as gpus
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends import packing
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import act_backward, banded, depthwise, grouped, grouped_halo, halo, pack, simt, tensor
+from gpuconv.backends.cuda import (
+    act_backward,
+    banded,
+    depthwise,
+    grouped,
+    grouped_halo,
+    halo,
+    pack,
+    planes,
+    simt,
+    tensor,
+)
 from gpuconv.backends.cuda.cupy_runtime import CupyRuntime
 from gpuconv.backends.cuda.launch import Launch, Runtime
 from gpuconv.backends.derived import accumulator, all_aligned
@@ -29,6 +40,7 @@ FAMILIES = by_name(
     simt.FAMILY,
     halo.FAMILY,
     tensor.FAMILY,
+    planes.FAMILY,
     grouped_halo.FAMILY,
     grouped.FAMILY,
     depthwise.FAMILY,

@@ -1,4 +1,4 @@
-"""Family `window` of the Triton kernels: GEMM by shifted windows that the copy engine of sm_90 and newer fetches, for
+"""Family `window` of the Triton kernels: GEMM by shifted windows that the copy engine of sm_90 and newer fetches, from
 channels-last tensors of two axes.
 
 Which problems it takes, which tiles there are and how long they take; `window_launch` says what is launched.
@@ -17,10 +17,10 @@ from gpuconv.backends.roofline import L2_SPEEDUP, Prediction, adding_splits, in_
 from gpuconv.backends.triton import window_launch
 from gpuconv.backends.triton.launch import RELEASE, programs_of_bias
 from gpuconv.backends.triton.window_launch import (
-    dense_strides,
-    descriptor_strides,
     folds,
     launches,
+    not_described,
+    placed,
     splits_of,
     window_of,
 )
@@ -54,17 +54,15 @@ def refuses_descriptors(problem: ConvProblem, direction: Direction, gpu: Gpu, op
         return "it multiplies 16-bit numbers and TF32 on tensor cores, not float32 or float64"
     if problem.ndim != 2:
         return f"it has windows of two axes, not {problem.ndim}"
-    if problem.memory_format is torch.contiguous_format:
-        return "its tensors are channels last"
     if problem.batch == 0:
         return "there is nothing to multiply"
     if max(problem.batch, *problem.input_size, *problem.output_size) > _MOST_PIXELS:
         return "it counts along an axis in 32 bits, and here is a longer one"
     unit = 16 // size
     k, c = problem.group_filters, problem.group_channels
-    counted = {"in": c} | ({} if direction == "grad_weight" else {"out": problem.out_channels})
-    if direction != "forward":
-        counted["out"] = k
+    counted = {"in": c} if direction == "forward" else {"in": c, "out": k}
+    if direction == "forward" and problem.memory_format is not torch.contiguous_format:
+        counted["out"] = problem.out_channels
     for name, count in counted.items():
         if count % unit:
             return f"rows of {count} channels {name} of {size} bytes do not begin at multiples of 16 bytes"
@@ -72,32 +70,14 @@ def refuses_descriptors(problem: ConvProblem, direction: Direction, gpu: Gpu, op
         direction, ("grad_output", "input")
     )
     given = list(zip(names, problem.operand_shapes(direction), operands.strides, strict=True))
-    if operands.residual is not None:
-        given.append(("residual", problem.output_shape, operands.residual))
     for name, shape, strides in given:
-        reason = _not_described(name, shape, strides, unit)
+        reason = not_described(name, shape, strides, unit)
         if reason is not None:
             return reason
     if problem.groups > 1 and not _fill(problem, direction):
         return f"groups of {c} channels in and {k} out do not fill its tiles"
     if direction == "grad_weight" and not _shapes(problem, direction):
         return "the weight has more tiles than descriptors are made for"
-    return None
-
-
-def _not_described(name: str, shape: tuple[int, ...], strides: tuple[int, ...], unit: int) -> str | None:
-    """Why a descriptor cannot describe a tensor, None if it can. The taps of a weight must be evenly spaced."""
-    n, c, h, w = strides
-    of_one = [size == 1 for size in shape]
-    if c != 1 and not of_one[1]:
-        return f"{name} is not channels last (of a model, model.to(memory_format=torch.channels_last))"
-    others = [stride for stride, one in zip((n, h, w), (of_one[0], *of_one[2:]), strict=True) if not one]
-    if any(stride % unit or stride <= 0 for stride in others):
-        return f"{name} has strides {strides}, not multiples of 16 bytes"
-    if not of_one[3] and w < shape[1]:
-        return f"{name} has pixels that overlap"
-    if name == "weight" and not of_one[2] and not of_one[3] and h != shape[3] * w:
-        return f"{name} has taps that are not evenly spaced"
     return None
 
 
@@ -117,8 +97,10 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
     return menu(problem, direction, gpu, operands, "window")
 
 
-def menu(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands, kernel: str) -> list[Tile]:
-    """The tiles of a problem that is not refused, for the family called `kernel`."""
+def menu(
+    problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands, kernel: str, images: int = 1
+) -> list[Tile]:
+    """The tiles of a problem that is not refused, for the family called `kernel`. images: see `launches`."""
     weighs = direction == "grad_weight"
     depth = _depth(problem, direction)
     chosen = []
@@ -133,7 +115,7 @@ def menu(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operand
             programs, most = programs_of_grad_weight(problem, tile), tile.windows // _FEWEST_STEPS
             chosen += with_splits(tile, problem, gpu, programs, most)
         else:
-            chosen += _walks(problem, direction, tile, gpu, operands)
+            chosen += _walks(problem, direction, tile, gpu, operands, images)
     return chosen
 
 
@@ -199,7 +181,9 @@ def _staged(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu, re
         tile = dataclasses.replace(tile, depth=tile.depth // 2)
 
 
-def _walks(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, operands: Operands) -> list[Tile]:
+def _walks(
+    problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, operands: Operands, images: int
+) -> list[Tile]:
     """The tile with persistent programs where there are more tiles than can run at once, with its sum split where there
     are fewer than multiprocessors."""
     forward, view = direction == "forward", problem.view(direction)
@@ -211,7 +195,7 @@ def _walks(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, ope
         return [dataclasses.replace(tile, persistent=at_once if alike else 0)]
     steps = problem.taps // phases * math.ceil(view.terms / tile.depth)
     most = min(steps // _FEWEST_STEPS, WORKSPACE // (4 * max(1, math.prod(view.shape))))
-    if forward and not _dense_residual(problem, operands):
+    if math.prod(view.shape) % 4 or (forward and not _dense_residual(problem, operands, images)):
         most = 1
     if tile.rows * tile.columns > 128 * 128:
         most = 1  # float32 sums of that many would leave too little shared memory for the stages
@@ -226,13 +210,9 @@ def _of_splits(tile: Tile, problem: ConvProblem, splits: int, gpu: Gpu) -> Tile:
     return dataclasses.replace(tile, splits=splits, stages=max(2, min(tile.stages, room)))
 
 
-def _dense_residual(problem: ConvProblem, operands: Operands) -> bool:
+def _dense_residual(problem: ConvProblem, operands: Operands, images: int) -> bool:
     """Whether there is no residual, or one that lies like the result."""
-    if operands.residual is None:
-        return True
-    unit, shape = problem.vector_unit, problem.output_shape
-    given, dense = descriptor_strides(shape, operands.residual, unit), dense_strides(shape)
-    return all(a == b for a, b, n in zip(given, dense, (shape[0], *shape[2:]), strict=True) if n > 1)
+    return placed(problem, "forward", images, operands.residual) == placed(problem, "forward", images)
 
 
 # ---- how long they take ----------------------------------------------------------------------------------------------

@@ -88,6 +88,37 @@ def test_pointwise(name: str) -> None:
     check(made(ONE_BY_ONE[name], at), name, "channels_last", tile, ACTIVATIONS[at])
 
 
+LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+
+@pytest.mark.parametrize(
+    ("name", "of_residual"),
+    [
+        pytest.param(name, layout, marks=() if name in ("3x3", "1x1") and layout == "contiguous" else pytest.mark.full)
+        for name in [*CURATED, *ONE_BY_ONE]
+        for layout in LAYOUTS
+    ],
+)
+def test_results_are_contiguous_where_operands_are_channels_last(name: str, of_residual: str) -> None:
+    sizes = CURATED | ONE_BY_ONE
+    at = list(sizes).index(name) + list(LAYOUTS).index(of_residual)
+    tile = dataclasses.replace(POINTWISE if name in ONE_BY_ONE else SMALL, splits=1 + at % 2, persistent=at % 3)
+    if of_residual == "channels-last":
+        tile = dataclasses.replace(tile, splits=1)  # what adds them up reads a residual that lies as the result does
+    check(
+        made(sizes[name], at), name, "channels_last", tile, ACTIVATIONS[at % 7],
+        ("forward", "grad_input"), torch.contiguous_format, LAYOUTS[of_residual],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", few(["3x3", "1x1", "3x3-stride2-odd"], 1))
+def test_a_residual_may_be_contiguous_where_the_result_is_channels_last(name: str) -> None:
+    sizes, tile = CURATED | ONE_BY_ONE, POINTWISE if name in ONE_BY_ONE else SMALL
+    check(
+        made(sizes[name], 1), name, "channels_last", tile, "relu", ("forward",), of_residual=torch.contiguous_format
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("kernel", ["window", "pointwise"])
 def test_split_sums_give_the_same_bits_every_time(kernel: str) -> None:
     r = 3 if kernel == "window" else 1

@@ -75,8 +75,8 @@ def test_it_says_why_it_refuses(change: dict[str, object], reason: str) -> None:
 
 
 def test_it_says_why_it_refuses_a_gpu_or_tensors() -> None:
-    def refusal(x: tuple[int, ...], w: tuple[int, ...], residual: tuple[int, ...] | None = None) -> str:
-        return triton_window.refuses(LAYER, "forward", H100, Operands((x, w), residual)) or ""
+    def refusal(x: tuple[int, ...], w: tuple[int, ...]) -> str:
+        return triton_window.refuses(LAYER, "forward", H100, Operands((x, w))) or ""
 
     x, w = strides(LAYER).strides
     for gpu in (KNOWN["A100"], INTERPRETER):
@@ -86,11 +86,28 @@ def test_it_says_why_it_refuses_a_gpu_or_tensors() -> None:
     assert "weight has taps that are not evenly spaced" in refusal(x, (1024, 1, 256, 64))
     assert "input has strides" in refusal((x[0], 1, x[2], 68), w)
     assert "overlap" in refusal((x[0], 1, 64, 8), w)
-    assert "residual is not channels last" in refusal(x, w, (200704, 3136, 56, 1))
     assert refusal((2 * x[0], 1, 2 * x[2], 2 * x[3]), w) == ""  # a slice of a tensor with twice the channels
     sliced = Operands(((2 * x[0], 1, x[2], x[3]), strides(ONE_BY_ONE).strides[1]))
     assert "evenly spaced" in (triton_pointwise.refuses(ONE_BY_ONE, "forward", H100, sliced) or "")
     assert "not 1×1" in (triton_pointwise.refuses(LAYER, "forward", H100, strides(LAYER)) or "")
+
+
+def test_a_result_that_is_contiguous_is_stored_by_threads_in_whole_sectors() -> None:
+    """Of 32 bytes: windows have long rows where that wastes no pixels, or where products are few."""
+    plain = dataclasses.replace(LAYER, memory_format=torch.contiguous_format)
+    large = {"input_size": (112, 112), "filter_size": (1, 1), "padding": ((0, 0), (0, 0))}
+    for change, shape, vector in (
+        ({}, (2, 8, 8), 8),
+        (large, (1, 8, 16), 8),
+        ({"input_size": (14, 14)}, (4, 2, 16), 2),
+    ):
+        for direction in ("forward", "grad_input"):
+            problem = dataclasses.replace(plain, **change)
+            operands = plan.contiguous_operands(problem, direction, torch.channels_last)
+            tile = next(t for t in triton_window.tiles(problem, direction, H100, operands) if t.rows == 128)
+            (launch, *_) = triton_window.launches(problem, direction, operands, tile)
+            assert tuple(launch.constants[name] for name in ("TN", "TH", "TW")) == shape
+            assert {launch.constants.get(name) for name in ("Y_VECTOR", "GX_VECTOR")} == {vector, None}
 
 
 def test_every_layer_of_every_suite_has_a_tile_or_a_reason() -> None:

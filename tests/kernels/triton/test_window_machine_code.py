@@ -39,15 +39,16 @@ _OTHERS = [pytest.param(name, marks=pytest.mark.full) for name in PROBLEMS if na
 
 
 def launched(
-    problem: ConvProblem, direction: Direction, numbers: str, capability: int, residual: bool = False
-) -> list[tuple[Tile, Launch]]:
+    problem: ConvProblem, direction: Direction, numbers: str, capability: int, residual: bool = False,
+    results: torch.memory_format = torch.channels_last,
+) -> list[tuple[Tile, Launch]]:  # fmt: skip
     """Every kernel that could be chosen, with a bias, and where there is a residual the activation that takes most."""
     dtype, tf32 = NUMBERS[numbers]
-    problem = dataclasses.replace(problem, dtype=dtype, memory_format=torch.channels_last)
+    problem = dataclasses.replace(problem, dtype=dtype, memory_format=results)
     operands = plan.contiguous_operands(problem, direction, torch.channels_last)
     operands = operands._replace(tf32=tf32, bias=direction == "forward")
     if residual:
-        like_y = torch.empty(problem.output_shape, device="meta", memory_format=torch.channels_last)
+        like_y = torch.empty(problem.output_shape, device="meta", memory_format=results)
         operands = operands._replace(residual=like_y.stride())
     activation = Activation.parse("gelu" if residual else "relu")
     found: dict[tuple[object, ...], tuple[Tile, Launch]] = {}
@@ -101,6 +102,27 @@ def test_every_tile_compiles_well(
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("numbers", [pytest.param("bfloat16"), pytest.param("tf32", marks=pytest.mark.full)])
+@pytest.mark.parametrize("capability", [90, *(pytest.param(c, marks=pytest.mark.full) for c in (100, 120))])
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_contiguous_results_cost_no_spills(
+    direction: Direction, capability: int, numbers: str, request: pytest.FixtureRequest
+) -> None:
+    """Addresses of their own for all elements of a tile would: the largest tile, of images whose rows are odd."""
+    full = request.config.getoption("--full")
+    with_residual = (False, True) if direction == "forward" and full else (False,)
+    wrong = [
+        f"{tile}: {complaint}"
+        for name in (PROBLEMS if full else ["odd"])
+        for residual in with_residual
+        for tile, launch in launched(
+            PROBLEMS[name], direction, numbers, capability, residual, torch.contiguous_format
+        )[: None if full else 1]
+        for complaint in complaints(tile, launch, numbers, capability, direction)
+    ]  # fmt: skip
+    assert not wrong, "\n".join(wrong)
+
+
 def test_pointwise_grad_weight_with_its_bias_compiles_well() -> None:
     """Its tiles are read where the copy engine put them: the bias's programs are to leave that as it is."""
     tile, launch = next(
@@ -109,6 +131,22 @@ def test_pointwise_grad_weight_with_its_bias_compiles_well() -> None:
     assert not complaints(tile, launch, "bfloat16", 90, "grad_weight")
     loop = machine_code(launch, 90).loop_instructions
     assert not any(loop[name] for name in ("LDSM", "SHFL", "STS")), loop
+
+
+@pytest.mark.skipif(triton_window.RELEASE < (3, 8), reason="before Triton 3.8 the family refuses 16-bit grad_weight")
+def test_products_of_a_split_grad_weight_do_not_wait_for_one_another() -> None:
+    """Where its loop may run no time, for all that ptxas knows, it waits after each (C7515)."""
+    wrong, seen = [], set()
+    for tile, launch in launched(PROBLEMS["small"], "grad_weight", "bfloat16", 90):
+        shape = tile.rows, tile.columns
+        if not launch.descriptors or tile.splits == 1 or shape in seen:
+            continue
+        seen.add(shape)
+        code = machine_code(launch, 90)
+        loop = code.loop_instructions
+        if code.warnings or loop["WARPGROUP"] >= 2 * loop["HGMMA"]:
+            wrong.append(f"{tile}: {code.warnings}, {loop['WARPGROUP']} WARPGROUP for {loop['HGMMA']} HGMMA")
+    assert len(seen) > 2 and not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("numbers", NUMBERS)
