@@ -133,7 +133,7 @@ tensor_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, 
         k0 + row < a.K ? (group * a.K + k0 + row) * offset_t(a.w[0]) - first_channel(row) * offset_t(a.w[1]) : -1;
   __syncthreads();
   const offset_t o_tile = split * offset_t(a.gw_split) + offset_of<offset_t>(0, at_tap, a.w) + c0 * offset_t(a.w[1]);
-  const auto finish = [](float*, int, int) {};
+  const auto finish = [](float*, int, int, Nothing) {};
   const auto m_group = [](int row, int column) { return share_group<1, 1>(row, column); };
   if (a.splits > 1)
     store<Y_VECTOR>(acc, shared_memory, static_cast<float*>(p_gw) + o_tile, o_row, a.C - c0, offset_t(a.w[1]), finish,
