@@ -4,7 +4,8 @@
 //
 // For one tap this is the matrix product gyᵀ · x, with a reduction as long as the batch has pixels and a result as
 // small as a filter. To keep a GPU busy the pixels are divided over `splits` blocks, each of which writes its partial
-// sum to a workspace; `sum_partials` then adds them in order. No atomics, so the same inputs give the same bits.
+// sum to a workspace. The block of a tile that comes last adds them in order (last_block.cuh), or, where there is more to
+// add, a launch of its own does (`sum_partials`); either way the same inputs give the same bits.
 //
 //   block   →  split, then group, tap, a tile of BM filters × BN channels; loops over the split's pixels, BK at a time
 //   warp    →  WM × WN of them; thread  →  as in tensor_forward.cu
@@ -17,6 +18,7 @@
 //   shared memory  →  STAGES tiles of gy, STAGES tiles of x, the offsets of two steps
 #include "sum_partials.cuh"
 #include "tensor_tile.cuh"
+#include "last_block.cuh"
 
 constexpr int GY_BYTES = BK * SharedTile<DOWN, BM>::PITCH, X_BYTES = BK * SharedTile<DOWN, BN>::PITCH;  // of a tile
 
@@ -44,22 +46,22 @@ __device__ __forceinline__ void add_terms(float (&bias)[2], const unsigned (&a)[
   }
 }
 
-// Store the sums of the warp's rows that lie below `filters`, each the sum of what four threads have.
-template <typename Result>
-__device__ __forceinline__ void store_bias(Result* base, int filters, const float (&bias)[MI][2]) {
+// For the warp's rows that lie below `filters`, each the sum of what four threads have: finish(row, sum).
+template <typename Finish>
+__device__ __forceinline__ void each_bias(const float (&bias)[MI][2], int filters, Finish finish) {
 #pragma unroll
   for (int i = 0; i < 2 * MI; ++i) {
     float sum = bias[i / 2][i % 2];
     sum += exchange(sum, 1);
     sum += exchange(sum, 2);
     const int k = warp_row() + i / 2 * 16 + i % 2 * 8 + lane() / 4;
-    if (lane() % 4 == 0 && k < filters) base[k] = narrow<Result>(sum);
+    if (lane() % 4 == 0 && k < filters) finish(k, sum);
   }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 tensor_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, void* p_gw, void* p_gb /* or null */,
-                   const Conv a) {
+                   float* p_workspace, int* p_arrived /* of last_block.cuh; null: it does not add */, const Conv a) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   unsigned char *const gy_tiles = shared_memory, *const x_tiles = shared_memory + STAGES * GY_BYTES;
   Offsets* const offsets = reinterpret_cast<Offsets*>(x_tiles + STAGES * X_BYTES);  // [2][BK]
@@ -136,7 +138,25 @@ tensor_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, 
   wait_for_groups<0>();
   __syncthreads();  // shared memory is free for another use
 
-  // ---- store: partial sums as they are, a single split rounded
+  // ---- where the last block adds: all leave their sums, and the last takes all
+  const bool last_adds = LAST_ADDS && p_arrived;
+  if (last_adds) {
+    float* const parts = p_workspace + wide(blockIdx.x % (tiles * taps * a.groups)) * a.splits * PART;
+    float (&sums)[4 * MI * NI] = reinterpret_cast<float (&)[4 * MI * NI]>(acc);
+    float* const own = parts + split * PART;
+    leave<4 * MI * NI>(own, sums);
+    if (sums_bias) each_bias(bias, BM, [&](int k, float sum) { own[BM * BN + k] = sum; });
+    if (!comes_last(p_arrived + blockIdx.x % (tiles * taps * a.groups), a.splits, *reinterpret_cast<int*>(gy_tiles)))
+      return;
+    add_parts<4 * MI * NI>(sums, parts, a.splits);
+    if (p_gb && tap == 0 && c0 == 0) {
+      TYPE* const p_bias = static_cast<TYPE*>(p_gb) + group * a.K + k0;
+      for (int k = threadIdx.x; k < min(BM, a.K - k0); k += THREADS)
+        p_bias[k] = narrow<TYPE>(add_numbers(parts + BM * BN + k, a.splits));
+    }
+  }
+
+  // ---- store: partial sums as they are, a single split, or all of them, rounded
   offset_t* const o_row = reinterpret_cast<offset_t*>(shared_memory + SLABS);  // [BM], negative beyond the last filter
   for (int row = threadIdx.x; row < BM; row += THREADS)
     o_row[row] =
@@ -146,13 +166,14 @@ tensor_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, 
   const offset_t o_bias = split * offset_t(a.gb_split) + group * a.K + k0;
   const auto finish = [](float*, int, int) {};
   const auto m_group = [](int row, int column) { return share_group<1, 1>(row, column); };
-  if (a.splits > 1) {
+  if (a.splits > 1 && !last_adds) {
     store<Y_VECTOR>(acc, shared_memory, static_cast<float*>(p_gw) + o_tile, o_row, a.C - c0, offset_t(a.w[1]), finish,
                     m_group);
-    if (sums_bias) store_bias(static_cast<float*>(p_gb) + o_bias, a.K - k0, bias);
+    if (sums_bias) each_bias(bias, a.K - k0, [&](int k, float sum) { static_cast<float*>(p_gb)[o_bias + k] = sum; });
   } else {
     store<Y_VECTOR>(acc, shared_memory, static_cast<TYPE*>(p_gw) + o_tile, o_row, a.C - c0, offset_t(a.w[1]), finish,
                     m_group);
-    if (sums_bias) store_bias(static_cast<TYPE*>(p_gb) + o_bias, a.K - k0, bias);
+    if (sums_bias && !last_adds)
+      each_bias(bias, a.K - k0, [&](int k, float sum) { static_cast<TYPE*>(p_gb)[o_bias + k] = narrow<TYPE>(sum); });
   }
 }

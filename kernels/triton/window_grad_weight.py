@@ -4,7 +4,8 @@
 
 For one tap this is the product gyᵀ · x, summed over windows of TN × TH × TW pixels: one of gy, and the one of x that is
 shifted by the tap, taken from the view of the pixels u apart (see `window_common`). A result is as small as a filter,
-so the windows are divided over `splits` programs, whose partial sums `sum_partials` adds in order.
+so the windows are divided over `splits` programs, whose partial sums are added in order, by the last of a tile
+(`last_program`) or by a launch of its own (`sum_partials`).
 
     program  →  split, then group, tap, a tile of BK filters × BC channels; loops over the split's windows
     masks    →  at the store filters and channels beyond the last; the copy engine reads zeros outside both images
@@ -17,12 +18,14 @@ import triton.language as tl
 
 from .common import HW, Axes, Operand, block_indices, kernel, multiply, store_tile, wide
 from .grad_bias import sum_bias
+from .last_program import sum_of_splits
 from .window_common import image_view
 
 
 @kernel
 def window_grad_weight(
-    p_gy, p_x, p_gw, p_gb,  # gw and gb, or the workspace; gb may be None
+    p_gy, p_x, p_gw, p_gb,  # gw and gb, or, where `sum_partials` follows, the workspace; gb may be None
+    p_workspace, p_arrived,  # of `last_program`; None where it does not add
     N, C, K, group_channels, group_filters, G,
     H, W, P, Q, R, S,
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
@@ -43,17 +46,17 @@ def window_grad_weight(
     # ---- which split, group, tap, tile; tiles vary fastest, then taps: they share gy and x in the L2 cache
     column_blocks = tl.cdiv(group_channels, BC)
     tiles = tl.cdiv(group_filters, BK) * column_blocks
-    program = tl.program_id(0)
+    program, programs = tl.program_id(0), tiles * R * S * G  # of a split
     OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gw.dtype.element_ty == tl.bfloat16
     if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
-        if program >= tiles * R * S * G * splits:
+        if program >= programs * splits:
             # filters and strides are multiples of 16 bytes, which the compiler is to see
             UNIT: tl.constexpr = 128 // p_gy.dtype.element_ty.primitive_bitwidth
-            beyond, pixels, filters = program - tiles * R * S * G * splits, wide(N, WIDE) * P * Q, K // UNIT * UNIT
+            beyond, pixels, filters = program - programs * splits, wide(N, WIDE) * P * Q, K // UNIT * UNIT
             gy_all = Operand(p_gy, gy_n // UNIT * UNIT, 1, Axes(0, gy_p // UNIT * UNIT, gy_q // UNIT * UNIT))
             sum_bias(
-                gy_all, p_gb, gb_split, beyond, splits, pixels, filters, Axes(1, P, Q),
-                True, WIDE, tl.float32, EMULATE_BF16, OUT_BF16,
+                gy_all, p_gb, gb_split, p_workspace, p_arrived, programs, BK * BC,
+                beyond, splits, pixels, filters, Axes(1, P, Q), True, WIDE, tl.float32, EMULATE_BF16, OUT_BF16,
             )  # fmt: skip
             return
     tile = program % tiles
@@ -94,5 +97,8 @@ def window_grad_weight(
 
     # ---- store; the workspace has the type of the sum, a single split rounds to the result's
     m_filter, m_channel = o_filter < group_filters, o_channel < group_channels
+    if p_arrived is not None:
+        b_acc, adds = sum_of_splits(b_acc, p_workspace, p_arrived, program % programs, split, splits)
+        m_filter &= adds
     p_tile = p_gw + split.to(tl.int64) * gw_split + wide(group, WIDE) * group_filters * gw_k + wide(tap, WIDE) * gw_tap
     store_tile(p_tile, o_filter * gw_k, o_channel * gw_c, m_filter, m_channel, b_acc, False, OUT_BF16)

@@ -27,7 +27,7 @@ from gpuconv.backends.cuda.launch import (
     struct_of,
 )
 from gpuconv.backends.cuda.windows import halo_rows, taps_of_window
-from gpuconv.backends.derived import programs_of_grad_weight, splits_of, with_splits
+from gpuconv.backends.derived import programs_of_grad_weight, with_splits
 from gpuconv.backends.family import Family
 from gpuconv.backends.roofline import Prediction, implicit_gemm
 from gpuconv.gpu import Gpu
@@ -108,7 +108,7 @@ def vectorized(
     }[direction]
     a, b = (strides_of(shape, s) for (shape, _), s in zip((left, right), operands.strides, strict=True))
     vectors = [come_in_vectors(a, left[1], unit), come_in_vectors(b, right[1], unit)]
-    if direction == "grad_weight" and splits_of(problem, tile) > 1:
+    if direction == "grad_weight" and gemm.adds_apart(problem, merged, tile):
         vectors.append(group % unit == 0)  # partial sums, whose channels are neighbours
     else:
         vectors.append(come_in_vectors(fresh_strides(result[0], problem), result[1], unit))
