@@ -16,7 +16,7 @@ from gpuconv.backends.tile import Tile
 # Bytes of partial sums that the last program of a tile reads, at most: about what one multiprocessor gets from the L2
 # cache in the time that a launch more would take.
 _MOST_READ = 128 << 10
-_MOST_SUMS = 64  # of a thread: with more there would be no registers to add them in
+_MOST_SUMS = 64  # of a thread, of one tap: with more there would be no registers to add them in
 _COUNTERS = 4096  # of a launch, at most
 _FOR_GRAPHS = 1 << 18  # of all launches in CUDA graphs
 _PER_THREAD = 2  # the handle of another stream in each thread
@@ -25,8 +25,8 @@ _PER_THREAD = 2  # the handle of another stream in each thread
 def adds(tile: Tile, splits: int, tiles: int, itemsize: int = 4) -> bool:
     """Whether the last program to come adds the partial sums, numbers of `itemsize` bytes, of its tile; else a launch
     of its own adds them all. tiles: that the result has, counters to be."""
-    sums = tile.rows * tile.columns
-    few = sums <= _MOST_SUMS * 32 * tile.warps and splits * sums * itemsize <= _MOST_READ
+    sums = tile.rows * tile.columns * tile.taps
+    few = sums <= _MOST_SUMS * tile.taps * 32 * tile.warps and splits * sums * itemsize <= _MOST_READ
     return splits > 1 and few and tiles <= _COUNTERS and splits * tiles * sums * itemsize <= WORKSPACE // 2
 
 

@@ -130,6 +130,13 @@ def share_of_rate(tile: Tile) -> float:
     return reuse_of(tile) / (reuse_of(tile) + _REUSE_FOR_HALF_THE_RATE)
 
 
+def copying(size: int, gpu: Gpu) -> float:
+    """Seconds to copy so many bytes by a launch of its own. What it writes stays in the L2 cache as far as half of that
+    has room, and is read there by the launch that follows."""
+    kept = min(size, gpu.l2 / 2)
+    return (2 * size - kept) / gpu.bandwidth + kept / (L2_SPEEDUP * gpu.bandwidth) + _ONE_MORE_LAUNCH
+
+
 def adding_splits(tile: Tile, results: int, gpu: Gpu, last_adds: bool = False) -> float:
     """Seconds to write, read and add the partial sums of so many results; 0 where sums are not split.
 
@@ -139,6 +146,6 @@ def adding_splits(tile: Tile, results: int, gpu: Gpu, last_adds: bool = False) -
         return 0.0
     write = 4 * tile.splits * results / gpu.bandwidth
     if last_adds:
-        fetch = 4 * tile.splits * tile.rows * tile.columns / (L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors)
-        return write + fetch + _ARRIVAL
+        fetch = 4 * tile.splits * tile.rows * tile.columns * tile.taps
+        return write + fetch / (L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors) + _ARRIVAL
     return 2 * write + _ONE_MORE_LAUNCH

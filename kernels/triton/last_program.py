@@ -19,22 +19,40 @@ import triton.language as tl
 
 
 @triton.jit
-def sum_of_splits(b_part, p_workspace, p_arrived, tile, split, splits):
-    """Σ_split of a tile [rows, columns], and whether this program, the last to come, has it: elsewhere b_part."""
+def leave(b_part, p):
+    """Write a partial sum [rows, columns] to its place in the workspace."""
     ROWS: tl.constexpr = b_part.shape[0]
     COLUMNS: tl.constexpr = b_part.shape[1]
-    SIZE: tl.constexpr = ROWS * COLUMNS
-    UNROLL: tl.constexpr = 2 if SIZE <= 4096 else 1  # partials on their way at a time, in registers
-    p = p_workspace + tile * splits * SIZE
-    p += tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]  # [rows, columns]
-    tl.store(p + split * SIZE, b_part)
+    tl.store(p + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :], b_part)
+
+
+@triton.jit
+def comes_last(p_counter, splits):
+    """Whether this program, which has left all that it has, is the last of a tile's to come."""
     tl.debug_barrier()
-    last = tl.atomic_add(p_arrived + tile, 1, sem="acq_rel", scope="gpu") == splits - 1
-    b_sum = b_part
-    if last:
-        tl.store(p_arrived + tile, 0)
-        b_sum = tl.zeros((ROWS, COLUMNS), b_part.dtype)
-        for _ in tl.range(0, splits, loop_unroll_factor=UNROLL):
-            b_sum += tl.load(p)
-            p += SIZE
-    return b_sum, last
+    last = tl.atomic_add(p_counter, 1, sem="acq_rel", scope="gpu") == splits - 1
+    tl.store(p_counter, 0, mask=last)
+    return last
+
+
+@triton.jit
+def added(p, splits, step, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACCUMULATE: tl.constexpr):
+    """Σ_split of what lies at p + split · step: [rows, columns]."""
+    UNROLL: tl.constexpr = 2 if ROWS * COLUMNS <= 4096 else 1  # partials on their way at a time, in registers
+    p += tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]  # [rows, columns]
+    b_sum = tl.zeros((ROWS, COLUMNS), ACCUMULATE)
+    for _ in tl.range(0, splits, loop_unroll_factor=UNROLL):
+        b_sum += tl.load(p)
+        p += step
+    return b_sum
+
+
+@triton.jit
+def sum_of_splits(b_part, p_workspace, p_arrived, tile, split, splits):
+    """Σ_split of a tile [rows, columns], and whether this program, the last to come, has it: elsewhere it is zeros."""
+    ROWS: tl.constexpr = b_part.shape[0]
+    COLUMNS: tl.constexpr = b_part.shape[1]
+    p_tile = p_workspace + tile * splits * ROWS * COLUMNS
+    leave(b_part, p_tile + split * ROWS * COLUMNS)
+    last = comes_last(p_arrived + tile, splits)
+    return added(p_tile, tl.where(last, splits, 0), ROWS * COLUMNS, ROWS, COLUMNS, b_part.dtype), last

@@ -327,7 +327,7 @@ def grad_weight_launches(
     programs = splits * tiles + programs_of_bias(problem, splits, with_bias)
     if splits > 1 and not adds_apart(problem, tile, splits, tiles):
         of_bias = programs_of_bias(problem, 1, with_bias)
-        partials = splits * (tiles * tile.rows * tile.columns + of_bias * FILTERS.value)
+        partials = splits * (tiles * tile.rows * tile.columns * tile.taps + of_bias * FILTERS.value)
         alone = (dtype, dtype, dtype, dtype if with_bias else None, sums, torch.int32)
         workspace = Workspace(partials, tiles + of_bias)
         return (Launch(kernel, programs, alone, scalars, constants, tile, descriptors, workspace),)
