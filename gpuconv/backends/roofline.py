@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+from gpuconv.backends import last_program
 from gpuconv.backends.derived import programs_of_grad_weight
 from gpuconv.backends.tile import Tile
 from gpuconv.gpu import Gpu
@@ -18,6 +19,7 @@ L2_SPEEDUP = 3.0  # over device memory
 INSTRUCTIONS_AN_ELEMENT = 10  # to fetch one by itself, as counted in the loops of the gather kernels
 INSTRUCTIONS = 64 * 1.5e9  # integer ones a second of a multiprocessor
 _ONE_MORE_LAUNCH = 3e-6  # seconds
+_ARRIVAL = 1e-6  # seconds in which a program's partial sums reach the L2 cache, and the last program learns it; a guess
 _REGISTERS = 65536  # of a multiprocessor
 
 
@@ -98,7 +100,8 @@ def implicit_gemm(
         (waves * (steps + 2) * step, bound),
         (problem.least_bytes(direction) / gpu.bandwidth, "memory bandwidth"),
     )
-    seconds += adding_splits(tile, math.prod(problem.weight_shape), gpu)
+    last_adds = last_program.adds(tile, tile.splits, programs // tile.splits)
+    seconds += adding_splits(tile, math.prod(problem.weight_shape), gpu, last_adds)
     intensity = 2 * tile.rows * tile.columns * tile.depth / fetched
     return Prediction(seconds, bound, programs, steps, together, waves, intensity)
 
@@ -134,6 +137,15 @@ def copying(size: int, gpu: Gpu) -> float:
     return (2 * size - kept) / gpu.bandwidth + kept / (L2_SPEEDUP * gpu.bandwidth) + _ONE_MORE_LAUNCH
 
 
-def adding_splits(tile: Tile, results: int, gpu: Gpu) -> float:
-    """Seconds to write, read and add the partial sums of so many results; 0 where sums are not split."""
-    return 2 * 4 * tile.splits * results / gpu.bandwidth + _ONE_MORE_LAUNCH if tile.splits > 1 else 0.0
+def adding_splits(tile: Tile, results: int, gpu: Gpu, last_adds: bool = False) -> float:
+    """Seconds to write, read and add the partial sums of so many results; 0 where sums are not split.
+
+    last_adds: the last program of each tile does it, while others go on elsewhere; else a launch of its own.
+    """
+    if tile.splits == 1:
+        return 0.0
+    write = 4 * tile.splits * results / gpu.bandwidth
+    if last_adds:
+        fetch = 4 * tile.splits * tile.rows * tile.columns * tile.taps
+        return write + fetch / (L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors) + _ARRIVAL
+    return 2 * write + _ONE_MORE_LAUNCH

@@ -27,7 +27,7 @@ from gpuconv.backends.cuda.launch import (
     struct_of,
 )
 from gpuconv.backends.cuda.windows import MOST_TAPS, halo_rows, taps_of_window
-from gpuconv.backends.derived import axes, programs_of_grad_weight, splits_of, with_splits
+from gpuconv.backends.derived import axes, programs_of_grad_weight, with_splits
 from gpuconv.backends.family import Family
 from gpuconv.backends.roofline import Prediction, implicit_gemm
 from gpuconv.gpu import Gpu
@@ -113,7 +113,7 @@ def vectorized(
     }[direction]
     a, b = (strides_of(shape, s) for (shape, _), s in zip((left, right), operands.strides, strict=True))
     vectors = [come_in_vectors(a, left[1], unit), come_in_vectors(b, right[1], unit)]
-    if direction == "grad_weight" and splits_of(problem, tile) > 1:
+    if direction == "grad_weight" and gemm.adds_apart(problem, merged, tile):
         vectors.append(group % unit == 0)  # partial sums, whose channels are neighbours
     else:
         vectors.append(come_in_vectors(fresh_strides(result[0], problem), result[1], unit))
@@ -123,7 +123,7 @@ def vectorized(
 
 
 def pixels_together(problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile) -> int:
-    """How many pixels of a result's channel are stored as one, given aligned pointers, where channels are no neighbours.
+    """How many pixels of a channel of the result are stored as one, given aligned pointers, where channels are apart.
 
     Rows of a block are pixels in their order, with a window only along its width; those of a strided grad_input's phase
     are no neighbours. A residual is fetched in the same way.

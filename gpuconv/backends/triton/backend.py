@@ -18,6 +18,7 @@ from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import accumulator, all_aligned
 from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.backends.family import FamilyBackend, by_name
+from gpuconv.backends.last_program import counters_on
 from gpuconv.backends.triton import depthwise, gather, pack, planes, pointwise, runs, stem, window
 from gpuconv.backends.triton.launch import INTERPRETING, Launch, bias_offset, why_not
 from gpuconv.gpu import Gpu
@@ -94,7 +95,7 @@ class TritonBackend(FamilyBackend[Launch]):
                 return _bind_forward(problem, activation, operands, tile, call)
             if direction == "grad_input":
                 return _bind_grad_input(problem, operands, tile, call)
-            return _bind_grad_weight(problem, operands, tile, call)
+            return _bind_grad_weight(problem, operands, tile, device, call)
 
         if not FAMILIES[tile.kernel].needs_alignment:
             return bind(tile)
@@ -256,7 +257,7 @@ def _bind_grad_input(
 
 
 def _bind_grad_weight(
-    problem: ConvProblem, operands: Operands, tile: Tile, call: Callable[..., None]
+    problem: ConvProblem, operands: Operands, tile: Tile, device: torch.device, call: Callable[..., None]
 ) -> Callable[..., Any]:
     without, with_ = (
         _with_pack(launches(problem, "grad_weight", operands, tile, with_bias=with_bias)) for with_bias in (False, True)
@@ -265,6 +266,8 @@ def _bind_grad_weight(
     filters, accumulate = problem.out_channels, accumulator(problem.dtype)
     splits = FAMILIES[tile.kernel].splits_of(problem, tile)
     bias_at = bias_offset(splits, math.prod(shape))
+    not_added = (None,) * (len(without[1].dtypes) - 4)  # no workspace, where the last programs do not add
+    counters = counters_on(device)
 
     def grad_weight(
         grad_output: torch.Tensor, input: torch.Tensor, with_bias: bool
@@ -274,11 +277,15 @@ def _bind_grad_weight(
         packs, product, *add = with_ if with_bias else without
         if packs is not None:
             input, _ = _packed(packs, call, input, None)
+        if product.workspace.counters:
+            partials = grad_output.new_empty(product.workspace.partials, dtype=accumulate)
+            call(product, grad_output, input, gw, gb, partials, counters(product.workspace.counters))
+            return gw, gb
         if not add:
-            call(product, grad_output, input, gw, gb)
+            call(product, grad_output, input, gw, gb, *not_added)
             return gw, gb
         partials = grad_output.new_empty(bias_at + splits * filters, dtype=accumulate)
-        call(product, grad_output, input, partials, partials[bias_at:] if with_bias else None)
+        call(product, grad_output, input, partials, partials[bias_at:] if with_bias else None, *not_added)
         call(add[0], partials, gw, gb)
         return gw, gb
 
