@@ -89,7 +89,7 @@ def with_splits(
     most = _steps(problem, tile) // _FEWEST_STEPS if most is None else most
     most = max(1, min(most, WORKSPACE // max(1, partial)))
     wanted = {1, *(min(most, math.ceil(n * gpu.multiprocessors / max(1, programs))) for n in each)}
-    return [dataclasses.replace(tile, splits=splits) for splits in sorted(wanted)]
+    return [tile if n == tile.splits else dataclasses.replace(tile, splits=n) for n in sorted(wanted)]
 
 
 def programs_of_grad_weight(problem: ConvProblem, tile: Tile) -> int:
