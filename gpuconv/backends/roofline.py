@@ -120,6 +120,7 @@ def implicit_gemm(
     held: int | None = None,
     count: Callable[[ConvProblem, Direction, Tile], tuple[int, float]] = programs_and_steps,
     elements: Callable[[ConvProblem, Direction, Tile], tuple[float, float]] = fetched,
+    costs: str = "",
 ) -> Prediction:
     """The roofline of an implicit GEMM whose threads fetch its operands.
 
@@ -127,6 +128,7 @@ def implicit_gemm(
     which part of a tile's products, and of the weight, is not zeros that are skipped. left_rows: those of the left
     operand that a step fetches, where not all of the tile. held: bytes of shared memory of a program, where it is not
     what Triton's kernels have. count: its programs and steps. elements: what all of them fetch of both operands.
+    costs: whose they are, where it is not the tile's family.
     """
     size = problem.dtype.itemsize
     programs, steps = count(problem, direction, tile)
@@ -136,7 +138,7 @@ def implicit_gemm(
     k, c = (spread * _spread(problem, n * size) for n in (problem.group_filters, problem.group_channels))
     sectors = {"forward": a * c + b * c, "grad_input": a * k + b * c, "grad_weight": a * k + b * c}[direction] / SECTOR
     multiplies = how_it_multiplies(problem, tile, gpu, tf32, by_mma=held is not None)
-    cost = constants.cost_of(tile.kernel, direction, multiplies)
+    cost = constants.cost_of(costs or tile.kernel, direction, multiplies)
     left, right = (left_rows or tile.rows) * tile.depth, tile.columns * tile.depth
     per_step = Features.of(tile, left, right, size, multiplies, direction, share)
     if held is None:
@@ -238,7 +240,7 @@ class Features(NamedTuple):
         tile: Tile, left: int, right: int, size: int, multiplies: str, direction: Direction, share: float = 1.0
     ) -> "Features":
         """Those of a step that fetches so many elements. share: which part of the products is not skipped."""
-        threads, volume = 32 * tile.warps, tile.rows * tile.columns * tile.depth * share
+        threads, volume = 32 * tile.warps, tile.rows * tile.columns * tile.taps * tile.depth * share
         products = volume / threads if multiplies == "fma" else volume * size / (16 * 8 * 32) / tile.warps
         if multiplies == "wgmma":  # gyᵀ is turned round in registers
             operands = tile.rows * tile.depth * size if direction == "grad_weight" else 0
@@ -266,7 +268,7 @@ class Features(NamedTuple):
 
 def results_of(tile: Tile) -> float:
     """Results of a thread."""
-    return tile.rows * tile.columns / (32 * tile.warps)
+    return tile.rows * tile.columns * tile.taps / (32 * tile.warps)
 
 
 def registers_of(tile: Tile, cost: Cost, fetches: float, size: int) -> int:
@@ -278,7 +280,7 @@ def registers_of(tile: Tile, cost: Cost, fetches: float, size: int) -> int:
 def read_from_shared(tile: Tile, size: int, multiplies: str) -> float:
     """Bytes that the products of a step read from shared memory: each warp its rows and its columns; wgmma the columns
     for each 64 rows."""
-    left, right = tile.rows * tile.depth * size, tile.columns * tile.depth * size
+    left, right = tile.rows * tile.depth * size, tile.columns * tile.depth * size * tile.taps
     if multiplies == "wgmma":
         return left + right * max(1, tile.rows // 64)
     along, across = 1, 1  # warps, whose part of the tile is as square as can be
@@ -289,6 +291,14 @@ def read_from_shared(tile: Tile, size: int, multiplies: str) -> float:
         else:
             across *= 2
     return left * across + right * along
+
+
+def copying(size: int, gpu: Gpu) -> float:
+    """Seconds to copy so many bytes by a launch of its own. What it writes stays in the L2 cache as far as half of that
+    has room, and is read there by the launch that follows."""
+    kept = min(size, gpu.l2 / 2)
+    from_l2 = kept / (gpu.multiprocessors * gpu.l2_per_clock * gpu.clock)
+    return (2 * size - kept) / (constants.MEMORY * gpu.bandwidth) + from_l2 + constants.ONE_MORE_LAUNCH
 
 
 def adding_splits(tile: Tile, results: int, gpu: Gpu) -> float:

@@ -78,6 +78,7 @@ class Instruction(NamedTuple):
     text: str
     source: str | None  # "file:line", where the compiler said it
     pipe: str
+    main: bool = False  # in an innermost loop that multiplies
 
     @property
     def opcode(self) -> str:
@@ -171,6 +172,14 @@ class Counters:
             if row.any():
                 found[line.source] = found.get(line.source, 0) + row
         return [SourceLine(source, dict(zip(_NAMES, row.tolist(), strict=True))) for source, row in found.items()]
+
+    @property
+    def main_loop(self) -> "Counters":
+        """The counts of the innermost loops that multiply; of the whole kernel, where none does."""
+        inside = np.array([line.main for line in self.lines], bool)
+        if not inside.any():
+            return self
+        return Counters(self.kernel, self.table[inside], tuple(line for line in self.lines if line.main))
 
     def facts(self) -> dict[str, int]:
         """The totals that `gpuconv inspect --run --json` prints."""

@@ -21,7 +21,7 @@ from gpuconv.emulator.arguments import Memory, of_module, pack
 from gpuconv.emulator.counters import COUNTS, Counters, Instruction, pipe_of
 from gpuconv.emulator.decode import decode
 from gpuconv.emulator.errors import EmulationError, UnknownInstruction
-from gpuconv.emulator.ptx import Parameter, parse
+from gpuconv.emulator.ptx import Parameter, main_loops, parse
 from gpuconv.emulator.runs import SCHEDULES, check_schedule
 
 _NO_MEMORY = 2  # the core's answer when it runs out of memory
@@ -76,6 +76,7 @@ class Program:
         self._dynamic = code.dynamic
         self._globals = [of_module(data or b"\0") for data in code.globals]
         self._statements = code.statements
+        self._main_loops = main_loops(entry)
         self._bytes = max([0, *(p.offset + p.size for p in self.parameters)])
         numbers = [library.emulator_operation(operation.encode()) for operation in code.operations]
         if -1 in numbers:
@@ -99,7 +100,11 @@ class Program:
     @functools.cached_property
     def lines(self) -> tuple[Instruction, ...]:
         """The instructions, for people: one for each row of `Counters.table`."""
-        return tuple(Instruction(s.line, s.text, s.source, pipe_of(s.opcode)) for s in self._statements)
+
+        def main(line: int) -> bool:
+            return any(first <= line <= last for first, last in self._main_loops)
+
+        return tuple(Instruction(s.line, s.text, s.source, pipe_of(s.opcode), main(s.line)) for s in self._statements)
 
     def run(
         self,

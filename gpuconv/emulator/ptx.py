@@ -120,6 +120,28 @@ def parse(text: str, name: str | None = None) -> Entry:
     )
 
 
+_PRODUCTS = ("mma.", "wgmma.mma_async."), ("fma.", "mad.")  # the former count where there are any
+
+
+def main_loops(entry: Entry) -> list[tuple[int, int]]:
+    """The first and the last PTX line of each innermost loop that multiplies; none where no loop does.
+
+    Products are those of tensor cores, where the kernel has any. A loop is what a branch backwards closes.
+    """
+    loops, statements = set(), entry.statements
+    for at, statement in enumerate(statements):
+        target = entry.labels.get(statement.operands[-1], at + 1) if statement.opcode.startswith("bra") else at + 1
+        if target <= at:
+            loops.add((target, at))
+    for opcodes in _PRODUCTS:
+        products = [at for at, statement in enumerate(statements) if statement.opcode.startswith(opcodes)]
+        busy = {(a, b) for a, b in loops if any(a <= at <= b for at in products)}
+        if products:
+            inner = [(a, b) for a, b in busy if not any((a, b) != (c, d) and a <= c and d <= b for c, d in busy)]
+            return sorted((statements[a].line, statements[b].line) for a, b in inner)
+    return []
+
+
 def split(text: str) -> tuple[str, ...]:
     """Split at commas, except inside brackets."""
     if "{" not in text and "[" not in text and "(" not in text:

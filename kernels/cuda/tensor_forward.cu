@@ -19,13 +19,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 tensor_forward(const TYPE* __restrict__ p_x, const TYPE* __restrict__ p_w, const TYPE* __restrict__ p_bias,
                const TYPE* __restrict__ p_residual, TYPE* __restrict__ p_y,
                const Conv a) {  // bias and residual may be null
-  extern __shared__ __align__(16) unsigned char shared_memory[];
+  extern __shared__ __align__(128) unsigned char shared_memory[];
   const Walk walk = {a.N,
                      {a.out[0], a.out[1], a.out[2]},
                      {a.filter[0], a.filter[1], a.filter[2]},
                      {a.stride[0], a.stride[1], a.stride[2]},
                      {-a.pad[0], -a.pad[1], -a.pad[2]},
-                     {a.dilation[0], a.dilation[1], a.dilation[2]},
                      {a.in[0], a.in[1], a.in[2]}};
 
   // ---- which tile
@@ -47,7 +46,7 @@ tensor_forward(const TYPE* __restrict__ p_x, const TYPE* __restrict__ p_w, const
   const Operand w = {p_w + group * a.K * offset_t(a.w[0]),
                      offset_t(a.w[0]),
                      offset_t(a.w[1]),
-                     {offset_t(a.w[2]), offset_t(a.w[3]), offset_t(a.w[4])}};
+                     {offset_t(a.w_tap[0]), offset_t(a.w_tap[1]), offset_t(a.w_tap[2])}};
   Sums acc = {};
   gather_product<ALONG>(acc, shared_memory, x, w, walk, tile.row, column, a.K, a.C, a);
 

@@ -33,6 +33,9 @@ typedef float Sums[MI][NI][4];
 
 enum Terms { ALONG, DOWN };
 
+#ifndef PACK
+#define PACK 1
+#endif
 #if PACK > 1
 // The first of the channels of filter k's group; and whether of FILTERS filters from k on and CHANNELS channels from c
 // on some belong to the same group. All counted within the pack.
@@ -61,12 +64,46 @@ struct SharedTile {
 
   // Where chunk `chunk` of row `row` is, in bytes. Rows shorter than 128 bytes share a line of banks and change places
   // together.
-  __device__ __forceinline__ static int place(int row, int chunk) {
+  __device__ __forceinline__ static int place(unsigned row, unsigned chunk) {
     return row * PITCH + 16 * (BY_WORD ? chunk : chunk ^ (row / (8 / SWIZZLED) % SWIZZLED));
   }
   // The 4 bytes at (row, column), as a register of a fragment.
   __device__ __forceinline__ static unsigned word(const unsigned char* tile, int row, int column) {
     return *reinterpret_cast<const unsigned*>(tile + place(row, column / UNIT) + column % UNIT * int(sizeof(TYPE)));
+  }
+};
+
+// What one thread copies of a tile that comes in vectors: chunk `chunk` of every APART-th row, COUNT of them.
+template <Terms TERMS, int ROWS, int WIDTH>
+struct Share {
+  using Tiling = SharedTile<TERMS, WIDTH>;
+  static constexpr int PITCH = Tiling::PITCH, CHUNKS = Tiling::CHUNKS, APART = THREADS / CHUNKS;
+  static constexpr int COUNT = ceil_div(ROWS, APART);
+  static_assert(COUNT <= 16 && (Tiling::BY_WORD || APART % 8 == 0), "rows are swizzled alike");
+
+  const int first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+  const int place = opaque(Tiling::place(first, chunk));  // so that it is kept
+
+  __device__ __forceinline__ int row(int j) const { return first + j * APART; }
+  // Bits 2j and 2j + 1: the j-th chunk lies within rows × columns. (One bit alone the compiler would shift about.)
+  __device__ __forceinline__ unsigned within(int rows, int columns) const {
+    unsigned bits = 0;
+#pragma unroll
+    for (int j = 0; j < COUNT; ++j) bits |= row(j) < rows ? 3u << 2 * j : 0;
+    return chunk * UNIT < columns ? bits : 0;
+  }
+  // Start copying the j-th chunk, or zeros, if its turn is in part `part` of `parts`. Where copies are not asynchronous all
+  // are loaded in the first part, into `held`, and written in the last.
+  __device__ __forceinline__ void copy(unsigned char* tile, int j, const TYPE* from, bool inside, int part, int parts,
+                                       uint4& held) const {
+    if (ROWS % APART != 0 && row(j) >= ROWS) return;
+    unsigned char* const to = tile + place + j * APART * PITCH;
+    if (ASYNCHRONOUS) {
+      if (j * parts / COUNT == part) copy_16(to, from, inside);
+    } else {
+      if (part == 0) held = load_16(from, inside);
+      if (part == parts - 1) *reinterpret_cast<uint4*>(to) = held;
+    }
   }
 };
 
@@ -78,23 +115,25 @@ __device__ __forceinline__ void stage(unsigned char* tile, int rows, const TYPE*
                                       OffsetOf offset_of) {
   using Tiling = SharedTile<TERMS, WIDTH>;
   constexpr int CHUNKS = Tiling::CHUNKS;
-  const int count = VECTOR ? rows * CHUNKS : ceil_div(rows, 32) * 32 * CHUNKS;
-#pragma unroll(VECTOR ? (WIDE ? 2 : 4) : 1)  // more would cost registers
-  for (int first = 0; first < count; first += THREADS) {
-    const int i = first + threadIdx.x;
-    const int row = VECTOR ? i / CHUNKS : i / (32 * CHUNKS) * 32 + i % 32;
-    const int chunk = VECTOR ? i % CHUNKS : i / 32 % CHUNKS;
-    if (row >= rows) continue;
-    const offset_t offset = offset_of(row);
-    const int left = offset < 0 ? 0 : columns - chunk * UNIT;
-    unsigned char* to = tile + Tiling::place(row, chunk);
-    if constexpr (VECTOR) {
-      copy_16(to, base + (left > 0 ? offset + chunk * UNIT : 0), left > 0);  // the address must be valid even so
-    } else {
+  if constexpr (VECTOR) {
+    const int chunk = threadIdx.x % CHUNKS;
+    const bool m_chunk = chunk * UNIT < columns;
+#pragma unroll 2  // more would cost registers
+    for (int row = threadIdx.x / CHUNKS; row < rows; row += THREADS / CHUNKS) {
+      const offset_t offset = offset_of(row);
+      copy_16(tile + Tiling::place(row, chunk), base + max(offset, offset_t(0)) + chunk * UNIT, m_chunk && offset >= 0);
+    }
+  } else {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < ceil_div(rows, 32) * 32 * CHUNKS; i += THREADS) {
+      const int row = i / (32 * CHUNKS) * 32 + i % 32, chunk = i / 32 % CHUNKS;
+      if (row >= rows) continue;
+      const offset_t offset = offset_of(row);
+      const int left = offset < 0 ? 0 : columns - chunk * UNIT;
       Vector<TYPE> values;
 #pragma unroll
       for (int e = 0; e < UNIT; ++e) values.at[e] = e < left ? base[offset + (chunk * UNIT + e) * step] : TYPE{};
-      *reinterpret_cast<Vector<TYPE>*>(to) = values;
+      *reinterpret_cast<Vector<TYPE>*>(tile + Tiling::place(row, chunk)) = values;
     }
   }
 }
@@ -129,10 +168,13 @@ __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
 __device__ __forceinline__ int warp_row() { return threadIdx.x / 32 / WARPS_N * WM; }
 __device__ __forceinline__ int warp_column() { return threadIdx.x / 32 % WARPS_N * WN; }
 
-// A fragment of the left operand, 16 rows. `row`: the one whose address this lane gives, the (lane % 16)-th.
+// Where a lane reads the first piece of a fragment of the left operand, 16 rows. `row`: the one whose address this lane
+// gives to ldmatrix, the (lane % 16)-th. Bits 5 and up are changed by the number of the piece.
+__device__ __forceinline__ int left_lane(int row) { return SharedTile<ALONG, BK>::place(row, lane() / 16); }
 __device__ __forceinline__ void left_along(unsigned (&a)[4], const unsigned char* tile, int row, int k) {
-  ldmatrix(a, tile + SharedTile<ALONG, BK>::place(row, 2 * k + lane() / 16));
+  ldmatrix(a, tile + (left_lane(row) ^ 32 * k));
 }
+// The same where the terms lie DOWN; `row`: the fragment's first.
 __device__ __forceinline__ void left_down(unsigned (&a)[4], const unsigned char* tile, int row, int k) {
   using Tiling = SharedTile<DOWN, BM>;
   if constexpr (sizeof(TYPE) == 2) {
@@ -146,21 +188,38 @@ __device__ __forceinline__ void left_down(unsigned (&a)[4], const unsigned char*
     a[3] = Tiling::word(tile, term + 4, g + 8);
   }
 }
-// Fragments of the right operand, 16 columns: b[0], b[1] of the first eight, b[2], b[3] of the others.
-__device__ __forceinline__ void right_along(unsigned (&b)[4], const unsigned char* tile, int column, int k) {
-  const int row = column + lane() % 8 + lane() / 16 * 8;
-  ldmatrix(b, tile + SharedTile<ALONG, BK>::place(row, 2 * k + lane() / 8 % 2));
+// Where a lane begins to read the right operand's tile, in bytes; and its fragments from there, of the pair-th 16 columns
+// of the warp: b[0], b[1] of the first eight, b[2], b[3] of the others. Swizzled places differ by bits of the chunk.
+template <Terms RIGHT>
+__device__ __forceinline__ int right_lane() {
+  if constexpr (RIGHT == ALONG)
+    return SharedTile<ALONG, BK>::place(warp_column() + lane() % 8 + lane() / 16 * 8, lane() / 8 % 2);
+  else if constexpr (sizeof(TYPE) == 2)
+    return SharedTile<DOWN, BN>::place(lane() % 16, warp_column() / 8 + lane() / 16);
+  else
+    return lane() % 4 * SharedTile<DOWN, BN>::PITCH + 4 * (warp_column() + lane() / 4);
 }
-__device__ __forceinline__ void right_down(unsigned (&b)[4], const unsigned char* tile, int column, int k) {
-  using Tiling = SharedTile<DOWN, BN>;
-  if constexpr (sizeof(TYPE) == 2) {
-    ldmatrix_transposed(b, tile + Tiling::place(16 * k + lane() % 16, column / 8 + lane() / 16));
+template <Terms RIGHT>
+__device__ __forceinline__ void right_fragment(unsigned (&b)[4], const unsigned char* tile, int first, int pair,
+                                               int k) {
+  constexpr int PITCH = SharedTile < RIGHT, RIGHT == ALONG ? BK : BN > ::PITCH;
+  if constexpr (RIGHT == ALONG) {
+    ldmatrix(b, tile + (first ^ 32 * k) + 16 * pair * PITCH);
+  } else if constexpr (sizeof(TYPE) == 2) {
+    ldmatrix_transposed(b, tile + (first ^ 32 * pair) + 16 * k * PITCH);
   } else {
-    const int term = 8 * k + lane() % 4, g = column + lane() / 4;
-    b[0] = Tiling::word(tile, term, g);
-    b[1] = Tiling::word(tile, term + 4, g);
-    b[2] = Tiling::word(tile, term, g + 8);
-    b[3] = Tiling::word(tile, term + 4, g + 8);
+    const unsigned char* const from = tile + first + 8 * k * PITCH + 64 * pair;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) b[i] = *reinterpret_cast<const unsigned*>(from + i % 2 * 4 * PITCH + i / 2 * 32);
+  }
+}
+
+// acc += left fragments times those of the warp's pair-th 16 columns.
+__device__ __forceinline__ void multiply_pair(Sums& acc, int pair, const unsigned (&a)[MI][4], const unsigned (&b)[4]) {
+#pragma unroll
+  for (int i = 0; i < MI; ++i) {
+    multiply(acc[i][2 * pair], a[i], b[0], b[1], TYPE{});
+    multiply(acc[i][2 * pair + 1], a[i], b[2], b[3], TYPE{});
   }
 }
 
@@ -173,16 +232,8 @@ __device__ __forceinline__ void multiply_piece(Sums& acc, const unsigned (&a)[MI
   for (int pair = 0; pair < NI / 2; ++pair) {
     if (!wanted(warp_column() + 16 * pair)) continue;
     unsigned b[4];
-    if constexpr (RIGHT == ALONG) {
-      right_along(b, right, warp_column() + 16 * pair, k);
-    } else {
-      right_down(b, right, warp_column() + 16 * pair, k);
-    }
-#pragma unroll
-    for (int i = 0; i < MI; ++i) {
-      multiply(acc[i][2 * pair], a[i], b[0], b[1], TYPE{});
-      multiply(acc[i][2 * pair + 1], a[i], b[2], b[3], TYPE{});
-    }
+    right_fragment<RIGHT>(b, right, right_lane<RIGHT>(), pair, k);
+    multiply_pair(acc, pair, a, b);
   }
 }
 

@@ -301,6 +301,37 @@ def test_blocks_are_counted_together() -> None:
     assert y.eq(1).all()
 
 
+LOOPS = """
+mov.u32 %r1, 0;
+outer:
+ld.global.f32 %f1, [%in];
+mov.u32 %r2, 0;
+inner:
+ld.global.f32 %f2, [%in];
+{product}
+add.u32 %r2, %r2, 1;
+setp.lt.u32 %p1, %r2, 5;
+@%p1 bra inner;
+mov.u32 %r3, 0;
+other:
+ld.global.f32 %f3, [%in];
+add.u32 %r3, %r3, 1;
+setp.lt.u32 %p1, %r3, 7;
+@%p1 bra.uni other;
+add.u32 %r1, %r1, 1;
+setp.lt.u32 %p1, %r1, 2;
+@%p1 bra outer;
+"""
+
+
+def test_the_main_loop_is_the_innermost_that_multiplies() -> None:
+    main = counted(LOOPS.format(product="fma.rn.f32 %f4, %f2, %f2, %f4;")).main_loop
+    assert main.instructions == 2 * (4 * 5 + 4)  # a branch that no lane takes does not count
+    assert [line.opcode for line in main.lines] == ["ld.global.f32", "fma.rn.f32", "add.u32", "setp.lt.u32", "bra"]
+    whole = counted(LOOPS.format(product="add.f32 %f4, %f2, %f4;"))
+    assert whole.main_loop is whole  # no loop multiplies
+
+
 # ---- the text and the grouping ---------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ struct Copy {
   void* to;
   const void* from;
   bool inside;
+  int bytes;
 };
 struct Copies {
   std::vector<Copy> open;
@@ -30,16 +31,19 @@ inline Copies& copies() {
   static Copies of_thread[1024];
   return of_thread[(threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x];
 }
-// Whether some thread's copy to these 16 bytes of shared memory is under way; and set whether it is from `now` on.
-__attribute__((noinline, no_sanitize_thread)) inline bool under_way(const void* to, bool now) {
-  static bool flags[1 << 14];
-  bool& flag = flags[((const unsigned char*)to - shared_memory) / 16];
-  const bool before = flag;
-  flag = now;
+// Whether some thread's copy to some of these bytes of shared memory is under way; and set whether it is from `now` on.
+__attribute__((noinline, no_sanitize_thread)) inline bool under_way(const void* to, int bytes, bool now) {
+  static bool flags[1 << 16];  // for every 4 bytes
+  bool before = false;
+  for (int i = 0; i < bytes / 4; ++i) {
+    bool& flag = flags[((const unsigned char*)to - shared_memory) / 4 + i];
+    before |= flag;
+    flag = now;
+  }
   return before;
 }
-inline void check_aligned(const void* p, const char* what) {
-  if ((uintptr_t)p % 16) fail(what);
+inline void check_aligned(const void* p, const char* what, int bytes = 16) {
+  if ((uintptr_t)p % bytes) fail(what);
 }
 // The slots of one collective; `meet` comes between putting and taking.
 struct Slots {
@@ -91,14 +95,19 @@ struct Operand<float> {
 };
 }  // namespace host
 
-NOT_INLINE inline void copy_16(void* to, const void* from, bool inside) {
-  host::check_aligned(to, "cp.async: destination is not aligned to 16 bytes");
-  host::check_aligned(from, "cp.async: source is not aligned to 16 bytes");  // even if it is not read
-  if (host::under_way(to, true)) host::fail("cp.async: another copy to the same place is under way");
-  uint4 poison = {~0u, ~0u, ~0u, ~0u};
-  *(uint4*)to = poison;
-  host::copies().open.push_back({to, from, inside});
+template <int BYTES>
+NOT_INLINE void copy(void* to, const void* from, bool inside) {
+  host::check_aligned(to, "cp.async: destination is not aligned to its bytes", BYTES);
+  host::check_aligned(from, "cp.async: source is not aligned to its bytes", BYTES);  // even if it is not read
+  if (BYTES == 2) {  // no cp.async
+    *(unsigned short*)to = inside ? *(const unsigned short*)from : 0;
+    return;
+  }
+  if (host::under_way(to, BYTES, true)) host::fail("cp.async: another copy to the same place is under way");
+  std::memset(to, 0xff, BYTES);  // NaN
+  host::copies().open.push_back({to, from, inside, BYTES});
 }
+NOT_INLINE inline void copy_16(void* to, const void* from, bool inside) { copy<16>(to, from, inside); }
 NOT_INLINE inline void close_group() {
   host::Copies& mine = host::copies();
   mine.groups.push_back(std::move(mine.open));
@@ -109,11 +118,17 @@ NOT_INLINE void wait_for_groups() {
   host::Copies& mine = host::copies();
   for (; (int)mine.groups.size() > NEWEST; mine.groups.pop_front())
     for (const host::Copy& copy : mine.groups.front()) {
-      *(uint4*)copy.to = copy.inside ? *(const uint4*)copy.from : uint4{0, 0, 0, 0};
-      host::under_way(copy.to, false);
+      if (copy.inside) std::memcpy(copy.to, copy.from, copy.bytes);
+      else std::memset(copy.to, 0, copy.bytes);
+      host::under_way(copy.to, copy.bytes, false);
     }
 }
 
+constexpr bool ASYNCHRONOUS = true;
+inline uint4 load_16(const void* from, bool inside) {
+  host::check_aligned(from, "ld.v4: source is not aligned to 16 bytes");
+  return inside ? *(const uint4*)from : uint4{0, 0, 0, 0};
+}
 inline void store_16(void* to, uint4 v) {
   host::check_aligned(to, "st.v4: destination is not aligned to 16 bytes");
   std::memcpy(to, &v, sizeof v);

@@ -68,7 +68,7 @@ class Case(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        return self.backend, self.gpu, self.tile.kernel, self.direction, self.numbers, self.layout
+        return self.backend, self.gpu, self.tile.family, self.direction, self.numbers, self.layout
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,11 +96,11 @@ class Case(NamedTuple):
 
 
 def _as_planned(case: Case) -> tuple[ConvProblem, Operands]:
-    return _operands(case.plain, case.direction, case.numbers, case.layout, case.epilogue)
+    return as_planned(case.plain, case.direction, case.numbers, case.layout, case.epilogue)
 
 
 @functools.cache
-def _operands(
+def as_planned(
     plain: ConvProblem, direction: Direction, numbers: str, layout: str, epilogue: Epilogue = NOTHING
 ) -> tuple[ConvProblem, Operands]:
     """The problem and operands with which the planner would describe a call with such tensors to a backend."""
@@ -119,7 +119,7 @@ def menu(
     backend: str, gpu: str, direction: Direction, numbers: str, layout: str, plain: ConvProblem
 ) -> tuple[Tile, ...]:
     """The tiles that the planner may choose from, what it predicts to be quickest first."""
-    problem, operands = _operands(plain, direction, numbers, layout)
+    problem, operands = as_planned(plain, direction, numbers, layout)
     tiles = backends.get(backend).tiles(problem, direction, KNOWN[gpu], operands)
     return tuple(
         tile for tile, _ in ranked(backends.get(backend), tiles, problem, direction, KNOWN[gpu], operands.tf32)
@@ -160,7 +160,7 @@ def chosen(lane: tuple[str, str], randoms: int, full: bool) -> list[Case]:
     return found
 
 
-_SIZES = operator.attrgetter("kernel", "rows", "columns", "depth", "warps", "stages", "width")
+sizes_of = operator.attrgetter("kernel", "rows", "columns", "depth", "warps", "stages", "width")
 
 
 def tiles_of_layers(backend: str, full: bool) -> list[Case]:
@@ -171,7 +171,7 @@ def tiles_of_layers(backend: str, full: bool) -> list[Case]:
         for case in _each(lane, LAYERS, 1) if lane[0] == backend else ():
             if case.direction == "forward":
                 case = case._replace(epilogue=Epilogue(bias=True))
-            key = case.direction, _SIZES(case.tile), case.kind if full else None
+            key = case.direction, sizes_of(case.tile), case.kind if full else None
             by_tile.setdefault(key, {}).setdefault(case.kind, case)
     kinds: set[Kind] = set()
     found = []
@@ -191,10 +191,9 @@ def smallest(case: Case) -> Case:
         if case.tile.persistent:  # few programs, so that each takes several tiles
             tiles = [dataclasses.replace(case.tile, splits=min(case.tile.splits, 2), persistent=3)]
         else:
-            problem, operands = _operands(plain, case.direction, case.numbers, case.layout)
-            family = MODULES[case.backend].FAMILIES[case.tile.kernel]
-            menu = family.tiles(problem, case.direction, KNOWN[case.gpu], operands)
-            tiles = [tile for tile in menu if _SIZES(tile) == _SIZES(case.tile)]
+            problem, operands = as_planned(plain, case.direction, case.numbers, case.layout)
+            offered = backends.get(case.backend).tiles(problem, case.direction, KNOWN[case.gpu], operands)
+            tiles = [tile for tile in offered if sizes_of(tile) == sizes_of(case.tile)]
             tiles.sort(key=lambda t: ((t.splits > 1) != (case.tile.splits > 1), t.splits))
         for tile in tiles[:1]:
             less = case._replace(plain=plain, tile=tile)
@@ -254,7 +253,7 @@ def with_epilogues(cases: Sequence[Case], full: bool) -> list[Case]:
         elif full:
             found += [case._replace(epilogue=epilogue) for epilogue in EPILOGUES]
         else:
-            left.setdefault(case.tile.kernel, []).append(case)
+            left.setdefault(case.tile.family, []).append(case)
     for some in left.values():
         taken = [at * len(some) // len(EPILOGUES) for at in range(len(EPILOGUES))]  # far apart
         found += [some[at]._replace(epilogue=epilogue) for at, epilogue in zip(taken, EPILOGUES, strict=True)]
@@ -268,8 +267,8 @@ def cases(backend: str, randoms: int = 20, full: bool = False) -> tuple[tuple[Ca
     lanes = [lane for lane in LANES if lane[0] == backend]
     tiles = tiles_of_layers(backend, full)
     small = [case for lane in lanes for case in chosen(lane, randoms, full)]
-    families = {case.tile.kernel for case in small}  # what is left of these takes its epilogues from the others
-    others = [case for case in tiles if case.direction != "forward" or case.tile.kernel in families]
+    families = {case.tile.family for case in small}  # what is left of these takes its epilogues from the others
+    others = [case for case in tiles if case.direction != "forward" or case.tile.family in families]
     covered = {case.kind for case in (*small, *others)}
     small += [case for lane in lanes for case in of_kinds(lane, covered)]
     return tuple(with_epilogues(small, full)), tuple(tiles)

@@ -27,8 +27,8 @@ from gpuconv.backends.cuda.launch import (
     strides_of,
     struct_of,
 )
-from gpuconv.backends.cuda.windows import halo_rows, taps_of_window
-from gpuconv.backends.derived import programs_of_grad_weight, splits_of, with_splits
+from gpuconv.backends.cuda.windows import MOST_TAPS, halo_rows, taps_of_window
+from gpuconv.backends.derived import axes, programs_of_grad_weight, splits_of, with_splits
 from gpuconv.backends.family import Family
 from gpuconv.backends.roofline import Prediction, fetched, implicit_gemm
 from gpuconv.gpu import Gpu
@@ -76,6 +76,11 @@ def warps_of(tile: Tile, packs: bool = False) -> tuple[int, int]:
     return (tile.warps, 1) if packs else WARPS[tile.rows, tile.columns]
 
 
+def taps_fit_a_word(problem: ConvProblem, tile: Tile) -> bool:
+    """Whether a word of 32 bits has one for each tap of every axis that a row's copies depend on, and one to spare."""
+    return tile.halo > 0 or sum(axes(problem.filter_size, 1)) <= MOST_TAPS
+
+
 def shared_memory(problem: ConvProblem, direction: Direction, tile: Tile, wide: bool, packs: bool = False) -> int:
     """Shared memory of one block, in bytes: tiles and the tables of their rows, or at the end sums on their way out."""
     size, offset = problem.dtype.itemsize, 8 if wide else 4
@@ -83,13 +88,13 @@ def shared_memory(problem: ConvProblem, direction: Direction, tile: Tile, wide: 
     left, right = tile.rows * tile.depth * size, tile.columns * tile.depth * size
     if direction == "grad_weight":
         tiles = tile.stages * (left + right + 2 * longer)
-        tables = 2 * tile.depth * 2 * offset
+        tables = 0
     else:
         source = halo_rows(problem, direction, tile.rows) if tile.halo else tile.rows
         sources = 2 if tile.halo else tile.stages
-        tiles = sources * source * tile.depth * size
+        tiles = math.ceil(sources * source * tile.depth * size / 128) * 128
         tiles += tile.stages * (right + (longer if direction == "grad_input" else 0))
-        tables = source * (24 if wide else 16)
+        tables = source * (2 if taps_fit_a_word(problem, tile) else 4 if not wide else 3) * offset
     warps_m, warps_n = warps_of(tile, packs)
     slabs = warps_m * warps_n * 16 * (tile.columns // warps_n + 8) * 4
     return max(tiles + tables, slabs + 2 * tile.rows * offset)
@@ -142,8 +147,11 @@ def instance(
         "WARPS_M": warps_m, "WARPS_N": warps_n, "STAGES": tile.stages, "WIDE": int(wide),
         **{name: int(aligned and v) for name, v in zip(("A_VECTOR", "B_VECTOR", "Y_VECTOR"), vectors, strict=True)},
     }  # fmt: skip
-    if direction != "grad_weight":
-        macros["HALO"] = int(tile.halo > 0)
+    if direction == "grad_weight":
+        macros |= {"A_WHOLE": int(merged.group_filters % tile.rows == 0)}
+        macros |= {"B_WHOLE": int(merged.group_channels % tile.columns == 0)}
+    else:
+        macros |= {"HALO": int(tile.halo > 0), "TAP_MASKS": int(taps_fit_a_word(problem, tile))}
     if packs:
         macros["PACK"] = problem.groups // merged.groups
         macros |= {"GROUP_C": problem.group_channels, "GROUP_K": problem.group_filters}

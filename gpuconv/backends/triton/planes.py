@@ -1,7 +1,6 @@
 """Family `planes` of the Triton kernels: 1×1 convolution of contiguous tensors, fetched in vectors along pixels."""
 
 import dataclasses
-import itertools
 import math
 from contextlib import suppress
 
@@ -11,13 +10,13 @@ from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import overflows, splits_of, tiles_of_weight, with_splits
 from gpuconv.backends.family import Family
+from gpuconv.backends.planes import is_pointwise, planes, vector_of_planes
 from gpuconv.backends.triton.launch import (
     Launch,
     arithmetic_of,
     dtypes_of_forward,
     epilogue_of,
     grad_weight_launches,
-    layout,
     layouts,
     programs_of_bias,
     residual_layout,
@@ -32,42 +31,15 @@ with suppress(ImportError):  # no Triton: `launch.why_not` says so
 
 def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
     """Why these kernels cannot, or should not, do it; None if they can."""
-    pointwise = problem.taps == 1 and {*problem.stride} == {1} and not any(map(sum, problem.padding))
-    if not pointwise or problem.memory_format is not torch.contiguous_format:
+    if not is_pointwise(problem) or problem.memory_format is not torch.contiguous_format:
         return "it is for 1×1 filters, stride 1, without padding, and contiguous tensors"
     if not math.prod(problem.input_size):
         return "there are no pixels"
-    if _vector(problem, direction, operands) * problem.dtype.itemsize < 4:
+    if vector_of_planes(problem, direction, operands) * problem.dtype.itemsize < 4:
         return "planes do not lie in multiples of four bytes"
     if direction != "grad_weight" and problem.batch * problem.groups > _MOST_PROGRAMS:
         return "there are more images and groups than a launch has programs"
     return None
-
-
-def _planes(problem: ConvProblem, direction: Direction, operands: Operands) -> list[tuple[int, int]] | None:
-    """Strides of images and channels of the tensors that have pixels; None if a plane's pixels are not neighbours."""
-    count = 2 if direction == "grad_weight" else 1
-    tensors = list(zip(problem.operand_shapes(direction), operands.strides, strict=True))[:count]
-    if operands.residual is not None:
-        tensors.append((problem.output_shape, operands.residual))
-    found = []
-    for shape, strides in tensors:
-        dense = 1
-        for size, stride in zip(reversed(shape[2:]), reversed(strides[2:]), strict=True):
-            if size > 1 and stride != dense:
-                return None
-            dense *= size
-        n, c, *_ = layout(shape, strides, problem).strides
-        found.append((n, c))
-    return found
-
-
-def _vector(problem: ConvProblem, direction: Direction, operands: Operands) -> int:
-    """How many pixels can always be fetched together, 16 bytes at most; 0 where they are not neighbours."""
-    planes = _planes(problem, direction, operands)
-    if planes is None:
-        return 0
-    return math.gcd(problem.vector_unit, math.prod(problem.input_size), *itertools.chain(*planes))
 
 
 def launches(
@@ -91,8 +63,8 @@ def _product(
     forward = direction == "forward"
     _, columns, _, result = problem.view(direction)
     x, w = layouts(problem, direction, operands)
-    pixels, vector = math.prod(problem.input_size), _vector(problem, direction, operands)
-    (x_n, x_c), (residual_n, residual_k) = (*(_planes(problem, direction, operands) or ()), (0, 0))[:2]
+    pixels, vector = math.prod(problem.input_size), vector_of_planes(problem, direction, operands)
+    (x_n, x_c), (residual_n, residual_k) = (*(planes(problem, direction, operands) or ()), (0, 0))[:2]
     y_n, y_k, _ = result_strides(result, problem)
     w_k, w_c, *_ = w.strides
     unit = problem.vector_unit
@@ -119,7 +91,7 @@ def _product(
 def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias: bool) -> tuple[Launch, ...]:
     k, c = problem.group_filters, problem.group_channels
     gy, x = layouts(problem, "grad_weight", operands)
-    pixels, vector = math.prod(problem.input_size), _vector(problem, "grad_weight", operands)
+    pixels, vector = math.prod(problem.input_size), vector_of_planes(problem, "grad_weight", operands)
     size = math.prod(problem.weight_shape)
     steps, splits = problem.batch * math.ceil(pixels / tile.depth), splits_of(problem, tile)
     fresh_k, fresh_c, _ = result_strides(problem.weight_shape, problem)

@@ -46,6 +46,7 @@ _PROBLEMS = {
     "1x2-stride3-untouched-pixels": ((2, 16, 9, 8), (8, 16, 1, 2), {"stride": 3}),
     "1d": ((2, 24, 37), (16, 24, 5), {"padding": 2}),
     "1d-stride2": ((2, 24, 37), (16, 24, 5), {"padding": 1, "stride": 2}),
+    "1d-more-taps-than-a-word-has-bits": ((2, 16, 50), (24, 16, 37), {"padding": 18}),
     "3d": ((1, 16, 4, 6, 5), (24, 16, 3, 3, 3), {"padding": 1}),
     "3d-deep-filter": ((2, 16, 6, 3, 4), (8, 16, 3, 1, 1), {"padding": (1, 0, 0), "dilation": (2, 1, 1)}),
     "3d-strided": ((1, 16, 5, 6, 7), (16, 8, 2, 3, 3), {"stride": (2, 1, 2), "groups": 2, "padding": 1}),
