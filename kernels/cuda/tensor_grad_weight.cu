@@ -24,7 +24,7 @@ constexpr int GY_BYTES = BK * SharedTile<DOWN, BM>::PITCH, X_BYTES = BK * Shared
 // The bias's sums over a split, for BM filters of all groups: each thread those of its share of the pixels, then one
 // thread for each filter adds them in order.
 __device__ __forceinline__ void sum_bias(const TYPE* p_gy, void* p_gb, int block, float* s_sums, const Conv& a) {
-  typedef Share<A_VECTOR, BM> Of;
+  typedef PixelShare<A_VECTOR, BM> Of;
   constexpr int PITCH = BM + 4;  // of rows of sums, so that they lie in different banks
   const int filters = a.groups * a.K, blocks = ceil_div(filters, BM), k0 = block % blocks * BM;
   const offset_t split = block / blocks;
