@@ -90,7 +90,7 @@ def with_splits(
     most = max(1, min(most, WORKSPACE // max(1, partial)))
     exact = [n * gpu.multiprocessors / max(1, programs) for n in each]
     wanted = {1, *(max(1, min(most, splits)) for n in exact for splits in (math.floor(n), math.ceil(n)))}
-    return [dataclasses.replace(tile, splits=splits) for splits in sorted(wanted)]
+    return [tile if n == tile.splits else dataclasses.replace(tile, splits=n) for n in sorted(wanted)]
 
 
 def programs_of_grad_weight(problem: ConvProblem, tile: Tile) -> int:

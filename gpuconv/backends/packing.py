@@ -81,7 +81,8 @@ def seconds(problem: ConvProblem, direction: Direction, packs: str, gpu: Gpu) ->
 
 def with_copies(prediction: Prediction, problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu) -> Prediction:
     """The prediction for the kernels of a tile, with the copies that are made first."""
-    return prediction._replace(seconds=prediction.seconds + seconds(problem, direction, tile.packs, gpu))
+    more = seconds(problem, direction, tile.packs, gpu)
+    return prediction._replace(seconds=prediction.seconds + more, parts=(*prediction.parts, ("packing", more)))
 
 
 # ---- what is copied --------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import typer
 
 from gpuconv import backends
 from gpuconv.backends.base import contiguous_operands
+from gpuconv.backends.roofline import Prediction
 from gpuconv.cli.layers import Batch, Layers, Layout, Numbers, problems_of
 from gpuconv.cli.options import AsJson, Directions, checked
 from gpuconv.gpu import KNOWN, Gpu, named
@@ -54,6 +55,7 @@ def plan(
                     "layer": name, "direction": where, "dtype": dtype, "layout": layout, "batch": problem.batch,
                     "gpu": device.name, "backend": c.backend, "tile": dataclasses.asdict(c.tile),
                     **{f"predicted_{key}": value for key, value in c.prediction._asdict().items()},
+                    "predicted_parts": dict(c.prediction.parts),
                     "chosen": c is chosen,
                 }
                 for c in found
@@ -95,7 +97,19 @@ def _lines(
         )
     if len(found) > len(shown):
         yield f"    … and {len(found) - len(shown)} more"
+    if chosen:
+        yield from _why(chosen.prediction)
     for backend, reason in refused.items():
         if backend.split()[0] in backends.auto_order("cuda") and backend != "aten":
             yield f"    {backend}: {reason}"
     yield "  → what backend 'auto' takes" if chosen else "  no kernel of gpuconv supports it: backend 'auto' takes aten"
+
+
+def _why(p: Prediction) -> Iterator[str]:
+    """Where the predicted time of the chosen tile comes from."""
+    yield f"    chosen: {p.steps:.4g} steps of {p.programs:,} programs, {p.together} at a time on a multiprocessor"
+    if p.bytes:
+        fetched = f"{p.bytes / 1e6:,.1f} MB in {p.sectors / 1e6:,.2f} M sectors"
+        yield f"    fetches {fetched}, {p.intensity:.0f} operations a byte; {p.instructions / 1e6:,.2f} M instructions"
+    if p.parts:
+        yield "    alone, in µs: " + ", ".join(f"{name} {seconds * 1e6:,.1f}" for name, seconds in p.parts)
