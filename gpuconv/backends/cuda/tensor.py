@@ -26,8 +26,8 @@ from gpuconv.backends.cuda.launch import (
     strides_of,
     struct_of,
 )
-from gpuconv.backends.cuda.windows import halo_rows, taps_of_window
-from gpuconv.backends.derived import programs_of_grad_weight, splits_of, with_splits
+from gpuconv.backends.cuda.windows import MOST_TAPS, halo_rows, taps_of_window
+from gpuconv.backends.derived import axes, programs_of_grad_weight, splits_of, with_splits
 from gpuconv.backends.family import Family
 from gpuconv.backends.roofline import Prediction, implicit_gemm
 from gpuconv.gpu import Gpu
@@ -75,6 +75,11 @@ def warps_of(tile: Tile, packs: bool = False) -> tuple[int, int]:
     return (tile.warps, 1) if packs else WARPS[tile.rows, tile.columns]
 
 
+def taps_fit_a_word(problem: ConvProblem, tile: Tile) -> bool:
+    """Whether a word of 32 bits has one for each tap of every axis that a row's copies depend on, and one to spare."""
+    return tile.halo > 0 or sum(axes(problem.filter_size, 1)) <= MOST_TAPS
+
+
 def shared_memory(problem: ConvProblem, direction: Direction, tile: Tile, wide: bool, packs: bool = False) -> int:
     """Shared memory of one block, in bytes: tiles and the tables of their rows, or at the end sums on their way out."""
     size, offset = problem.dtype.itemsize, 8 if wide else 4
@@ -82,13 +87,13 @@ def shared_memory(problem: ConvProblem, direction: Direction, tile: Tile, wide: 
     left, right = tile.rows * tile.depth * size, tile.columns * tile.depth * size
     if direction == "grad_weight":
         tiles = tile.stages * (left + right + 2 * longer)
-        tables = 2 * tile.depth * 2 * offset
+        tables = 0
     else:
         source = halo_rows(problem, direction, tile.rows) if tile.halo else tile.rows
         sources = 2 if tile.halo else tile.stages
-        tiles = sources * source * tile.depth * size
+        tiles = math.ceil(sources * source * tile.depth * size / 128) * 128
         tiles += tile.stages * (right + (longer if direction == "grad_input" else 0))
-        tables = source * (24 if wide else 16)
+        tables = source * (2 if taps_fit_a_word(problem, tile) else 4 if not wide else 3) * offset
     warps_m, warps_n = warps_of(tile, packs)
     slabs = warps_m * warps_n * 16 * (tile.columns // warps_n + 8) * 4
     return max(tiles + tables, slabs + 2 * tile.rows * offset)
@@ -117,6 +122,32 @@ def vectorized(
     return vectors
 
 
+def pixels_together(problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile) -> int:
+    """How many pixels of a result's channel are stored as one, given aligned pointers, where channels are no neighbours.
+
+    Rows of a block are pixels in their order, with a window only along its width; those of a strided grad_input's phase
+    are no neighbours. A residual is fetched in the same way.
+    """
+    if direction == "grad_input" and set(problem.stride) != {1}:
+        return 1
+    shape = problem.output_shape if direction == "forward" else problem.input_shape
+    each = [fresh_strides(shape, problem)]
+    if operands.residual is not None:
+        each.append(strides_of(shape, operands.residual))
+    depth, height, width = axes(shape[2:], 1)
+    together = problem.vector_unit
+    for first, channel, *pixel in each:
+        if tile.halo:
+            neighbours = pixel[2] == 1
+            lines: tuple[int, ...] = (width, pixel[0], pixel[1])
+        else:
+            dense = zip((depth, height, width), pixel, (height * width, width, 1), strict=True)
+            neighbours = all(size == 1 or stride == wanted for size, stride, wanted in dense)
+            lines = (depth * height * width,)
+        together = math.gcd(together, first, channel, *lines) if neighbours else 1
+    return together
+
+
 def instance(
     problem: ConvProblem,
     direction: Direction,
@@ -141,8 +172,12 @@ def instance(
         "WARPS_M": warps_m, "WARPS_N": warps_n, "STAGES": tile.stages, "WIDE": int(wide),
         **{name: int(aligned and v) for name, v in zip(("A_VECTOR", "B_VECTOR", "Y_VECTOR"), vectors, strict=True)},
     }  # fmt: skip
-    if direction != "grad_weight":
-        macros["HALO"] = int(tile.halo > 0)
+    if direction == "grad_weight":
+        macros |= {"A_WHOLE": int(merged.group_filters % tile.rows == 0)}
+        macros |= {"B_WHOLE": int(merged.group_channels % tile.columns == 0)}
+    else:
+        macros |= {"HALO": int(tile.halo > 0), "TAP_MASKS": int(taps_fit_a_word(problem, tile))}
+        macros["Y_RUN"] = pixels_together(problem, direction, operands, tile) if aligned and not vectors[2] else 1
     if packs:
         macros["PACK"] = problem.groups // merged.groups
         macros |= {"GROUP_C": problem.group_channels, "GROUP_K": problem.group_filters}

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from gpuconv.backends.base import Tile
 from gpuconv.problem import ConvProblem, Direction
 
+MOST_TAPS = 31  # whose bits the kernels keep in a word, beside one more
+
 
 def refuses(problem: ConvProblem, direction: Direction) -> str | None:
     """Why a window cannot, or need not, be shared by the taps of `direction`; None if it can."""
@@ -18,6 +20,8 @@ def refuses(problem: ConvProblem, direction: Direction) -> str | None:
         return "grad_weight sums over pixels, and has no window to share"
     if set(problem.stride) != {1}:
         return "a window is shared by all taps at stride 1 alone"
+    if len(problem.filter_size) == 3 and problem.filter_size[0] > MOST_TAPS:
+        return f"filters deeper than {MOST_TAPS} taps have more planes than a word has bits"
     return None if taps_of_window(problem) > 1 else "a plane of the filter has one tap, which shares a window with none"
 
 
