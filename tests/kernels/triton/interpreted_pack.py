@@ -1,5 +1,6 @@
 """The kernel that packs operands under Triton's interpreter; `test_kernels_in_interpreter.py` runs it."""
 
+import itertools
 import math
 
 import pytest
@@ -22,7 +23,7 @@ TENSORS = {
 }
 
 
-@pytest.mark.parametrize(("first", "second"), few(zip(TENSORS, [*TENSORS][1:] + [None], strict=True), 4))
+@pytest.mark.parametrize(("first", "second"), few(itertools.pairwise([*TENSORS, None]), 4))
 @pytest.mark.parametrize("dtype", few([torch.bfloat16, torch.float16, torch.float32], 1))
 def test_copies_are_right_to_the_last_element(first: str, second: str | None, dtype: torch.dtype) -> None:
     given = [None if name is None else TENSORS[name].to(dtype) for name in (first, second)]
@@ -38,8 +39,8 @@ def test_copies_are_right_to_the_last_element(first: str, second: str | None, dt
 def test_packed_operands_in_all_directions() -> None:
     problem = ConvProblem.of((2, 16, 5, 7), (24, 16, 3, 2), padding=1, stride=(1, 2), dtype=torch.float16)
     for packs, directions in (
-        ("input+weight", ("forward",)), ("grad_output+weight", ("grad_input",)), ("grad_output+input", ("grad_weight",)),
-        ("weight", ("forward", "grad_input")),
+        ("input+weight", ("forward",)), ("grad_output+weight", ("grad_input",)),
+        ("grad_output+input", ("grad_weight",)), ("weight", ("forward", "grad_input")),
     ):  # fmt: skip
         tile = Tile(32, 16, 32, warps=4, stages=2, packs=packs)
         check(problem, "packed", "sliced", tile, "relu", directions)
