@@ -2,12 +2,15 @@
 
 import dataclasses
 import re
+import subprocess
+import tempfile
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
 
+import triton
 from buffers import too_few
 
 from gpuconv.activations import LIPSCHITZ, Activation
@@ -78,9 +81,26 @@ def complaints(tile: Tile, launch: Launch, numbers: str, capability: int, direct
     loop = code.loop_instructions
     if capability == 90 and not (loop["UTMALDG"] and loop["HGMMA"]):
         wrong.append(f"the loop is {loop}")
-    if capability == 90 and numbers == "bfloat16" and direction != "grad_weight":
+    if capability == 90:
+        if loop["WARPGROUP"] >= 2 * loop["HGMMA"]:
+            wrong.append(
+                f"{loop['WARPGROUP']} WARPGROUP and {loop['HGMMA']} HGMMA in the loop: it waits for each product"
+            )
+        wrong += serialised(code.ptx)
+    epilogue = launch.constants.get("PREFETCH", False)  # it is then a part of the loop
+    if capability == 90 and numbers == "bfloat16" and direction != "grad_weight" and not epilogue:
         wrong += [f"{loop[name]} {name} in the loop" for name in ("LDS", "STS", "LDSM", "LDG", "LDL") if loop[name]]
     return wrong
+
+
+def serialised(ptx: str) -> list[str]:
+    """ptxas's warnings that it makes asynchronous products wait for each other."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [triton.knobs.nvidia.ptxas.path, "--gpu-name=sm_90a", file.name, "-o", "/dev/null"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True)
+    return re.findall(r".*C75\d\d.*", said.stdout + said.stderr)
 
 
 @pytest.mark.parametrize("problem", ["large", *_OTHERS])
