@@ -15,7 +15,7 @@ from functools import cached_property
 
 from gpuconv.backends.cuda import compiler as cuda_compile
 from gpuconv.backends.cuda.launch import Instance
-from gpuconv.backends.triton.compiler import compile_for, cuobjdump, resource_usage
+from gpuconv.backends.triton.compiler import compile_for, cuobjdump, ptxas_warnings, resource_usage
 from gpuconv.backends.triton.launch import Launch
 from gpuconv.gpu import Gpu
 
@@ -46,6 +46,11 @@ class MachineCode:
     def sass(self) -> str:
         """The machine instructions as text."""
         return cuobjdump(self.cubin, "-sass", *(["-fun", self.function] if self.function else []))
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """The numbers of what ptxas warns of, for Triton's kernels up to sm_90, for which it must assemble again."""
+        return ptxas_warnings(self.ptx)
 
     @cached_property
     def _listing(self) -> list[tuple[int, str, str]]:

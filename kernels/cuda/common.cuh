@@ -124,6 +124,13 @@ __device__ __forceinline__ unsigned opaque(unsigned v) {
 #endif
   return v;
 }
+template <typename T>
+__device__ __forceinline__ const T* opaque(const T* p) {
+#ifndef HOST_CHECK
+  asm("" : "+l"(p));
+#endif
+  return p;
+}
 
 // ---- who computes what ----------------------------------------------------------------------------------------------
 

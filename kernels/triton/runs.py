@@ -39,6 +39,7 @@ from .common import (
 )
 from .epilogue import epilogue
 from .grad_bias import sum_bias
+from .last_program import sum_of_splits
 
 
 @triton.jit
@@ -132,7 +133,8 @@ def runs_forward(
 
 @kernel
 def runs_grad_weight(
-    p_gy, p_x, p_gw, p_gb,  # gw and gb, or the workspace; gb may be None
+    p_gy, p_x, p_gw, p_gb,  # gw and gb, or, where `sum_partials` follows, the workspace; gb may be None
+    p_workspace, p_arrived,  # of `last_program`; None where it does not add
     pixels, K, C,
     runs, inner, S,
     Z, P, Q,
@@ -168,7 +170,8 @@ def runs_grad_weight(
     if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
         if program >= tiles * splits:
             sum_bias(
-                gy, p_gb, gb_split, program - tiles * splits, splits, pixels, K, out,
+                gy, p_gb, gb_split, p_workspace, p_arrived, tiles, BM * BJ,
+                program - tiles * splits, splits, pixels, K, out,
                 not GY_PIXELS_FAST, WIDE, ACCUMULATE, EMULATE_BF16, OUT_BF16,
             )  # fmt: skip
             return
@@ -227,4 +230,8 @@ def runs_grad_weight(
         b_c, b_tap = b_i % CHANNELS, b_run * S + b_s
         m_j = m_xj & (b_s >= 0) & (b_s < S) & (b_c < C)
     o_gw = wide(b_tap, WIDE) * gw_tap + wide(b_c, WIDE) * gw_c
-    store_tile(p_gw + split * gw_split, o_filter * gw_k, o_gw, o_filter < K, m_j, b_acc, False, OUT_BF16)
+    m_filter = o_filter < K
+    if p_arrived is not None:
+        b_acc, adds = sum_of_splits(b_acc, p_workspace, p_arrived, tile, program // tiles, splits)
+        m_filter &= adds
+    store_tile(p_gw + split * gw_split, o_filter * gw_k, o_gw, m_filter, m_j, b_acc, False, OUT_BF16)

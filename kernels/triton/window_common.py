@@ -13,6 +13,9 @@ channels the input that it needs is a window of the same shape, shifted: one cop
 Weights are on the left: then both operands of the product are read from shared memory, where the copy put them. (On the
 left, a window of more than one row would go through registers.)
 
+Results. acc is stored by the copy engine where channels lie one after the other. Elsewhere, as in contiguous tensors,
+threads store it, neighbours to neighbouring pixels: it is [filters, pixels] already.
+
 A strided window. Pixels u apart are neighbours in a *view* of the image: [N, H, W, C] seen as [N, H/u, u, W/u, u·C],
 the same memory. In it a window is a block again, whose place on the axes of size u is the remainder of the division of
 its coordinates by u. That needs sizes that u divides; else there is one view for each remainder, made by moving the
@@ -26,7 +29,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .common import HW, multiply, tile_of_program
+from .common import HW, multiply, store_tile, tile_of_program, wide
 
 
 class Walk(NamedTuple):
@@ -81,6 +84,63 @@ def window_of_tile(
     row = window // windows.w
     n, at = row // windows.h * TN, HW(row % windows.h * TH, window % windows.w * TW)
     return n, at, column_block, tile // tiles
+
+
+@triton.jit
+def pixels_of_window(
+    first,  # pixels of the window that come before
+    n, at,  # the first pixel of the window
+    y,  # strides, divided by VECTOR; that of neighbouring pixels is 1 if VECTOR > 1
+    a, u,  # pixels are (a.h + i·u.h, a.w + j·u.w) of y
+    N, size, image,  # image: pixels of one image, if FLAT
+    COUNT: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    FLAT: tl.constexpr,  # all images lie in one row
+    VECTOR: tl.constexpr,  # pixels that one thread can load or store at once: all strides and widths are multiples
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """(offsets, which are inside) of COUNT pixels of a window. [COUNT]"""
+    b_i = first + tl.arange(0, COUNT)
+    b_n, b_h, b_w = n + b_i // (TH * TW), at.h + b_i // TW % TH, at.w + b_i % TW
+    b_h = b_h * u.h + a.h
+    if VECTOR == 1:
+        b_w = b_w * u.w + a.w
+    m_pixel = (b_n < N) & (b_h < size.h) & (b_w < size.w // VECTOR * VECTOR)
+    if FLAT:
+        b_n, b_w = b_w // (image // VECTOR * VECTOR), b_w % (image // VECTOR * VECTOR)
+    o_pixel = wide(b_n, WIDE) * (y.row * VECTOR) + wide(b_h, WIDE) * (y.axis.h * VECTOR)
+    if VECTOR == 1:
+        o_pixel += wide(b_w, WIDE) * y.axis.w
+    else:
+        o_pixel += b_w
+    return o_pixel, m_pixel
+
+
+@triton.jit
+def channels_of_block(first, y, count, BK: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr):
+    """(offsets, which there are) of a block of channels; see `pixels_of_window`. [BK]"""
+    b_k = first + tl.arange(0, BK)
+    return wide(b_k, WIDE) * (y.channel * VECTOR), b_k < count
+
+
+@triton.jit
+def store_window(
+    b_y,  # [BK, COUNT]
+    k, K,  # the first channel, and how many there are
+    first, n, at, y, a, u, N, size, image,  # see `pixels_of_window`
+    COUNT: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BK: tl.constexpr,
+    FLAT: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Store a window from its pixel `first` on, each thread its elements; a large one half by half, for want
+    of registers for addresses."""
+    if COUNT * BK * (2 if VECTOR == 1 else 1) > 8192 and COUNT > 16:
+        b_left, b_right = b_y.reshape(BK, 2, COUNT // 2).permute(0, 2, 1).split()
+        store_window(b_left, k, K, first, n, at, y, a, u, N, size, image, COUNT // 2, TH, TW, BK, FLAT, VECTOR, WIDE)
+        first += COUNT // 2
+        store_window(b_right, k, K, first, n, at, y, a, u, N, size, image, COUNT // 2, TH, TW, BK, FLAT, VECTOR, WIDE)
+    else:
+        o_pixel, m_pixel = pixels_of_window(first, n, at, y, a, u, N, size, image, COUNT, TH, TW, FLAT, VECTOR, WIDE)
+        o_k, m_k = channels_of_block(k, y, K, BK, VECTOR, WIDE)
+        store_tile(y.p, o_k, o_pixel, m_k, m_pixel, b_y, False, False)
 
 
 @triton.jit

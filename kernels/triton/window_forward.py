@@ -1,4 +1,4 @@
-"""Convolution by shifted windows, channels last, two axes:
+"""Convolution by shifted windows, two axes, images and weights channels last:
 
     y[n, p, q, k] = Σ_{r,s} Σ_c x[n, p·u − pad + r·d, q·u − pad + s·d, c] · w[k, r, s, c]
 
@@ -6,19 +6,28 @@ As a matrix product: filters times pixels. A program owns a window of TN × TH �
 taps and blocks of channels; see `window_common`, where padding, stride and dilation are dealt with.
 
     program  →  split of the sum, then tiles first, first + step, …; tiles in bands, for the L2 cache
-    masks    →  none: the copy engine reads zeros outside the image and stores nothing outside y
+    masks    →  none: the copy engine reads zeros outside the image and stores nothing outside y. A y or a residual
+                that is not channels last is addressed by threads, and masked
 
 Programs are as many as fit on the GPU at once where there are more tiles (`step` of them), so that descriptors are made
 once for many tiles; one for each tile, or several that split its sum, where there are fewer. A split writes its sum,
-float32, to a workspace; `window_sum` adds them up. The bias is read through a pointer, all else by the copy engine,
-whose addresses are 64-bit: only coordinates have to fit into 32.
+float32, to a workspace that lies as y does; `window_sum` adds them up. Only coordinates have to fit into 32 bits.
 """
 
 import triton.language as tl
 
-from .common import HW, Operand, kernel, moved, phase_of_axis, rounded, widened
+from .common import HW, Operand, kernel, load_tile, moved, phase_of_axis, rounded, widened
 from .epilogue import activate
-from .window_common import Taps, Walk, image_view, window_of_tile, window_product
+from .window_common import (
+    Taps,
+    Walk,
+    channels_of_block,
+    image_view,
+    pixels_of_window,
+    store_window,
+    window_of_tile,
+    window_product,
+)
 
 
 @kernel
@@ -28,12 +37,16 @@ def window_forward(
     H, W, P, Q, R, S,
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
     common_h, common_w, inverse_h, inverse_w,  # see `gather_grad_input`
-    x_n, x_h, x_w, w_k, w_tap, y_n, y_p, y_q, residual_n, residual_p, residual_q,  # strides, in elements
-    y_split,  # elements of the workspace for one split
+    x_n, x_h, x_w, w_k, w_tap,  # strides, in elements
+    y_n, y_k, y_p, y_q, residual_n, residual_k, residual_p, residual_q,  # these divided by VECTOR, if that is not 0
+    y_split,  # elements of the workspace for one split, divided likewise
+    image,  # pixels of one, if FLAT
     windows, windows_h, windows_w, column_blocks, tiles, step, splits,
     TN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, BAND: tl.constexpr,
     PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
     VIEWS: tl.constexpr,  # the stride does not divide the image: one view for each remainder
+    FLAT: tl.constexpr, Y_VECTOR: tl.constexpr, RESIDUAL_VECTOR: tl.constexpr,  # `pixels_of_window`; 0: channels last
+    WIDE: tl.constexpr,
     ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
 ):  # fmt: skip
     PIXELS: tl.constexpr = TN * TH * TW
@@ -42,15 +55,16 @@ def window_forward(
     zero = tl.full((), 0, tl.int32)
     zeros, ones = HW(zero, zero), HW(1, 1)
     x = Operand(p_x, x_n, 1, HW(x_h, x_w))
-    y = Operand(p_y, y_n, 1, HW(y_p, y_q))
-    residual = Operand(p_residual, residual_n, 1, HW(residual_p, residual_q))
+    y = moved(Operand(p_y, y_n, y_k, HW(y_p, y_q)), split.to(tl.int64) * y_split * max(Y_VECTOR, 1))
+    residual = Operand(p_residual, residual_n, residual_k, HW(residual_p, residual_q))
     size, out, windows_of = HW(H, W), HW(P, Q), HW(windows_h, windows_w)
     stride, pad, dilation = HW(stride_h, stride_w), HW(pad_h, pad_w), HW(dilation_h, dilation_w)
     common, inverse = HW(common_h, common_w), HW(inverse_h, inverse_w)
 
     w_view = tl.make_tensor_descriptor(p_w, [R * S, K, group_channels], [w_tap, w_k, 1], [1, BK, BC])
-    y_view = image_view(moved(y, split.to(tl.int64) * y_split), zeros, N, out, K, ones, ones, TN, TH, TW, BK)
-    if p_residual is not None:
+    if Y_VECTOR == 0:
+        y_view = image_view(y, zeros, N, out, K, ones, ones, TN, TH, TW, BK)
+    if p_residual is not None and RESIDUAL_VECTOR == 0:
         residual_view = image_view(residual, zeros, N, out, K, ones, ones, TN, TH, TW, BK)
     if not VIEWS:
         x_view = image_view(x, zeros, N, size, C, stride, stride, TN, TH, TW, BC)
@@ -91,7 +105,17 @@ def window_forward(
             o_k = k + tl.arange(0, BK)  # [BK]
             b_acc += widened(tl.load(p_bias + o_k, mask=o_k < K, other=0.0), tl.float32, EMULATE_BF16)[:, None]
         if p_residual is not None:
-            b_residual = residual_view.load([n, at.h, 0, at.w, k]).reshape(PIXELS, BK)
-            b_acc += widened(b_residual, tl.float32, EMULATE_BF16).T
+            if RESIDUAL_VECTOR == 0:
+                b_residual = residual_view.load([n, at.h, 0, at.w, k]).reshape(PIXELS, BK).T  # [BK, PIXELS]
+            else:
+                o_pixel, m_pixel = pixels_of_window(
+                    0, n, at, residual, zeros, ones, N, out, image, PIXELS, TH, TW, FLAT, RESIDUAL_VECTOR, WIDE
+                )
+                o_k, m_k = channels_of_block(k, residual, K, BK, RESIDUAL_VECTOR, WIDE)
+                b_residual = load_tile(residual.p, o_k, o_pixel, m_k, m_pixel, True, True, False)  # [BK, PIXELS]
+            b_acc += widened(b_residual, tl.float32, EMULATE_BF16)
         b_y = rounded(activate(b_acc, ACTIVATION, SLOPE), p_y.dtype.element_ty, OUT_BF16)
-        y_view.store([n, at.h, 0, at.w, k], b_y.T.reshape(TN, TH, 1, TW, BK))
+        if Y_VECTOR == 0:
+            y_view.store([n, at.h, 0, at.w, k], b_y.T.reshape(TN, TH, 1, TW, BK))
+        else:
+            store_window(b_y, k, K, 0, n, at, y, zeros, ones, N, out, image, PIXELS, TH, TW, BK, FLAT, Y_VECTOR, WIDE)

@@ -1,4 +1,4 @@
-"""Gradient of the input by shifted windows, channels last, two axes:
+"""Gradient of the input by shifted windows, two axes, gradients of outputs and weights channels last:
 
     gx[n, i, j, c] = Σ_{r,s} Σ_k gy[n, p(i, r), q(j, s), k] · w[k, r, s, c]
 
@@ -9,7 +9,8 @@ owns a window of one phase and BK channels of the input, and loops over the phas
 phase without taps takes no step and stores its zeros.
 
     program  →  split of the sum, phase (a_h, a_w), then tiles first, first + step, … of the phase; in bands
-    masks    →  none: the copy engine reads zeros outside gy and stores nothing outside gx
+    masks    →  none: the copy engine reads zeros outside gy and stores nothing outside gx. A gx that is not channels
+                last is addressed by threads, and masked
 
 Phases differ in size by at most one pixel an axis: a window beyond a smaller one's last is stored nowhere.
 """
@@ -17,7 +18,14 @@ Phases differ in size by at most one pixel an axis: a window beyond a smaller on
 import triton.language as tl
 
 from .common import HW, Operand, kernel, moved, phase_of_axis, rounded
-from .window_common import Taps, Walk, image_view, window_of_tile, window_product
+from .window_common import (
+    Taps,
+    Walk,
+    image_view,
+    store_window,
+    window_of_tile,
+    window_product,
+)
 
 
 @kernel
@@ -27,18 +35,20 @@ def window_grad_input(
     H, W, P, Q, R, S,
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
     common_h, common_w, inverse_h, inverse_w,  # see `gather_grad_input`
-    gy_n, gy_p, gy_q, w_k, w_tap, gx_n, gx_h, gx_w,  # strides, in elements
-    gx_split,  # elements of the workspace for one split
+    gy_n, gy_p, gy_q, w_k, w_tap,  # strides, in elements
+    gx_n, gx_c, gx_h, gx_w,  # these divided by GX_VECTOR, if that is not 0
+    gx_split,  # elements of the workspace for one split, divided likewise
+    image,  # pixels of one, if FLAT
     windows, windows_h, windows_w, column_blocks, tiles, step, splits,  # of one phase
     TN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, BAND: tl.constexpr,
     PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
+    FLAT: tl.constexpr, GX_VECTOR: tl.constexpr, WIDE: tl.constexpr,  # `pixels_of_window`; 0: channels last
 ):  # fmt: skip
     PIXELS: tl.constexpr = TN * TH * TW
     OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gx.dtype.element_ty == tl.bfloat16
     zero = tl.full((), 0, tl.int32)
     zeros, ones = HW(zero, zero), HW(1, 1)
     gy = Operand(p_gy, gy_n, 1, HW(gy_p, gy_q))
-    gx = Operand(p_gx, gx_n, 1, HW(gx_h, gx_w))
     stride, pad, dilation = HW(stride_h, stride_w), HW(pad_h, pad_w), HW(dilation_h, dilation_w)
     common, inverse = HW(common_h, common_w), HW(inverse_h, inverse_w)
 
@@ -56,9 +66,9 @@ def window_grad_input(
 
     gy_view = image_view(gy, zeros, N, HW(P, Q), K, ones, ones, TN, TH, TW, BC)
     w_view = tl.make_tensor_descriptor(p_w, [R * S, K, group_channels], [w_tap, w_k, 1], [1, BC, BK])
-    gx_view = image_view(
-        moved(gx, split.to(tl.int64) * gx_split), a, N, HW(H, W), C, stride, ones, TN, TH, TW, BK
-    )  # fmt: skip
+    gx = moved(Operand(p_gx, gx_n, gx_c, HW(gx_h, gx_w)), split.to(tl.int64) * gx_split * max(GX_VECTOR, 1))
+    if GX_VECTOR == 0:
+        gx_view = image_view(gx, a, N, HW(H, W), C, stride, ones, TN, TH, TW, BK)
     for tile in range(first, tiles, step):
         n, at, column_block, group = window_of_tile(
             tile, windows, column_blocks, HW(windows_h, windows_w), TN, TH, TW, BAND
@@ -72,4 +82,10 @@ def window_grad_input(
         )  # fmt: skip
         b_gx = rounded(b_gx, p_gx.dtype.element_ty, OUT_BF16)  # [BK, PIXELS]
         o_channel = group * group_channels + column_block * BK
-        gx_view.store([n, at.h, 0, at.w, o_channel], b_gx.T.reshape(TN, TH, 1, TW, BK))
+        if GX_VECTOR == 0:
+            gx_view.store([n, at.h, 0, at.w, o_channel], b_gx.T.reshape(TN, TH, 1, TW, BK))
+        else:
+            store_window(
+                b_gx, o_channel, C, 0, n, at, gx, a, stride, N, HW(H, W), image,
+                PIXELS, TH, TW, BK, FLAT, GX_VECTOR, WIDE,
+            )  # fmt: skip

@@ -1,6 +1,6 @@
 """The ordered sum of a forward or grad_input that was split: y = activation(Σ_split partial[split] + bias + residual).
 
-    program  →  BLOCK neighbouring elements of y, which lies densely, channels last; residual likewise
+    program  →  BLOCK neighbouring elements of y, which lies densely, as the residual does and each of the partials
     masks    →  the last block
 
 Memory-bound: each partial is read once. No atomics, so the same partials give the same bits.
@@ -18,7 +18,7 @@ def window_sum(
     p_bias, p_residual, p_y,  # bias and residual may be None
     splits,
     quarter,  # size / 4, so that the compiler sees that partials are multiples of 16 bytes apart
-    channels,
+    channels, apart,  # elements from one channel to the next: 1, or an image's pixels
     BLOCK: tl.constexpr, WIDE: tl.constexpr, EMULATE_BF16: tl.constexpr,
     ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
 ):  # fmt: skip
@@ -31,7 +31,7 @@ def window_sum(
         b_sum += tl.load(p, mask=m, other=0.0)
         p += size
     if p_bias is not None:
-        b_sum += widened(tl.load(p_bias + o % channels), tl.float32, EMULATE_BF16)
+        b_sum += widened(tl.load(p_bias + o // apart % channels), tl.float32, EMULATE_BF16)
     if p_residual is not None:
         b_sum += widened(tl.load(p_residual + o, mask=m, other=0.0), tl.float32, EMULATE_BF16)
     b_y = rounded(activate(b_sum, ACTIVATION, SLOPE), p_y.dtype.element_ty, EMULATE_BF16)

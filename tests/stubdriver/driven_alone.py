@@ -152,7 +152,7 @@ def runs(gpu: Gpu, family: str, problem: ConvProblem) -> Iterator[tuple[str, Cal
                 elif direction == "grad_input":
                     results = (backend._bind_grad_input(problem, operands, tile, call)(t["grad_output"], t["weight"]),)
                 else:
-                    bound = backend._bind_grad_weight(problem, operands, tile, call)
+                    bound = backend._bind_grad_weight(problem, operands, tile, torch.device("cpu"), call)
                     results = bound(t["grad_output"], t["input"], True)
                 return [(got, wanted, tf32) for got, wanted in zip(results, exact, strict=True)]
 

@@ -59,12 +59,19 @@ def check(
     tile: Tile = SMALL,
     activation: str = "none",
     directions: tuple[Direction, ...] = DIRECTIONS,
+    results: torch.memory_format | None = None,
+    of_residual: torch.memory_format | None = None,
 ) -> None:
-    """The directions with this tile against the oracle; grad_weight gives the same bits twice."""
+    """The directions with this tile against the oracle; grad_weight gives the same bits twice.
+
+    results, of_residual: the formats of results and of the residual, where they are not to follow from `layout`.
+    """
     given = {
         key: t if layout == "expanded" else surrounded(t)
         for key, t in tensors(problem, name, problem.dtype, "cpu", layout).items()
     }
+    if of_residual is not None:
+        given["residual"] = surrounded(given["residual"].contiguous(memory_format=of_residual))
     x, w, b, residual, gy = given.values()
     n = {key: as_numpy(t) for key, t in given.items()}
     act = Activation.parse(activation)
@@ -75,7 +82,7 @@ def check(
         return plan.Operands((first.stride(), second.stride()), **more)
 
     def formatted(first: torch.Tensor, second: torch.Tensor) -> ConvProblem:
-        return dataclasses.replace(problem, memory_format=memory_format_of(first, second))
+        return dataclasses.replace(problem, memory_format=results or memory_format_of(first, second))
 
     if "forward" in directions:
         with_epilogue = operands(x, w, residual=residual.stride(), bias=True)

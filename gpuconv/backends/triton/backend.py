@@ -13,11 +13,13 @@ import torch
 
 from gpuconv import gpu as gpus
 from gpuconv.activations import IDENTITY, Activation
+from gpuconv.backends import packing
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import accumulator, all_aligned
 from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.backends.family import FamilyBackend, by_name
-from gpuconv.backends.triton import depthwise, gather, planes, pointwise, runs, stem, window
+from gpuconv.backends.last_program import counters_on
+from gpuconv.backends.triton import depthwise, gather, pack, planes, pointwise, runs, stem, window
 from gpuconv.backends.triton.launch import INTERPRETING, Launch, bias_offset, why_not
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction, allocate
@@ -83,13 +85,17 @@ class TritonBackend(FamilyBackend[Launch]):
         tile: Tile,
     ) -> Callable[..., Any]:
         call = _on(device)
+        if tile.packs:
+            copied, tile_of_copies = packing.packed(problem, direction, operands, tile.packs), tile.without_packs
+            run = self.bind_tile(problem, direction, device, activation, copied, tile_of_copies)
+            return _pack_first(packing.sources(problem, direction, operands, tile.packs), problem.dtype, run, call)
 
         def bind(tile: Tile) -> Callable[..., Any]:
             if direction == "forward":
                 return _bind_forward(problem, activation, operands, tile, call)
             if direction == "grad_input":
                 return _bind_grad_input(problem, operands, tile, call)
-            return _bind_grad_weight(problem, operands, tile, call)
+            return _bind_grad_weight(problem, operands, tile, device, call)
 
         if not FAMILIES[tile.kernel].needs_alignment:
             return bind(tile)
@@ -121,7 +127,12 @@ def launches(
     with_bias: bool = False,
 ) -> tuple[Launch, ...]:
     """What one call of `direction` launches, in order. `with_bias`: grad_weight gives grad-bias too. Needs no GPU."""
-    return FAMILIES[tile.kernel].launches(problem, direction, operands, tile, activation, with_bias)
+    first: tuple[Launch, ...] = ()
+    if tile.packs:
+        first = (pack.launch(packing.sources(problem, direction, operands, tile.packs), problem.dtype),)
+        operands = packing.packed(problem, direction, operands, tile.packs)
+        tile = tile.without_packs
+    return (*first, *FAMILIES[tile.kernel].launches(problem, direction, operands, tile, activation, with_bias))
 
 
 # ---- from launches to functions of tensors ---------------------------------------------------------------------------
@@ -172,24 +183,38 @@ def _by_alignment(
     return gradient
 
 
+def _pack_first(
+    sources: packing.Sources, dtype: torch.dtype, run: Callable[..., Any], call: Callable[..., None]
+) -> Callable[..., Any]:
+    """`run`, called with copies of the operands that are to be packed."""
+    launch, memory = pack.launch(sources, dtype), packing.memory_for(sources)
+
+    def packed(a: torch.Tensor, b: torch.Tensor, *rest: Any) -> Any:
+        copy_a, copy_b = memory(a, b)
+        call(launch, None if copy_a is None else a, None if copy_b is None else b, copy_a, copy_b)
+        return run(a if copy_a is None else copy_a, b if copy_b is None else copy_b, *rest)
+
+    return packed
+
+
 def _with_pack(found: tuple[Launch, ...]) -> tuple[Any, ...]:
     """The launches of a call, and before them the one that packs, or None."""
     return found if isinstance(found[0], runs.Pack) else (None, *found)
 
 
 def _packed(
-    pack: runs.Pack, call: Callable[..., None], input: torch.Tensor, weight: torch.Tensor | None
+    launch: runs.Pack, call: Callable[..., None], input: torch.Tensor, weight: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the product reads in the place of input and weight."""
-    rows, filters = input.new_empty(pack.rows), input.new_empty(pack.filters)
-    call(pack, input, weight, rows, filters if weight is not None else None)
+    rows, filters = input.new_empty(launch.rows), input.new_empty(launch.filters)
+    call(launch, input, weight, rows, filters if weight is not None else None)
     return rows, filters
 
 
 def _bind_forward(
     problem: ConvProblem, activation: Activation, operands: Operands, tile: Tile, call: Callable[..., None]
 ) -> Callable[..., Any]:
-    pack, launch, *add = _with_pack(launches(problem, "forward", operands, tile, activation))
+    packs, launch, *add = _with_pack(launches(problem, "forward", operands, tile, activation))
     shape, memory_format = problem.output_shape, problem.memory_format
 
     def forward(
@@ -198,8 +223,8 @@ def _bind_forward(
         y = allocate(shape, input, memory_format)
         if bias is not None and bias.stride(0) != 1:  # one gradient that is expanded, in a second derivative
             bias = bias.contiguous()
-        if pack is not None:
-            input, weight = _packed(pack, call, input, weight)
+        if packs is not None:
+            input, weight = _packed(packs, call, input, weight)
         if not add:
             call(launch, input, weight, bias, residual, y)
             return y
@@ -232,7 +257,7 @@ def _bind_grad_input(
 
 
 def _bind_grad_weight(
-    problem: ConvProblem, operands: Operands, tile: Tile, call: Callable[..., None]
+    problem: ConvProblem, operands: Operands, tile: Tile, device: torch.device, call: Callable[..., None]
 ) -> Callable[..., Any]:
     without, with_ = (
         _with_pack(launches(problem, "grad_weight", operands, tile, with_bias=with_bias)) for with_bias in (False, True)
@@ -241,20 +266,26 @@ def _bind_grad_weight(
     filters, accumulate = problem.out_channels, accumulator(problem.dtype)
     splits = FAMILIES[tile.kernel].splits_of(problem, tile)
     bias_at = bias_offset(splits, math.prod(shape))
+    not_added = (None,) * (len(without[1].dtypes) - 4)  # no workspace, where the last programs do not add
+    counters = counters_on(device)
 
     def grad_weight(
         grad_output: torch.Tensor, input: torch.Tensor, with_bias: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         gw = allocate(shape, grad_output, memory_format)
         gb = grad_output.new_empty(filters) if with_bias else None
-        pack, product, *add = with_ if with_bias else without
-        if pack is not None:
-            input, _ = _packed(pack, call, input, None)
+        packs, product, *add = with_ if with_bias else without
+        if packs is not None:
+            input, _ = _packed(packs, call, input, None)
+        if product.workspace.counters:
+            partials = grad_output.new_empty(product.workspace.partials, dtype=accumulate)
+            call(product, grad_output, input, gw, gb, partials, counters(product.workspace.counters))
+            return gw, gb
         if not add:
-            call(product, grad_output, input, gw, gb)
+            call(product, grad_output, input, gw, gb, *not_added)
             return gw, gb
         partials = grad_output.new_empty(bias_at + splits * filters, dtype=accumulate)
-        call(product, grad_output, input, partials, partials[bias_at:] if with_bias else None)
+        call(product, grad_output, input, partials, partials[bias_at:] if with_bias else None, *not_added)
         call(add[0], partials, gw, gb)
         return gw, gb
 

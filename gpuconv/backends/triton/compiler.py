@@ -44,3 +44,17 @@ def cuobjdump(cubin: bytes, *flags: str) -> str:
         file.flush()
         command = [triton.knobs.nvidia.cuobjdump.path, *flags, file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def ptxas_warnings(ptx: str) -> list[str]:
+    """The numbers of ptxas's warnings about Triton's PTX for sm_90 or older: C7515 where it makes each wgmma wait for
+    the one before."""
+    architecture = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
+    assert architecture is not None
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        ptxas = triton.knobs.nvidia.ptxas.path
+        command = [ptxas, "-v", f"--gpu-name={architecture[1]}", file.name, "-o", "/dev/null"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True)
+    return re.findall(r"\bC\d{4}\b", said.stderr + said.stdout)

@@ -36,7 +36,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
     """The tiles to choose from for `direction` of `problem` on `gpu`."""
     if refuses(problem, direction, gpu, operands) is not None:
         return []
-    return window.menu(_row(problem), direction, gpu, _of_row(problem, direction, operands), "pointwise")
+    return window.menu(_row(problem), direction, gpu, _of_row(problem, direction, operands), "pointwise", problem.batch)
 
 
 def launches(
@@ -49,7 +49,7 @@ def launches(
 ) -> tuple[Launch, ...]:
     """What one call of `direction` launches, in order. `with_bias`: grad_weight gives grad-bias too. Needs no GPU."""
     row = _of_row(problem, direction, operands)
-    return window.launches(_row(problem), direction, row, tile, activation, with_bias)
+    return window.launches(_row(problem), direction, row, tile, activation, with_bias, problem.batch)
 
 
 def splits_of(problem: ConvProblem, tile: Tile) -> int:
@@ -71,13 +71,16 @@ def _of_row(problem: ConvProblem, direction: Direction, operands: Operands) -> O
 
 
 def _flattened(problem: ConvProblem, direction: Direction, operands: Operands) -> Operands | None:
-    """The operands as images of one row; None if the pixels of one are not evenly spaced."""
+    """The operands as images of one row; None if the pixels of one are not evenly spaced. A residual's may be so within
+    each image alone: then its first stride is that of images."""
     (first, second), (of_first, of_second) = problem.operand_shapes(direction), operands.strides
     a = _evenly(first, of_first)
     b = _evenly(second, of_second) if direction == "grad_weight" else of_second  # else it is the weight
-    residual = operands.residual and _evenly(problem.output_shape, operands.residual)
+    residual = operands.residual and _evenly((1, *problem.output_shape[1:]), operands.residual)
     if a is None or b is None or (operands.residual is not None and residual is None):
         return None
+    if operands.residual is not None and residual is not None:
+        residual = (operands.residual[0], *residual[1:])
     return operands._replace(strides=(a, b), residual=residual)
 
 

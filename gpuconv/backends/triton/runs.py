@@ -20,14 +20,15 @@ from gpuconv.backends.triton.launch import (
     BAND,
     Launch,
     Layout,
+    adds_apart,
     arithmetic_of,
     dtypes_of_forward,
     epilogue_of,
     grad_weight_launches,
     layouts,
-    programs_of_bias,
     residual_layout,
     result_strides,
+    strides_of_sums,
 )
 from gpuconv.backends.triton.runs_layout import CHANNELS, Runs, as_they_are, packed_rows, when_packed
 from gpuconv.gpu import Gpu
@@ -160,8 +161,8 @@ def _grad_weight(
     k, c, pixels = problem.out_channels, problem.in_channels, problem.output_pixels
     gy, _ = layouts(problem, "grad_weight", operands)
     size, splits = math.prod(problem.weight_shape), splits_of(problem, tile)
-    # The workspace holds [taps, K, C] for each split.
-    gw = (size, c, 1, k * c) if splits > 1 else (0, *result_strides(problem.weight_shape, problem))
+    tiles = _tiles_of_result(problem, tile, runs.terms)
+    gw = strides_of_sums(problem, adds_apart(problem, tile, splits, tiles))
     n, filters, *of_pixels = gy.strides
     out = axes(problem.output_size, 1)
     if gy.channels_fast:
@@ -184,10 +185,9 @@ def _grad_weight(
     }  # fmt: skip
     scalars = (
         pixels, k, c, runs.number, runs.inner, problem.filter_size[-1], *axes(problem.output_size, 1),
-        *strides, *runs.in_vectors, runs.lead, *gw, k, splits,
+        *strides, *runs.in_vectors, runs.lead, *gw, splits,
     )  # fmt: skip
-    programs = splits * _tiles_of_result(problem, tile, runs.terms) + programs_of_bias(problem, splits, with_bias)
-    return grad_weight_launches(runs_grad_weight, programs, problem, splits, scalars, constants, tile, with_bias)
+    return grad_weight_launches(runs_grad_weight, tiles, problem, splits, scalars, constants, tile, with_bias)
 
 
 def _evenly(sizes: tuple[int, ...], strides: tuple[int, ...], each: int) -> bool:

@@ -1,4 +1,4 @@
-"""Family `window` of the Triton kernels: GEMM by shifted windows that the copy engine of sm_90 and newer fetches, for
+"""Family `window` of the Triton kernels: GEMM by shifted windows that the copy engine of sm_90 and newer fetches, from
 channels-last tensors of two axes.
 
 Which problems it takes, which tiles there are and how long they take; `window_launch` says what is launched.
@@ -10,18 +10,31 @@ import math
 
 import torch
 
+from gpuconv.backends import constants
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import WORKSPACE, programs_of_grad_weight, with_splits
 from gpuconv.backends.family import Family
-from gpuconv.backends.roofline import L2_SPEEDUP, Prediction, adding_splits, in_waves, resident, reuse_of
+from gpuconv.backends.roofline import (
+    SECTOR,
+    Features,
+    Prediction,
+    Work,
+    fetched,
+    predicted,
+    read_from_shared,
+    registers_of,
+    results_of,
+)
 from gpuconv.backends.triton import window_launch
-from gpuconv.backends.triton.launch import RELEASE, programs_of_bias
+from gpuconv.backends.triton.launch import programs_of_bias
 from gpuconv.backends.triton.window_launch import (
-    dense_strides,
-    descriptor_strides,
     folds,
     launches,
+    not_described,
+    placed,
     splits_of,
+    step_bytes,
+    weight_window,
     window_of,
 )
 from gpuconv.gpu import Gpu
@@ -29,9 +42,7 @@ from gpuconv.problem import ConvProblem, Direction
 
 _FEWEST_STEPS = 4  # of a split
 _MOST_PIXELS = 2**31 - 2**20  # on an axis, by blocks that may reach beyond the last
-_REUSE_FOR_HALF_THE_RATE = 8.0  # less than elsewhere: no thread loads, stores or addresses what is multiplied
-_COPY_ENGINE = 1.25  # what it gets from L2 over what threads that fetch by themselves get; a guess
-_DESCRIPTORS = 1e-6  # seconds for a program to make its own; a guess
+_DESCRIPTORS = {"forward": 3, "grad_input": 3, "grad_weight": 2}  # that a program makes
 
 
 # ---- which problems --------------------------------------------------------------------------------------------------
@@ -39,9 +50,6 @@ _DESCRIPTORS = 1e-6  # seconds for a program to make its own; a guess
 
 def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
     """Why these kernels cannot do it; None if they can."""
-    through_registers = direction == "grad_weight" and problem.dtype.itemsize == 2  # gyᵀ, on its way to the product
-    if through_registers and gpu.capability[0] == 9 and RELEASE < (3, 8):
-        return "Triton before 3.8 overwrites the registers that its products on sm_90 still read (PyTorch 2.14 has 3.8)"
     return refuses_descriptors(problem, direction, gpu, operands)
 
 
@@ -54,17 +62,15 @@ def refuses_descriptors(problem: ConvProblem, direction: Direction, gpu: Gpu, op
         return "it multiplies 16-bit numbers and TF32 on tensor cores, not float32 or float64"
     if problem.ndim != 2:
         return f"it has windows of two axes, not {problem.ndim}"
-    if problem.memory_format is torch.contiguous_format:
-        return "its tensors are channels last"
     if problem.batch == 0:
         return "there is nothing to multiply"
     if max(problem.batch, *problem.input_size, *problem.output_size) > _MOST_PIXELS:
         return "it counts along an axis in 32 bits, and here is a longer one"
     unit = 16 // size
     k, c = problem.group_filters, problem.group_channels
-    counted = {"in": c} | ({} if direction == "grad_weight" else {"out": problem.out_channels})
-    if direction != "forward":
-        counted["out"] = k
+    counted = {"in": c} if direction == "forward" else {"in": c, "out": k}
+    if direction == "forward" and problem.memory_format is not torch.contiguous_format:
+        counted["out"] = problem.out_channels
     for name, count in counted.items():
         if count % unit:
             return f"rows of {count} channels {name} of {size} bytes do not begin at multiples of 16 bytes"
@@ -72,10 +78,8 @@ def refuses_descriptors(problem: ConvProblem, direction: Direction, gpu: Gpu, op
         direction, ("grad_output", "input")
     )
     given = list(zip(names, problem.operand_shapes(direction), operands.strides, strict=True))
-    if operands.residual is not None:
-        given.append(("residual", problem.output_shape, operands.residual))
     for name, shape, strides in given:
-        reason = _not_described(name, shape, strides, unit)
+        reason = not_described(name, shape, strides, unit)
         if reason is not None:
             return reason
     if problem.groups > 1 and not _fill(problem, direction):
@@ -85,28 +89,13 @@ def refuses_descriptors(problem: ConvProblem, direction: Direction, gpu: Gpu, op
     return None
 
 
-def _not_described(name: str, shape: tuple[int, ...], strides: tuple[int, ...], unit: int) -> str | None:
-    """Why a descriptor cannot describe a tensor, None if it can. The taps of a weight must be evenly spaced."""
-    n, c, h, w = strides
-    of_one = [size == 1 for size in shape]
-    if c != 1 and not of_one[1]:
-        return f"{name} is not channels last (of a model, model.to(memory_format=torch.channels_last))"
-    others = [stride for stride, one in zip((n, h, w), (of_one[0], *of_one[2:]), strict=True) if not one]
-    if any(stride % unit or stride <= 0 for stride in others):
-        return f"{name} has strides {strides}, not multiples of 16 bytes"
-    if not of_one[3] and w < shape[1]:
-        return f"{name} has pixels that overlap"
-    if name == "weight" and not of_one[2] and not of_one[3] and h != shape[3] * w:
-        return f"{name} has taps that are not evenly spaced"
-    return None
-
-
 # ---- which tiles there are -------------------------------------------------------------------------------------------
 
 # Pixels, channels, warps of forward and grad_input; filters, channels, warps of grad_weight. None spills on any GPU
 # that the tests compile for.
 _TILES = ((256, 128, 8), (128, 256, 8), (128, 128, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4))
 _WEIGHT_TILES = ((128, 128, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4))
+_TAPS_TILES = {(128, 64): 8, (64, 64): 4}  # filters, channels: warps of those of grad_weight that sum several taps
 _BARRIERS = 2048  # bytes of shared memory, at most, for what is not tiles
 
 
@@ -117,24 +106,44 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
     return menu(problem, direction, gpu, operands, "window")
 
 
-def menu(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands, kernel: str) -> list[Tile]:
-    """The tiles of a problem that is not refused, for the family called `kernel`."""
+def menu(
+    problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands, kernel: str, images: int = 1
+) -> list[Tile]:
+    """The tiles of a problem that is not refused, for the family called `kernel`. images: see `launches`."""
     weighs = direction == "grad_weight"
     depth = _depth(problem, direction)
     chosen = []
     residual = operands.residual is not None
-    for rows, columns, warps in _shapes(problem, direction, residual):
-        tile = _staged(Tile(rows, columns, depth, warps, 0, kernel=kernel), problem, direction, gpu, residual)
+    made = [Tile(*shape[:2], depth, shape[2], 0, kernel=kernel) for shape in _shapes(problem, direction, residual)]
+    if weighs:
+        made += _with_taps(problem, gpu, made)
+    for each in made:
+        tile = _staged(each, problem, direction, gpu, residual)
         if tile is None:
             continue
-        window = window_of(problem, direction, tile.depth if weighs else tile.rows)
+        window = weight_window(problem, tile) if weighs else window_of(problem, direction, tile.rows)
         tile = dataclasses.replace(tile, windows=window.number)
         if weighs:
             programs, most = programs_of_grad_weight(problem, tile), tile.windows // _FEWEST_STEPS
             chosen += with_splits(tile, problem, gpu, programs, most)
         else:
-            chosen += _walks(problem, direction, tile, gpu, operands)
+            chosen += _walks(problem, direction, tile, gpu, operands, images)
     return chosen
+
+
+def _with_taps(problem: ConvProblem, gpu: Gpu, tiles: list[Tile]) -> list[Tile]:
+    """Those tiles of grad_weight that can sum several taps at once, doing so: in as few turns as three at once take,
+    and in deeper steps, of whose rows of x fewer are fetched twice. (Of one of them Triton 3.8 makes for sm_100 nothing
+    but a trap, and for sm_120 there are too few registers.)"""
+    rows = problem.filter_size[0]
+    if rows == 1 or problem.stride[0] != 1 or problem.dilation[0] != 1 or gpu.capability[0] != 9:
+        return []
+    taps = min((2, 3), key=lambda n: (math.ceil(rows / n), n))
+    return [
+        dataclasses.replace(tile, depth=2 * tile.depth, warps=_TAPS_TILES[tile.rows, tile.columns], taps=taps)
+        for tile in tiles
+        if (tile.rows, tile.columns) in _TAPS_TILES
+    ]
 
 
 def _depth(problem: ConvProblem, direction: Direction) -> int:
@@ -189,7 +198,10 @@ def _staged(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu, re
     if size == 4 and direction == "grad_input":
         kept += (tile.rows + tile.columns) * tile.depth * size  # weights are turned round by way of shared memory
     while True:
-        stage = (tile.rows + tile.columns) * tile.depth * size
+        if direction == "grad_weight":
+            stage = step_bytes(problem, tile, weight_window(problem, tile))
+        else:
+            stage = (tile.rows + tile.columns) * tile.depth * size
         for blocks in (2, 1):
             stages = min(5, (gpu.shared_memory // blocks - kept - _BARRIERS) // stage)
             if stages >= 3:
@@ -199,7 +211,9 @@ def _staged(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu, re
         tile = dataclasses.replace(tile, depth=tile.depth // 2)
 
 
-def _walks(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, operands: Operands) -> list[Tile]:
+def _walks(
+    problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, operands: Operands, images: int
+) -> list[Tile]:
     """The tile with persistent programs where there are more tiles than can run at once, with its sum split where there
     are fewer than multiprocessors."""
     forward, view = direction == "forward", problem.view(direction)
@@ -211,7 +225,7 @@ def _walks(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, ope
         return [dataclasses.replace(tile, persistent=at_once if alike else 0)]
     steps = problem.taps // phases * math.ceil(view.terms / tile.depth)
     most = min(steps // _FEWEST_STEPS, WORKSPACE // (4 * max(1, math.prod(view.shape))))
-    if forward and not _dense_residual(problem, operands):
+    if math.prod(view.shape) % 4 or (forward and not _dense_residual(problem, operands, images)):
         most = 1
     if tile.rows * tile.columns > 128 * 128:
         most = 1  # float32 sums of that many would leave too little shared memory for the stages
@@ -226,54 +240,48 @@ def _of_splits(tile: Tile, problem: ConvProblem, splits: int, gpu: Gpu) -> Tile:
     return dataclasses.replace(tile, splits=splits, stages=max(2, min(tile.stages, room)))
 
 
-def _dense_residual(problem: ConvProblem, operands: Operands) -> bool:
+def _dense_residual(problem: ConvProblem, operands: Operands, images: int) -> bool:
     """Whether there is no residual, or one that lies like the result."""
-    if operands.residual is None:
-        return True
-    unit, shape = problem.vector_unit, problem.output_shape
-    given, dense = descriptor_strides(shape, operands.residual, unit), dense_strides(shape)
-    return all(a == b for a, b, n in zip(given, dense, (shape[0], *shape[2:]), strict=True) if n > 1)
+    return placed(problem, "forward", images, operands.residual) == placed(problem, "forward", images)
 
 
 # ---- how long they take ----------------------------------------------------------------------------------------------
 
 
 def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
-    """The time of kernels whose tiles the copy engine fetches, and whose products are read from shared memory.
-
-    Tiles are what is counted in waves, whoever takes them. A tile's steps begin when its first fetch has come, and end
-    with a store that nothing of its own program overlaps: two programs on a multiprocessor hide half of either.
-    """
+    """The time of kernels whose tiles the copy engine fetches, in whole boxes, and whose products are read from shared
+    memory. Tiles are what is counted in waves, whoever takes them."""
     size, view = problem.dtype.itemsize, problem.view(direction)
-    phases = math.prod(problem.stride) if direction == "grad_input" else 1
     if direction == "grad_weight":
         tiles, steps = programs_of_grad_weight(problem, tile), float(tile.windows)
+        box = step_bytes(problem, tile, weight_window(problem, tile))
     else:
+        phases = math.prod(problem.stride) if direction == "grad_input" else 1
         tiles = phases * tile.windows * math.ceil(view.columns / tile.columns) * problem.groups
         steps = problem.taps / phases * math.ceil(view.terms / tile.depth)
+        box = (tile.rows + tile.columns) * tile.depth * size
     tiles, steps = tiles * tile.splits, steps / tile.splits
-    programs = min(tiles, tile.persistent * phases) if tile.persistent else tiles
-    fetched = (tile.rows + tile.columns) * tile.depth * size
-    stored = tile.rows * tile.columns * (4 if tile.splits > 1 else size)
-    held = fetched * tile.stages + (0 if direction == "grad_weight" else stored)
-    registers = 32 * tile.warps * 64 + tile.rows * tile.columns
-    together, waves = in_waves(tiles, resident(tile, gpu, held, registers), gpu)
-    reuse = reuse_of(tile)
-    rate = gpu.rate(problem.dtype, tf32) * reuse / (reuse + _REUSE_FOR_HALF_THE_RATE) / gpu.multiprocessors
-    share = _COPY_ENGINE * L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors
-    step, bound = max(
-        (together * 2 * tile.rows * tile.columns * tile.depth / rate, "products"),
-        (together * fetched / share, "L2 fetches"),
-        (gpu.step_latency / max(1, tile.stages - 1), "fetch latency"),
+    loaded = tiles * steps * box
+    stored = tile.rows * tile.columns * tile.taps * (4 if tile.splits > 1 else size)
+    cost = constants.cost_of("window of several taps" if tile.taps > 1 else "window", direction, "wgmma")
+    work = Work(
+        tiles,
+        steps,
+        2 * tile.rows * tile.columns * tile.taps * tile.depth,
+        gpu.rate(problem.dtype, tf32),
+        box + read_from_shared(tile, size, "wgmma"),
+        loaded,
+        loaded / SECTOR,
+        stored,
+        Features.of(tile, 0, 0, size, "wgmma", direction).instructions(cost),
+        cost.tile + cost.result * results_of(tile),
+        registers_of(tile, cost, 0, size),
+        box * tile.stages + (0 if direction == "grad_weight" else stored) + 64,
+        _DESCRIPTORS[direction],
     )
-    around = gpu.step_latency / together + stored / share
-    seconds, bound = max(
-        (_DESCRIPTORS + waves * (steps * step + around), bound),
-        (problem.least_bytes(direction) / gpu.bandwidth, "memory bandwidth"),
-    )
-    seconds += adding_splits(tile, math.prod(view.shape), gpu)
-    intensity = 2 * tile.rows * tile.columns * tile.depth / fetched
-    return Prediction(seconds, bound, programs, steps, together, waves, intensity)
+    if direction != "grad_weight":  # what is outside the image is zeros, which nobody fetches
+        work = work._replace(from_l2=sum(fetched(problem, direction, tile)) * size / loaded)
+    return predicted(problem, direction, tile, gpu, work)
 
 
 FAMILY = Family("window", refuses, tiles, launches, predict, splits_of, needs_alignment=True)

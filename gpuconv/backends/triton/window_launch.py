@@ -21,13 +21,14 @@ from gpuconv.backends.derived import (
 from gpuconv.backends.triton.launch import (
     BAND,
     INTERPRETING,
+    RELEASE,
     Launch,
+    adds_apart,
     arithmetic_of,
     epilogue_of,
     grad_weight_launches,
     layouts,
-    programs_of_bias,
-    result_strides,
+    strides_of_sums,
 )
 from gpuconv.problem import ConvProblem, Direction
 
@@ -43,8 +44,16 @@ _WITHOUT_EXPONENTIALS = ("none", "relu", "relu6", "leaky_relu", "hardswish")
 # each program, which the tests hold every kernel to, and so 64 MiB in all.
 SCRATCH = 512
 MOST_PROGRAMS = (64 << 20) // SCRATCH
-# TH, TW of a window; as many images as fill it up. Squares share most of their rows from one tap to the next.
+# TH, TW of a window; as many images as fill it up. Squares share most of their rows from one tap to the next; long ones
+# fill sectors of 32 bytes where threads store the result along its rows.
 _SHAPES = ((8, 8), (4, 4), (2, 2), (1, 8), (1, 1))
+_LONG = ((8, 16), (4, 32), (4, 16), (2, 32), (2, 16), (1, 64), (1, 32), (1, 16), (4, 8), (2, 8), (2, 4))
+_COLUMNS = 128  # of a tile, about
+_SHORTEST_RUN = 32  # bytes of pixels that a product of a grad_weight sums at least
+# Times as long as a step whose left operand is read from shared memory; a guess. On sm_90 Triton before 3.8 overwrites
+# registers that products still read.
+_THROUGH_REGISTERS = 1.2 if RELEASE >= (3, 8) else math.inf
+_MANY_ROWS = 128  # the square of so many rows doubles a step's time, each waiting for the product before; a guess
 
 
 class Window(NamedTuple):
@@ -54,6 +63,7 @@ class Window(NamedTuple):
     rows: int
     columns: int
     blocks: tuple[int, int, int]
+    by_row: bool = False  # each row of it is fetched by itself (`gpuconv.kernels.triton.window_grad_weight`)
 
     @property
     def number(self) -> int:
@@ -69,7 +79,11 @@ def phase_size(problem: ConvProblem, direction: Direction) -> tuple[int, int]:
 
 
 def window_of(problem: ConvProblem, direction: Direction, pixels: int) -> Window:
-    """The window of `pixels` pixels that wastes least, and among equals the one of the fewest images."""
+    """The window of `pixels` pixels that wastes least, and among equals the one of the fewest images.
+
+    Where threads store the result along its rows, it is the one that moves the fewest bytes: of operands to the
+    product, and of sectors that are stored.
+    """
     size = phase_size(problem, direction)
 
     def blocks(rows: int, columns: int) -> Window:
@@ -78,7 +92,101 @@ def window_of(problem: ConvProblem, direction: Direction, pixels: int) -> Window
         return Window(images, rows, columns, tuple(counts))  # type: ignore[arg-type]  # three of them
 
     shapes = [(1, pixels), *_SHAPES] if size[0] == 1 else [*_SHAPES, (1, pixels)]
-    return min((blocks(*s) for s in shapes if math.prod(s) <= pixels), key=lambda window: window.number)
+    if direction == "grad_weight" or placed(problem, direction).vector == 0:
+        return min((blocks(*s) for s in shapes if math.prod(s) <= pixels), key=lambda window: window.number)
+    strided = direction == "grad_input"
+    apart = problem.dtype.itemsize * (problem.stride[1] if strided else 1)
+    fetched = 2 * problem.products(direction) * problem.dtype.itemsize // (phases_of(problem) if strided else 1)
+    return min(
+        (blocks(*s) for s in (*shapes, *_LONG) if math.prod(s) <= pixels),
+        key=lambda window: window.number * (fetched + _COLUMNS * max(apart, 32 // window.columns)),
+    )
+
+
+class Placed(NamedTuple):
+    """Where the pixels of a result, or of a residual, are."""
+
+    strides: tuple[int, int, int, int]  # of images, channels, rows, pixels; divided by `vector`, if that is not 0
+    vector: int  # pixels that a thread loads or stores at once; 0: the copy engine does
+    wide: bool = False  # offsets need 64 bits
+
+
+def placed(
+    problem: ConvProblem,
+    direction: Direction,
+    images: int = 1,
+    strides: tuple[int, ...] | None = None,
+    split: bool = False,
+) -> Placed:
+    """Where the result of forward or grad_input is (or its partial sums, if `split`), or a residual with these strides.
+
+    images: how many lie in the one row of a problem of `pointwise`. Then strides are those of images, channels, any,
+    and pixels.
+    """
+    _, c, height, width = problem.view(direction).shape
+    n, k, h, w = fresh_strides(problem, direction, images) if strides is None else strides
+    pixels, unit = width // images, 4 if split else problem.vector_unit
+    if images > 1 and pixels == 1:
+        w = n
+    row = (1, c, 1, width) if images > 1 else problem.view(direction).shape
+    if (images == 1 or n == pixels * w) and not_described("", row, (n, k, h, w), unit) is None:
+        n, h, w = descriptor_strides(row, (n, k, h, w), unit)
+        return Placed((n, 1, h, w), 0)
+    n, h = (n if max(images, problem.batch) > 1 else 0), (h if height > 1 and images == 1 else 0)
+    k, w = (k if c > 1 else 0), (w if width > 1 else 0)
+    alone = direction == "grad_input" and problem.stride != (1, 1)
+    vector = math.gcd(unit, n, k, h, pixels) if w == 1 and not alone else 1
+    extent = images * problem.batch * n + c * k + height * h + width * w
+    return Placed((n // vector, k // vector, h // vector, w), vector, overflows(extent))
+
+
+def fresh_strides(problem: ConvProblem, direction: Direction, images: int = 1) -> tuple[int, ...]:
+    """Strides of the result of forward or grad_input."""
+    n, c, h, w = problem.view(direction).shape
+    return torch.empty((n * images, c, h, w // images), device="meta", memory_format=problem.memory_format).stride()
+
+
+def not_described(name: str, shape: tuple[int, ...], strides: tuple[int, ...], unit: int) -> str | None:
+    """Why a descriptor cannot describe a tensor, None if it can. The taps of a weight must be evenly spaced."""
+    n, c, h, w = strides
+    of_one = [size == 1 for size in shape]
+    if c != 1 and not of_one[1]:
+        return f"{name} is not channels last (of a model, model.to(memory_format=torch.channels_last))"
+    others = [stride for stride, one in zip((n, h, w), (of_one[0], *of_one[2:]), strict=True) if not one]
+    if any(stride % unit or stride <= 0 for stride in others):
+        return f"{name} has strides {strides}, not multiples of 16 bytes"
+    if not of_one[3] and w < shape[1]:
+        return f"{name} has pixels that overlap"
+    if name == "weight" and not of_one[2] and not of_one[3] and h != shape[3] * w:
+        return f"{name} has taps that are not evenly spaced"
+    return None
+
+
+def weight_window(problem: ConvProblem, tile: Tile) -> Window:
+    """The window of `tile.depth` pixels with which a grad_weight takes least time, by what its steps fetch.
+
+    Best are those of one image or one column, row by row; unless they waste too much.
+    """
+    sizes = (problem.batch, *problem.output_size)
+    whole = window_of(problem, "grad_weight", tile.depth)
+    through = _THROUGH_REGISTERS if problem.dtype.itemsize == 2 else 1.0  # TF32's go through them in any case
+    found = [(through * whole.number * step_bytes(problem, tile, whole), whole)]
+    rows = 1
+    while (run := tile.depth // rows) * problem.dtype.itemsize >= _SHORTEST_RUN:
+        for images, columns in ((run, 1), (1, run)):
+            counts = (math.ceil(n / of) for n, of in zip(sizes, (images, rows, columns), strict=True))
+            window = Window(images, rows, columns, tuple(counts), True)  # type: ignore[arg-type]  # three of them
+            slower = 1 + rows**2 / _MANY_ROWS
+            found.append((slower * window.number * step_bytes(problem, tile, window), window))
+        rows *= 2
+    return min(found, key=lambda each: each[0])[1]
+
+
+def step_bytes(problem: ConvProblem, tile: Tile, window: Window) -> int:
+    """Bytes that a step of a grad_weight fetches: of gy a window, of x one for each tap, or all their rows once."""
+    row, by_row = tile.depth // window.rows, window.by_row
+    of_x = row * (window.rows + tile.taps - 1) if by_row else tile.depth * tile.taps
+    return (tile.rows * tile.depth + tile.columns * of_x) * problem.dtype.itemsize
 
 
 def folds(problem: ConvProblem, tile: Tile) -> bool:
@@ -100,18 +208,20 @@ def launches(
     tile: Tile,
     activation: Activation = IDENTITY,
     with_bias: bool = False,
+    images: int = 1,
 ) -> tuple[Launch, ...]:
-    """What one call of `direction` launches, in order. `with_bias`: grad_weight gives grad-bias too. Needs no GPU."""
+    """What one call of `direction` launches, in order. `with_bias`: grad_weight gives grad-bias too; images: how many
+    lie in the one row of a problem of `pointwise`. Needs no GPU."""
     if direction == "forward":
-        return _forward(problem, activation, operands, tile)
+        return _forward(problem, activation, operands, tile, images)
     if direction == "grad_input":
-        return _grad_input(problem, operands, tile)
+        return _grad_input(problem, operands, tile, images)
     return _grad_weight(problem, operands, tile, with_bias)
 
 
 def splits_of(problem: ConvProblem, tile: Tile) -> int:
     """How many programs share a sum of grad_weight: `tile.splits`, or fewer, so that each has a window."""
-    return max(1, min(tile.splits, window_of(problem, "grad_weight", tile.depth).number))
+    return max(1, min(tile.splits, weight_window(problem, tile).number))
 
 
 def descriptor_strides(shape: tuple[int, ...], strides: tuple[int, ...] | None, unit: int) -> tuple[int, int, int]:
@@ -120,12 +230,6 @@ def descriptor_strides(shape: tuple[int, ...], strides: tuple[int, ...] | None, 
         unit if size == 1 else stride for size, stride in zip(shape, strides or (unit,) * 4, strict=True)
     )  # fmt: skip
     return n, h, w
-
-
-def dense_strides(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Strides of images, rows and pixels of a result, or of a workspace that is laid out like it."""
-    _, c, h, w = shape
-    return h * w * c, w * c, c
 
 
 def _settings(problem: ConvProblem) -> tuple[int, ...]:
@@ -167,67 +271,77 @@ def _with_registers_for(activation: Activation, tile: Tile) -> Tile:
     return dataclasses.replace(tile, rows=min(tile.rows, 128), columns=min(tile.columns, 128))
 
 
-def _forward(problem: ConvProblem, activation: Activation, operands: Operands, tile: Tile) -> tuple[Launch, ...]:
+def _forward(
+    problem: ConvProblem, activation: Activation, operands: Operands, tile: Tile, images: int
+) -> tuple[Launch, ...]:
     unit, dtype = problem.vector_unit, problem.dtype
     k, c = problem.group_filters, problem.group_channels
     tile = _with_registers_for(activation, tile)
     programs, walk, window = _walk(problem, "forward", tile, k)
     split = tile.splits > 1
     common, inverse = phase_steps(problem)
+    y = placed(problem, "forward", images, split=split)
+    residual = placed(problem, "forward", images, operands.residual)
     constants = _constants(problem, operands, tile, window) | {"VIEWS": not folds(problem, tile)}
+    constants |= {"FLAT": images > 1, "Y_VECTOR": y.vector, "RESIDUAL_VECTOR": residual.vector}
+    constants["WIDE"] = y.wide or residual.wide
     constants |= epilogue_of(IDENTITY if split else activation)
     scalars = (
         problem.batch, problem.in_channels, problem.out_channels, c, k, *_settings(problem), *common, *inverse,
         *descriptor_strides(problem.input_shape, operands.strides[0], unit),
         *_weight(problem, operands.strides[1], unit),
-        *dense_strides(problem.output_shape), *descriptor_strides(problem.output_shape, operands.residual, unit),
-        math.prod(problem.output_shape), *walk,
+        *y.strides, *residual.strides, math.prod(problem.output_shape) // max(1, y.vector),
+        problem.output_size[1] // images, *walk,
     )  # fmt: skip
-    bias, residual = dtype if operands.bias else None, dtype if operands.residual else None
+    of_bias, of_residual = dtype if operands.bias else None, dtype if operands.residual else None
     if not split:
-        dtypes = (dtype, dtype, bias, residual, dtype)
+        dtypes = (dtype, dtype, of_bias, of_residual, dtype)
         return (Launch(window_forward, programs, dtypes, scalars, constants, tile, descriptors=True),)
     dtypes = (dtype, dtype, None, None, torch.float32)  # the epilogue is the sum's
     product = Launch(window_forward, programs * tile.splits, dtypes, scalars, constants, tile, descriptors=True)
-    return product, _sum(problem, problem.output_shape, (bias, residual), activation, tile)
+    return product, _sum(problem, "forward", images, (of_bias, of_residual), activation, tile)
 
 
-def _grad_input(problem: ConvProblem, operands: Operands, tile: Tile) -> tuple[Launch, ...]:
+def _grad_input(problem: ConvProblem, operands: Operands, tile: Tile, images: int) -> tuple[Launch, ...]:
     unit, dtype = problem.vector_unit, problem.dtype
     k, c = problem.group_filters, problem.group_channels
     programs, walk, window = _walk(problem, "grad_input", tile, c)
     common, inverse = phase_steps(problem)
+    split = tile.splits > 1
+    gx = placed(problem, "grad_input", images, split=split)
     scalars = (
         problem.batch, problem.in_channels, problem.out_channels, c, k, *_settings(problem), *common, *inverse,
         *descriptor_strides(problem.output_shape, operands.strides[0], unit),
         *_weight(problem, operands.strides[1], unit),
-        *dense_strides(problem.input_shape), math.prod(problem.input_shape), *walk,
+        *gx.strides, math.prod(problem.input_shape) // max(1, gx.vector), problem.input_size[1] // images, *walk,
     )  # fmt: skip
-    split = tile.splits > 1
     programs *= phases_of(problem) * tile.splits
     dtypes = (dtype, dtype, torch.float32 if split else dtype)
     constants = _constants(problem, operands, tile, window)
+    constants |= {"FLAT": images > 1, "GX_VECTOR": gx.vector, "WIDE": gx.wide}
     product = Launch(window_grad_input, programs, dtypes, scalars, constants, tile, descriptors=True)
     if not split:
         return (product,)
-    return product, _sum(problem, problem.input_shape, (None, None), IDENTITY, tile)
+    return product, _sum(problem, "grad_input", images, (None, None), IDENTITY, tile)
 
 
 def _sum(
     problem: ConvProblem,
-    shape: tuple[int, ...],
+    direction: Direction,
+    images: int,
     dtypes: tuple[torch.dtype | None, torch.dtype | None],
     activation: Activation,
     tile: Tile,
 ) -> Launch:
-    """The launch that adds partial sums, [splits, *shape], and does the epilogue; called with them, bias, residual and
-    result."""
+    """The launch that adds partial sums, each of which lies as the result does, and does the epilogue; called with
+    them, bias, residual and result."""
+    shape = problem.view(direction).shape
     size = math.prod(shape)
     return Launch(
         window_sum,
         math.ceil(size / _SUM_BLOCK),
         (torch.float32, *dtypes, problem.dtype),
-        (tile.splits, size // 4, shape[1]),
+        (tile.splits, size // 4, shape[1], fresh_strides(problem, direction, images)[1]),
         {
             "BLOCK": _SUM_BLOCK,
             "WIDE": overflows(tile.splits * size),
@@ -241,21 +355,23 @@ def _sum(
 def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias: bool) -> tuple[Launch, ...]:
     unit, k, c = problem.vector_unit, problem.group_filters, problem.group_channels
     size, splits = math.prod(problem.weight_shape), splits_of(problem, tile)
-    window = window_of(problem, "grad_weight", tile.depth)
-    fresh_k, fresh_c, fresh_tap = result_strides(problem.weight_shape, problem)
-    # The workspace holds [taps, K, C/G] for each split, so that a tile of it lies together.
-    gw = (size, c, 1, problem.out_channels * c) if splits > 1 else (0, fresh_k, fresh_c, fresh_tap)
-    constants = _constants(problem, operands, tile, window) | {"BK": tile.rows, "BC": tile.columns}
-    del constants["BAND"]
+    window = weight_window(problem, tile)
+    tiles = programs_of_grad_weight(problem, tile)
+    gw = strides_of_sums(problem, adds_apart(problem, tile, splits, tiles))
     gy, _ = layouts(problem, "grad_weight", operands)
-    constants = constants | {"WIDE": overflows(size, gy.extent)}
+    numbers = arithmetic_of(problem, operands)
+    constants = {
+        "TN": window.images, "TH": window.rows, "TW": window.columns, "BK": tile.rows, "BC": tile.columns,
+        "TAPS": tile.taps, "BY_ROW": window.by_row,
+        "PRECISION": numbers["PRECISION"], "EMULATE_BF16": numbers["EMULATE_BF16"],
+        "WIDE": overflows(size, gy.extent),
+    }  # fmt: skip
     scalars = (
         problem.batch, problem.in_channels, problem.out_channels, c, k, problem.groups, *_settings(problem),
         *descriptor_strides(problem.output_shape, operands.strides[0], unit),
         *descriptor_strides(problem.input_shape, operands.strides[1], unit),
-        *gw, problem.out_channels, window.number, *window.blocks[1:], splits,
+        *gw, window.number, *window.blocks[1:], splits,
     )  # fmt: skip
-    programs = splits * programs_of_grad_weight(problem, tile) + programs_of_bias(problem, splits, with_bias)
     return grad_weight_launches(
-        window_grad_weight, programs, problem, splits, scalars, constants, tile, with_bias, descriptors=True
+        window_grad_weight, tiles, problem, splits, scalars, constants, tile, with_bias, descriptors=True
     )

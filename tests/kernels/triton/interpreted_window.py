@@ -61,11 +61,36 @@ def made(sizes: tuple, at: int) -> ConvProblem:
     return ConvProblem.of(x, w, **settings, dtype=dtype)
 
 
+def with_taps(problem: ConvProblem, tile: Tile, taps: int) -> Tile:
+    """The tile with so many taps for each program of grad_weight, where neighbouring taps meet neighbouring pixels."""
+    return dataclasses.replace(tile, taps=taps if problem.stride[0] == problem.dilation[0] == 1 else 1)
+
+
 @pytest.mark.parametrize("name", few(CURATED, 3))
 def test_windows(name: str) -> None:
     at = list(CURATED).index(name)
     tile = dataclasses.replace(SMALL, splits=1 + at % 2, persistent=3 if at % 4 == 0 else 0)
-    check(made(CURATED[name], at), name, "channels_last", tile, ACTIVATIONS[at % 7])
+    problem = made(CURATED[name], at)
+    check(problem, name, "channels_last", with_taps(problem, tile, 1 + at % 3), ACTIVATIONS[at % 7])
+
+
+WINDOWS = {  # input; the window, by row or whole
+    "of an image": ((1, 16, 5, 15), (1, 2, 16), True),
+    "across images": ((15, 16, 4, 3), (16, 4, 1), True),
+    "whole": ((6, 16, 4, 3), (2, 4, 4), False),
+}
+
+
+@pytest.mark.parametrize("name", few(WINDOWS, 3))
+def test_taps_that_one_program_sums(name: str) -> None:
+    """Two of three at once: a fourth is beyond the last."""
+    sizes, window, by_row = WINDOWS[name]
+    pixels, dtype = math.prod(window), torch.float16 if by_row else torch.float32
+    problem = ConvProblem.of(sizes, (24, 16, 3, 2), padding=((1, 0), (0, 2)), dtype=dtype)
+    tile = Tile(32, 16, pixels, 4, 2, splits=2, kernel="window", taps=2)
+    found = window_launch.weight_window(problem, tile)
+    assert (found[:3], found.by_row) == (window, by_row)
+    check(problem, name, "channels_last", tile, directions=("grad_weight",))
 
 
 @pytest.mark.parametrize("name", few(["3x3-stride2-odd", "3x3", "1x2-stride3-untouched-pixels"], 1))
@@ -86,6 +111,37 @@ def test_pointwise(name: str) -> None:
     at = list(ONE_BY_ONE).index(name)
     tile = dataclasses.replace(POINTWISE, splits=1 + at % 2, persistent=2 if at == 2 else 0)
     check(made(ONE_BY_ONE[name], at), name, "channels_last", tile, ACTIVATIONS[at])
+
+
+LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+
+@pytest.mark.parametrize(
+    ("name", "of_residual"),
+    [
+        pytest.param(name, layout, marks=() if name in ("3x3", "1x1") and layout == "contiguous" else pytest.mark.full)
+        for name in [*CURATED, *ONE_BY_ONE]
+        for layout in LAYOUTS
+    ],
+)
+def test_results_are_contiguous_where_operands_are_channels_last(name: str, of_residual: str) -> None:
+    sizes = CURATED | ONE_BY_ONE
+    at = list(sizes).index(name) + list(LAYOUTS).index(of_residual)
+    tile = dataclasses.replace(POINTWISE if name in ONE_BY_ONE else SMALL, splits=1 + at % 2, persistent=at % 3)
+    if of_residual == "channels-last":
+        tile = dataclasses.replace(tile, splits=1)  # what adds them up reads a residual that lies as the result does
+    check(
+        made(sizes[name], at), name, "channels_last", tile, ACTIVATIONS[at % 7],
+        ("forward", "grad_input"), torch.contiguous_format, LAYOUTS[of_residual],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", few(["3x3", "1x1", "3x3-stride2-odd"], 1))
+def test_a_residual_may_be_contiguous_where_the_result_is_channels_last(name: str) -> None:
+    sizes, tile = CURATED | ONE_BY_ONE, POINTWISE if name in ONE_BY_ONE else SMALL
+    check(
+        made(sizes[name], 1), name, "channels_last", tile, "relu", ("forward",), of_residual=torch.contiguous_format
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("kernel", ["window", "pointwise"])
@@ -141,7 +197,7 @@ def test_images_2_to_the_31_elements_apart(direction: Direction, tmp_path: Path)
     (launch,) = backend.launches(problem, direction, plan.Operands((a.stride(), b.stride())), SMALL)
     if direction == "grad_weight":
         got = torch.full_like(t["weight"], math.nan)
-        launch(None, a, b, got, None)
+        launch(None, a, b, got, None, None, None)
     else:
         scalars = [name for name in launch.kernel.arg_names if not name.startswith("p_")]
         rest = list(launch.rest)
@@ -182,4 +238,4 @@ def test_random_problems(kernel: str, seed: int) -> None:
         tile = dataclasses.replace(tile, columns=32)
     if problem.groups > 1:
         tile = dataclasses.replace(tile, depth=16)
-    check(problem, f"{kernel} {seed}", "channels_last", tile, ACTIVATIONS[seed % 7])
+    check(problem, f"{kernel} {seed}", "channels_last", with_taps(problem, tile, 1 + seed % 3), ACTIVATIONS[seed % 7])

@@ -39,15 +39,16 @@ _OTHERS = [pytest.param(name, marks=pytest.mark.full) for name in PROBLEMS if na
 
 
 def launched(
-    problem: ConvProblem, direction: Direction, numbers: str, capability: int, residual: bool = False
-) -> list[tuple[Tile, Launch]]:
+    problem: ConvProblem, direction: Direction, numbers: str, capability: int, residual: bool = False,
+    results: torch.memory_format = torch.channels_last,
+) -> list[tuple[Tile, Launch]]:  # fmt: skip
     """Every kernel that could be chosen, with a bias, and where there is a residual the activation that takes most."""
     dtype, tf32 = NUMBERS[numbers]
-    problem = dataclasses.replace(problem, dtype=dtype, memory_format=torch.channels_last)
+    problem = dataclasses.replace(problem, dtype=dtype, memory_format=results)
     operands = plan.contiguous_operands(problem, direction, torch.channels_last)
     operands = operands._replace(tf32=tf32, bias=direction == "forward")
     if residual:
-        like_y = torch.empty(problem.output_shape, device="meta", memory_format=torch.channels_last)
+        like_y = torch.empty(problem.output_shape, device="meta", memory_format=results)
         operands = operands._replace(residual=like_y.stride())
     activation = Activation.parse("gelu" if residual else "relu")
     found: dict[tuple[object, ...], tuple[Tile, Launch]] = {}
@@ -77,7 +78,10 @@ def complaints(tile: Tile, launch: Launch, numbers: str, capability: int, direct
     loop = code.loop_instructions
     if capability == 90 and not (loop["UTMALDG"] and loop["HGMMA"]):
         wrong.append(f"the loop is {loop}")
-    if capability == 90 and numbers == "bfloat16" and direction != "grad_weight":
+    if capability == 90 and loop["WARPGROUP"] >= 2 * loop["HGMMA"]:
+        wrong.append(f"{loop['WARPGROUP']} WARPGROUP for {loop['HGMMA']} HGMMA")
+    in_place = direction != "grad_weight" or launch.constants["BY_ROW"]  # operands are read where they were fetched to
+    if capability == 90 and numbers == "bfloat16" and in_place:
         wrong += [f"{loop[name]} {name} in the loop" for name in ("LDS", "STS", "LDSM", "LDG", "LDL") if loop[name]]
     return wrong
 
@@ -101,6 +105,27 @@ def test_every_tile_compiles_well(
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("numbers", [pytest.param("bfloat16"), pytest.param("tf32", marks=pytest.mark.full)])
+@pytest.mark.parametrize("capability", [90, *(pytest.param(c, marks=pytest.mark.full) for c in (100, 120))])
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_contiguous_results_cost_no_spills(
+    direction: Direction, capability: int, numbers: str, request: pytest.FixtureRequest
+) -> None:
+    """Addresses of their own for all elements of a tile would: the largest tile, of images whose rows are odd."""
+    full = request.config.getoption("--full")
+    with_residual = (False, True) if direction == "forward" and full else (False,)
+    wrong = [
+        f"{tile}: {complaint}"
+        for name in (PROBLEMS if full else ["odd"])
+        for residual in with_residual
+        for tile, launch in launched(
+            PROBLEMS[name], direction, numbers, capability, residual, torch.contiguous_format
+        )[: None if full else 1]
+        for complaint in complaints(tile, launch, numbers, capability, direction)
+    ]  # fmt: skip
+    assert not wrong, "\n".join(wrong)
+
+
 def test_pointwise_grad_weight_with_its_bias_compiles_well() -> None:
     """Its tiles are read where the copy engine put them: the bias's programs are to leave that as it is."""
     tile, launch = next(
@@ -109,6 +134,39 @@ def test_pointwise_grad_weight_with_its_bias_compiles_well() -> None:
     assert not complaints(tile, launch, "bfloat16", 90, "grad_weight")
     loop = machine_code(launch, 90).loop_instructions
     assert not any(loop[name] for name in ("LDSM", "SHFL", "STS")), loop
+
+
+@pytest.mark.skipif(window_launch.RELEASE < (3, 8), reason="before Triton 3.8 no window goes through registers")
+def test_products_of_a_split_grad_weight_do_not_wait_for_one_another() -> None:
+    """Where its loop may run no time, for all that ptxas knows, it waits after each (C7515) where one operand comes to
+    registers: here windows are fetched whole."""
+    wrong, seen = [], set()
+    problem = ConvProblem.of((33, 512, 7, 7), (512, 512, 3, 3), padding=1)
+    for tile, launch in launched(problem, "grad_weight", "bfloat16", 90):
+        kind = tile.rows, tile.columns
+        if not launch.descriptors or launch.constants["BY_ROW"] or tile.splits == 1 or kind in seen:
+            continue
+        seen.add(kind)
+        code = machine_code(launch, 90)
+        loop = code.loop_instructions
+        if code.warnings or loop["WARPGROUP"] >= 2 * loop["HGMMA"]:
+            wrong.append(f"{tile}: {code.warnings}, {loop['WARPGROUP']} WARPGROUP for {loop['HGMMA']} HGMMA")
+    assert len(seen) > 2 and not wrong, "\n".join(wrong)
+
+
+def test_a_bias_leaves_the_loop_of_a_grad_weight_as_it_is() -> None:
+    tile = Tile(128, 64, 128, warps=8, stages=3, splits=2, kernel="window", taps=3)
+    problem = dataclasses.replace(PROBLEMS["large"], dtype=torch.bfloat16, memory_format=torch.channels_last)
+    operands = plan.contiguous_operands(problem, "grad_weight", torch.channels_last)
+    with_bias, without = (
+        machine_code(triton_window.launches(problem, "grad_weight", operands, tile, with_bias=bias)[0], 90)
+        for bias in (True, False)
+    )
+    loop = with_bias.loop_instructions
+    assert abs(loop.total() - without.loop_instructions.total()) <= 10
+    # 24 products of 16 pixels each, of one fetch of gy and half as much again of x
+    assert loop["HGMMA"] == 24 and loop["UTMALDG"] == 4 + 6 and loop.total() <= 350
+    assert not any(loop[name] for name in ("LDSM", "LDS", "STS", "SHFL")), loop
 
 
 @pytest.mark.parametrize("numbers", NUMBERS)
