@@ -24,6 +24,15 @@ L1_BYTES = 128  # a clock and multiprocessor, of loads that hit (Volta's white p
 NOT_HIDDEN = 0.1  # of the shorter of two times that pass together, what does not pass while the longer does; a guess
 DEPTHWISE_RATE = 0.5  # of the peak rate, what is left to depthwise kernels beside loads and conversions; a guess
 
+# Which operands Triton's kernels turn round in shared memory before wgmma multiplies them as TF32, for which terms
+# must be innermost: the rows, the columns; seen in what they compile to.
+TURNED = {
+    ("planes", "forward"): "rows", ("planes", "grad_input"): "rows columns",
+    ("gather", "grad_input"): "columns", ("gather", "grad_weight"): "rows columns",
+    ("window", "grad_input"): "columns", ("window", "grad_weight"): "columns",
+    ("pointwise", "grad_input"): "columns", ("pointwise", "grad_weight"): "rows columns",
+}  # fmt: skip
+
 
 class Cost(NamedTuple):
     """Instructions of a warp, and registers of a thread, of a kernel; counted."""
