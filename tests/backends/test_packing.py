@@ -146,7 +146,8 @@ def test_dense_layers_fetch_nothing_element_by_element(lane: Lane, direction: Di
             assert not any(tile.packs for tile in tiles)
         names = {name for tile in tiles for name in tile.packs.split("+") if tile.packs}
         assert names <= {name for name, f in zip(OPERANDS[direction], formats, strict=True) if f is PLAIN}
-        assert len(tiles) <= 60
+        last, operands = lying(problem, direction, tf32, LAST, LAST)
+        assert len(tiles) <= len(menu(lane, last, direction, operands)) + 20  # a first call is still planned quickly
 
 
 @each_lane
@@ -179,7 +180,9 @@ def test_a_contiguous_layer_is_predicted_to_take_little_more(
 
     plain, last = best(PLAIN), best(LAST)
     assert plain.tile.packs == "+".join(OPERANDS[direction]) and not last.tile.packs
-    assert last.prediction.seconds < plain.prediction.seconds <= 1.55 * last.prediction.seconds
+    # As TF32 grad_weight copies the most, two tensors of 26 MB each way, and is not the longest to compute.
+    most = 1.6 if tf32 and direction == "grad_weight" else 1.5
+    assert last.prediction.seconds < plain.prediction.seconds <= most * last.prediction.seconds
 
 
 # ---- calls -----------------------------------------------------------------------------------------------------------
