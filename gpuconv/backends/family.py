@@ -36,7 +36,9 @@ class Family(Generic[Launch]):
     predict: Callable[[ConvProblem, Direction, Tile, Gpu, bool], Prediction] = implicit_gemm
     # How many programs share a sum of grad_weight: the tile's splits, or fewer.
     splits_of: Callable[[ConvProblem, Tile], int] = derived.splits_of
-    needs_alignment: bool = False  # all tensors must begin at multiples of 16 bytes; another family does the call else
+    needs_alignment: bool = (
+        False  # tensors must begin at multiples of 16 bytes; else the call is done on copies of them
+    )
 
 
 def by_name(*families: Family[Launch]) -> dict[str, Family[Launch]]:
