@@ -37,7 +37,8 @@ class Family(Generic[Launch]):
     # How many programs share a sum of grad_weight: the tile's splits, or fewer.
     splits_of: Callable[[ConvProblem, Tile], int] = derived.splits_of
     turns: bool = False  # grad_input reads weights whose filters are innermost, too
-    needs_alignment: bool = False  # all tensors must begin at multiples of 16 bytes; another family does the call else
+    # Tensors must begin at multiples of 16 bytes; else the call is done on copies of them.
+    needs_alignment: bool = False
 
 
 def by_name(*families: Family[Launch]) -> dict[str, Family[Launch]]:
