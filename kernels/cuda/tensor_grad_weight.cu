@@ -27,7 +27,7 @@ constexpr int GY_BYTES = BK * SharedTile<DOWN, BM>::PITCH, X_BYTES = BK * Shared
 // thread for each filter adds them in order.
 __device__ __forceinline__ void sum_bias(const TYPE* p_gy, void* p_gb, float* p_workspace, int* p_arrived, int block,
                                          float* s_sums, const Conv& a) {
-  typedef Share<A_VECTOR, BM> Of;
+  typedef PixelShare<A_VECTOR, BM> Of;
   constexpr int PITCH = BM + 4;  // of rows of sums, so that they lie in different banks
   const int filters = a.groups * a.K, blocks = ceil_div(filters, BM), k0 = block % blocks * BM;
   const offset_t split = block / blocks;
@@ -155,7 +155,7 @@ tensor_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, 
         k0 + row < a.K ? (group * a.K + k0 + row) * offset_t(a.w[0]) - first_channel(row) * offset_t(a.w[1]) : -1;
   __syncthreads();
   const offset_t o_tile = split * offset_t(a.gw_split) + offset_of<offset_t>(0, at_tap, a.w) + c0 * offset_t(a.w[1]);
-  const auto finish = [](float*, int, int) {};
+  const auto finish = [](float*, int, int, Nothing) {};
   const auto m_group = [](int row, int column) { return share_group<1, 1>(row, column); };
   if (a.splits > 1 && !last_adds)
     store<Y_VECTOR>(acc, shared_memory, static_cast<float*>(p_gw) + o_tile, o_row, a.C - c0, offset_t(a.w[1]), finish,

@@ -122,6 +122,32 @@ def vectorized(
     return vectors
 
 
+def pixels_together(problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile) -> int:
+    """How many pixels of a result's channel are stored as one, given aligned pointers, where channels are no neighbours.
+
+    Rows of a block are pixels in their order, with a window only along its width; those of a strided grad_input's phase
+    are no neighbours. A residual is fetched in the same way.
+    """
+    if direction == "grad_input" and set(problem.stride) != {1}:
+        return 1
+    shape = problem.output_shape if direction == "forward" else problem.input_shape
+    each = [fresh_strides(shape, problem)]
+    if operands.residual is not None:
+        each.append(strides_of(shape, operands.residual))
+    depth, height, width = axes(shape[2:], 1)
+    together = problem.vector_unit
+    for first, channel, *pixel in each:
+        if tile.halo:
+            neighbours = pixel[2] == 1
+            lines: tuple[int, ...] = (width, pixel[0], pixel[1])
+        else:
+            dense = zip((depth, height, width), pixel, (height * width, width, 1), strict=True)
+            neighbours = all(size == 1 or stride == wanted for size, stride, wanted in dense)
+            lines = (depth * height * width,)
+        together = math.gcd(together, first, channel, *lines) if neighbours else 1
+    return together
+
+
 def instance(
     problem: ConvProblem,
     direction: Direction,
@@ -151,6 +177,7 @@ def instance(
         macros |= {"B_WHOLE": int(merged.group_channels % tile.columns == 0)}
     else:
         macros |= {"HALO": int(tile.halo > 0), "TAP_MASKS": int(taps_fit_a_word(problem, tile))}
+        macros["Y_RUN"] = pixels_together(problem, direction, operands, tile) if aligned and not vectors[2] else 1
     if packs:
         macros["PACK"] = problem.groups // merged.groups
         macros |= {"GROUP_C": problem.group_channels, "GROUP_K": problem.group_filters}
