@@ -153,7 +153,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
 
 def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
     """The roofline of an implicit GEMM over flattened terms."""
-    return implicit_gemm(problem, direction, tile, gpu, tf32, count=_programs_and_steps)
+    return implicit_gemm(problem, direction, tile, gpu, tf32, count=_programs_and_steps, elements=_fetched)
 
 
 def _programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[int, float]:
@@ -163,6 +163,16 @@ def _programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) 
         return programs, math.ceil(_terms(problem) / tile.depth)
     steps = math.ceil(pixels / tile.depth)
     return _tiles_of_result(problem, tile) * tile.splits, math.ceil(steps / tile.splits)
+
+
+def _fetched(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[int, int]:
+    """Elements that all programs fetch of the left operand and of the right one."""
+    k, of_x = problem.out_channels, problem.meetings * problem.in_channels
+    if direction == "forward":
+        blocks = math.ceil(problem.output_pixels / tile.rows)
+        return of_x * math.ceil(k / tile.columns), blocks * _terms(problem) * k
+    of_y = problem.output_pixels * k * math.ceil(_terms(problem) / tile.columns)
+    return of_y, of_x * math.ceil(k / tile.rows)
 
 
 FAMILY = Family("stem", refuses, tiles, launches, predict)
