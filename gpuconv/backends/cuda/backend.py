@@ -216,8 +216,7 @@ def _bind_grad_weight(
     shape, memory_format, filters = problem.weight_shape, problem.memory_format, problem.out_channels
     splits = FAMILIES[tile.kernel].splits_of(problem, tile)
     size, accumulate = math.prod(shape), accumulator(problem.dtype)
-    workspace = prepared[False, True][0].workspace
-    not_added = () if workspace is None else (None, None)
+    not_added = () if prepared[False, True][0].workspace is None else (None, None)
     counters = counters_on(device)
 
     def grad_weight(
@@ -226,6 +225,7 @@ def _bind_grad_weight(
         gw = allocate(shape, grad_output, memory_format)
         gb = grad_output.new_empty(filters) if with_bias else None
         product, *add = prepared[with_bias, all_aligned(grad_output, input)]
+        workspace = product.workspace
         if workspace is not None and workspace.counters:
             partials = grad_output.new_empty(workspace.partials, dtype=accumulate)
             call(product, grad_output, input, gw, gb, partials, counters(workspace.counters))
