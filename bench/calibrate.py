@@ -127,10 +127,12 @@ def row_of(kernel: Kernel) -> Row:
     finally:
         constants.cost_of = kept
     step, _, _, left, right, element, start, result = features
-    fetches = (left + right + element) / max(1.0, step)
+    beside = result / start + constants.REGISTERS_A_FETCH * (left + right + element) / max(1.0, step)
+    if tile.width:
+        beside = constants.REGISTERS_A_TAP * kernel.problem.taps * (tile.kernel == "taps")
     return Row(
         f"{kernel.backend} {kernel.direction} {tile} {kernel.problem}", asked[0], tuple(features), prediction,
-        counted(kernel), 0.0 if tile.width else result / start + constants.REGISTERS_A_FETCH * fetches,
+        counted(kernel), beside,
         kernel.code.registers, prediction.together, kernel.blocks,
     )  # fmt: skip
 

@@ -255,15 +255,16 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
     if direction == "grad_weight":
         tiles, steps = programs_of_grad_weight(problem, tile), float(tile.windows)
         box = step_bytes(problem, tile, weight_window(problem, tile))
+        costs = "window of several taps" if tile.taps > 1 else tile.kernel
     else:
         phases = math.prod(problem.stride) if direction == "grad_input" else 1
         tiles = phases * tile.windows * math.ceil(view.columns / tile.columns) * problem.groups
         steps = problem.taps / phases * math.ceil(view.terms / tile.depth)
-        box = (tile.rows + tile.columns) * tile.depth * size
+        box, costs = (tile.rows + tile.columns) * tile.depth * size, "window"
     tiles, steps = tiles * tile.splits, steps / tile.splits
     loaded = tiles * steps * box
     stored = tile.rows * tile.columns * tile.taps * (4 if tile.splits > 1 else size)
-    cost = constants.cost_of("window of several taps" if tile.taps > 1 else "window", direction, "wgmma")
+    cost = constants.cost_of(costs, direction, "wgmma")
     work = Work(
         tiles,
         steps,
