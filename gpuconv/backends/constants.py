@@ -15,6 +15,7 @@ BY_THREADS = 0.8  # of what the copy engine gets from L2, what threads that fetc
 ISSUE_CLOCKS = 2.0  # between two instructions of one warp, whose results depend on each other; a guess
 BETWEEN_STEPS = 100  # clocks that a program multiplies nothing: barriers, and operands not yet in registers; a guess
 ONE_MORE_LAUNCH = 3e-6  # seconds; a guess
+ARRIVAL = 1e-6  # seconds in which a program's partial sums reach the L2 cache, and the last program learns it; a guess
 DESCRIPTOR = 0.8e-6  # seconds to make one in a kernel: 420 instructions, counted, of one warp; their time is a guess
 # What of the peak rate mma.sync reaches where newer instructions reach all of it: on Hopper 0.63 (Luo et al. 2024,
 # 'Benchmarking and dissecting the Nvidia Hopper GPU architecture via microbenchmarking'); on sm_100 a guess.

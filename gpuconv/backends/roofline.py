@@ -23,7 +23,7 @@ import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gpuconv.backends import constants
+from gpuconv.backends import constants, last_program
 from gpuconv.backends.constants import Cost
 from gpuconv.backends.derived import accumulator, programs_of_grad_weight
 from gpuconv.backends.tile import Tile
@@ -198,7 +198,8 @@ def predicted(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, 
     if around > loop:
         bound = "start and end"
     seconds = max(loop + around, memory) + constants.NOT_HIDDEN * min(loop + around, memory)
-    seconds += adding_splits(tile, math.prod(problem.view(direction).shape), gpu)
+    last_adds = direction == "grad_weight" and last_program.adds(tile, tile.splits, tiles // tile.splits)
+    seconds += adding_splits(tile, math.prod(problem.view(direction).shape), gpu, last_adds)
     if memory > loop + around:
         bound = "memory bandwidth"
     operations = tiles * steps * work.operations
@@ -301,8 +302,15 @@ def copying(size: int, gpu: Gpu) -> float:
     return (2 * size - kept) / (constants.MEMORY * gpu.bandwidth) + from_l2 + constants.ONE_MORE_LAUNCH
 
 
-def adding_splits(tile: Tile, results: int, gpu: Gpu) -> float:
-    """Seconds to write, read and add the partial sums of so many results; 0 where sums are not split."""
+def adding_splits(tile: Tile, results: int, gpu: Gpu, last_adds: bool = False) -> float:
+    """Seconds to write, read and add the partial sums of so many results; 0 where sums are not split.
+
+    last_adds: the last program of each tile does it, while others go on elsewhere; else a launch of its own.
+    """
     if tile.splits == 1:
         return 0.0
-    return 2 * 4 * tile.splits * results / (constants.MEMORY * gpu.bandwidth) + constants.ONE_MORE_LAUNCH
+    write = 4 * tile.splits * results / (constants.MEMORY * gpu.bandwidth)
+    if last_adds:
+        read = 4 * tile.splits * tile.rows * tile.columns * tile.taps
+        return write + read / (gpu.l2_per_clock * gpu.clock) + constants.ARRIVAL
+    return 2 * write + constants.ONE_MORE_LAUNCH

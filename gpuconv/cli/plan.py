@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from gpuconv import backends
+from gpuconv.backends import packing
 from gpuconv.backends.base import contiguous_operands
 from gpuconv.backends.roofline import Prediction
 from gpuconv.cli.layers import Batch, Layers, Layout, Numbers, problems_of
@@ -56,6 +57,8 @@ def plan(
                     "gpu": device.name, "backend": c.backend, "tile": dataclasses.asdict(c.tile),
                     **{f"predicted_{key}": value for key, value in c.prediction._asdict().items()},
                     "predicted_parts": dict(c.prediction.parts),
+                    "packed_bytes": packing.bytes_of(problem, where, c.tile.packs),
+                    "predicted_packing_seconds": packing.seconds(problem, where, c.tile.packs, device),
                     "chosen": c is chosen,
                 }
                 for c in found
@@ -95,6 +98,11 @@ def _lines(
             f"  {'→' if c is chosen else ' '} {c.backend:8}{c.tile.family:20}{c.tile.sizes:38}{p.programs:9,}"
             f"{p.waves:7,}{p.seconds * 1e6:12,.1f} µs  {p.bound}"
         )
+    for packs in dict.fromkeys(c.tile.packs for c in shown if c.tile.packs):
+        copies = packing.bytes_of(problem, direction, packs).items()
+        copied = " and ".join(f"{name} ({size / 1e6:,.1f} MB)" for name, size in copies)
+        seconds = packing.seconds(problem, direction, packs, gpu)
+        yield f"    packed: {copied} copied to channels last first, {seconds * 1e6:,.1f} µs of the time"
     if len(found) > len(shown):
         yield f"    … and {len(found) - len(shown)} more"
     if chosen:

@@ -63,12 +63,24 @@ tensor_forward(const TYPE* __restrict__ p_x, const TYPE* __restrict__ p_w, const
   // ---- bias, residual, activation; one rounding; store
   const offset_t channel = group * a.K + column, residual_k = offset_t(a.residual[1]);
   const TYPE* const p_tile_residual = p_residual + channel * residual_k;
-  constexpr int EACH = Y_VECTOR ? UNIT : 1;
-  const auto finish = [&](float* values, int row, int k) {
-    if (p_bias) add<EACH>(values, p_bias + channel + k);
-    if (p_residual) add<EACH>(values, p_tile_residual + o_residual[row] + k * residual_k);
+  constexpr int EACH = Y_VECTOR ? UNIT : Y_RUN;  // filters, or pixels
+  const auto residual = [&](int row, int k) {
+    return p_residual ? load<EACH>(p_tile_residual + o_residual[row] + k * residual_k) : Run<EACH, TYPE>{};
+  };
+  const auto finish = [&](float* values, int, int k, const Run<EACH, TYPE>& of_residual) {
+    if (p_bias) {
+      if constexpr (Y_VECTOR) {
+        add<EACH>(values, p_bias + channel + k);
+      } else {
+        const float bias = widen(p_bias[channel + k]);
+#pragma unroll
+        for (int e = 0; e < EACH; ++e) values[e] += bias;
+      }
+    }
+    if (p_residual) add<EACH>(values, of_residual);
 #pragma unroll
     for (int e = 0; e < EACH; ++e) values[e] = activate(values[e], ACTIVATION, float(a.slope));
   };
-  store<Y_VECTOR>(acc, shared_memory, p_y + channel * offset_t(a.y[1]), o_y, a.K - column, offset_t(a.y[1]), finish);
+  store<Y_VECTOR, Y_RUN>(acc, shared_memory, p_y + channel * offset_t(a.y[1]), o_y, a.K - column, offset_t(a.y[1]),
+                         finish, Everything{}, residual);
 }

@@ -242,57 +242,124 @@ __device__ __forceinline__ void multiply_piece(Sums& acc, const unsigned (&a)[MI
 constexpr int SLAB_PITCH = WN + 8;  // floats; the 8 keep a warp's rows in different banks
 constexpr int SLABS = WARPS_M * WARPS_N * 16 * SLAB_PITCH * int(sizeof(float));  // bytes of shared memory
 
-// values += EACH elements from p on: a chunk of 16 bytes, or a single one.
+// A warp's slab: sums on their way out, which leave registers in passes so that a thread gets EACH neighbours of a line.
+// Lines are 16 rows (ACROSS) or 8 columns. No bank conflicts: of runs of eight the second halves lie behind all first
+// ones, and lanes that read at the same time have lines whose banks differ.
+template <bool ACROSS, int EACH>
+struct Slab {
+  static constexpr int LENGTH = ACROSS ? WN : WM, LINES = ACROSS ? 16 : 8, PITCH = LENGTH + (ACROSS ? 8 : 4);
+  static constexpr int RUNS = LENGTH / EACH, ITEMS = LINES * RUNS, STEP = EACH < 4 ? EACH : 4;  // STEP: read as one
+  static constexpr int HALF = EACH == 8 ? LENGTH / 2 + 4 : 0;
+  static_assert(LINES * PITCH <= 16 * SLAB_PITCH, "it fits");
+
+  __device__ __forceinline__ static int place(int line, int i) {
+    return line * PITCH + (EACH == 8 ? i / 8 * 4 + i % 4 + i / 4 % 2 * HALF : i);
+  }
+  __device__ __forceinline__ static int line(int item) {
+    constexpr int TOGETHER = 32 / STEP / RUNS;  // lines that are read at the same time
+    const int q = item / RUNS;
+    if (ACROSS) return TOGETHER == 2 ? q / 4 * 4 + q % 2 * 2 + q / 2 % 2 : q;
+    return TOGETHER > 1 ? q % TOGETHER * (LINES / TOGETHER) + q / TOGETHER : q;
+  }
+  __device__ __forceinline__ static int first(int item) { return item % RUNS * EACH; }
+  // Write a pass: 16 rows of the warp, or 8 columns.
+  __device__ __forceinline__ static void write(float* slab, const Sums& acc, int pass) {
+    const int g = lane() / 4, t = lane() % 4;
+    if constexpr (ACROSS) {
+#pragma unroll
+      for (int j = 0; j < NI; ++j) {
+        *reinterpret_cast<Run<2>*>(slab + place(g, 8 * j + 2 * t)) = {acc[pass][j][0], acc[pass][j][1]};
+        *reinterpret_cast<Run<2>*>(slab + place(g + 8, 8 * j + 2 * t)) = {acc[pass][j][2], acc[pass][j][3]};
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4 * MI; ++i)
+        slab[place(2 * t + i % 2, i / 4 * 16 + i / 2 % 2 * 8 + g)] = acc[i / 4][pass][i % 4];
+    }
+  }
+  __device__ __forceinline__ static void read(float* values, const float* slab, int item) {
+#pragma unroll
+    for (int e = 0; e < EACH; e += STEP)
+      *reinterpret_cast<Run<STEP>*>(values + e) =
+          *reinterpret_cast<const Run<STEP>*>(slab + place(line(item), first(item) + e));
+  }
+};
+
+// EACH elements from p on, as one; and values += elements.
 template <int EACH>
-__device__ __forceinline__ void add(float* values, const TYPE* p) {
-  const auto run = *reinterpret_cast<const Run<EACH, TYPE>*>(p);
+__device__ __forceinline__ Run<EACH, TYPE> load(const TYPE* p) {
+  return *reinterpret_cast<const Run<EACH, TYPE>*>(p);
+}
+template <int EACH>
+__device__ __forceinline__ void add(float* values, const Run<EACH, TYPE>& run) {
 #pragma unroll
   for (int e = 0; e < EACH; ++e) values[e] += widen(run.at[e]);
+}
+template <int EACH>
+__device__ __forceinline__ void add(float* values, const TYPE* p) {
+  add<EACH>(values, load<EACH>(p));
 }
 
 // A mask that keeps every element of a tile.
 struct Everything {
   __device__ __forceinline__ constexpr bool operator()(int, int) const { return true; }
 };
+// What is fetched for a sum where nothing is.
+struct Nothing {
+  __device__ __forceinline__ constexpr Nothing operator()(int, int) const { return {}; }
+};
 
 // Store the block's sums, (row, column) at base + to[row] + column · step, where to[row] is not negative, column is
-// below `columns` and m_there(row, column). Sums leave registers 16 rows of a warp at a time, through the warp's own
-// slab of shared memory, so that a thread holds neighbours. VECTOR: 16 bytes of one row; otherwise one element, and
-// neighbouring threads have neighbouring rows. finish(values, row, column) may change them before they are rounded.
-template <bool VECTOR, typename Result, typename Finish, typename There = Everything>
+// below `columns` and m_there(row, column). VECTOR: 16 bytes of one row at a time; otherwise RUN rows of one column, which
+// are neighbours in memory from to[row] on, and neighbouring threads have neighbouring rows. finish(values, row, column,
+// fetch(row, column)) may change them before they are rounded; what is fetched is asked for before sums go to the slab.
+template <bool VECTOR, int RUN = 1, typename Result, typename Finish, typename There = Everything,
+          typename Fetch = Nothing>
 __device__ __forceinline__ void store(const Sums& acc, unsigned char* slabs, Result* base, const offset_t* to,
-                                      int columns, offset_t step, Finish finish, There m_there = {}) {
-  constexpr int EACH = VECTOR ? Vector<Result>::SIZE : 1, ACROSS = WN / EACH, STEP = VECTOR ? 4 : 1;
-  float* slab = reinterpret_cast<float*>(slabs) + threadIdx.x / 32 * 16 * SLAB_PITCH;
-  const int g = lane() / 4, t = lane() % 4;
+                                      int columns, offset_t step, Finish finish, There m_there = {}, Fetch fetch = {}) {
+  constexpr int EACH = VECTOR ? Vector<Result>::SIZE : RUN;
+  using Way = Slab<VECTOR, EACH>;
+  constexpr int ROUNDS = ceil_div(Way::ITEMS, 32), HELD = ROUNDS > 4 ? 1 : ROUNDS;
+  typedef decltype(fetch(0, 0)) Fetched;
+  float* const slab = reinterpret_cast<float*>(slabs) + threadIdx.x / 32 * 16 * SLAB_PITCH;
 #pragma unroll
-  for (int i = 0; i < MI; ++i) {
+  for (int pass = 0; pass < (VECTOR ? MI : NI); ++pass) {
+    const auto row_of = [&](int item) {
+      return warp_row() + (VECTOR ? 16 * pass + Way::line(item) : Way::first(item));
+    };
+    const auto column_of = [&](int item) {
+      return warp_column() + (VECTOR ? Way::first(item) : 8 * pass + Way::line(item));
+    };
+    const auto fetched = [&](int item) {
+      const int row = row_of(item), column = column_of(item);
+      const bool m_item = item < Way::ITEMS && to[row] >= 0 && column < columns;
+      return m_item ? fetch(row, column) : Fetched{};
+    };
+    Fetched held[HELD];  // for the next rounds
+#pragma unroll
+    for (int i = 0; i < HELD; ++i) held[i] = fetched(lane() + 32 * i);
     __syncwarp();  // the slab has been read
-#pragma unroll
-    for (int j = 0; j < NI; ++j) {
-      float* at = slab + g * SLAB_PITCH + 8 * j + 2 * t;
-      *reinterpret_cast<Run<2>*>(at) = {acc[i][j][0], acc[i][j][1]};
-      *reinterpret_cast<Run<2>*>(at + 8 * SLAB_PITCH) = {acc[i][j][2], acc[i][j][3]};
-    }
+    Way::write(slab, acc, pass);
     __syncwarp();  // the slab has been written
 #pragma unroll 1
-    for (int item = lane(); item < 16 * ACROSS; item += 32) {
-      const int slab_row = VECTOR ? item / ACROSS : item % 16, slab_column = VECTOR ? item % ACROSS * EACH : item / 16;
-      const int row = warp_row() + 16 * i + slab_row, column = warp_column() + slab_column;
+    for (int item = lane(); item < Way::ITEMS; item += 32) {
+      const Fetched now = held[0];
+#pragma unroll
+      for (int i = 1; i < HELD; ++i) held[i - 1] = held[i];
+      if (HELD < ROUNDS) held[HELD - 1] = fetched(item + 32 * HELD);
+      const int row = row_of(item), column = column_of(item);
       if (to[row] < 0 || column >= columns || !m_there(row, column)) continue;
       alignas(16) float values[EACH];
+      Way::read(values, slab, item);
+      finish(values, row, column, now);
+      Run<EACH, Result> out;
 #pragma unroll
-      for (int e = 0; e < EACH; e += STEP)
-        *reinterpret_cast<Run<STEP>*>(values + e) =
-            *reinterpret_cast<const Run<STEP>*>(slab + slab_row * SLAB_PITCH + slab_column + e);
-      finish(values, row, column);
-      if constexpr (VECTOR) {
-        Vector<Result> out;
-#pragma unroll
-        for (int e = 0; e < EACH; ++e) out.at[e] = narrow<Result>(values[e]);
-        store_16(base + to[row] + column, *reinterpret_cast<const uint4*>(&out));
+      for (int e = 0; e < EACH; ++e) out.at[e] = narrow<Result>(values[e]);
+      Result* const p = base + to[row] + column * (VECTOR ? 1 : step);
+      if constexpr (sizeof out == 16) {
+        store_16(p, *reinterpret_cast<const uint4*>(&out));
       } else {
-        base[to[row] + column * step] = narrow<Result>(values[0]);
+        *reinterpret_cast<Run<EACH, Result>*>(p) = out;
       }
     }
   }

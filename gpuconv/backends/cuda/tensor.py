@@ -28,7 +28,7 @@ from gpuconv.backends.cuda.launch import (
     struct_of,
 )
 from gpuconv.backends.cuda.windows import MOST_TAPS, halo_rows, taps_of_window
-from gpuconv.backends.derived import axes, programs_of_grad_weight, splits_of, with_splits
+from gpuconv.backends.derived import axes, programs_of_grad_weight, with_splits
 from gpuconv.backends.family import Family
 from gpuconv.backends.roofline import Prediction, fetched, implicit_gemm
 from gpuconv.gpu import Gpu
@@ -114,13 +114,39 @@ def vectorized(
     }[direction]
     a, b = (strides_of(shape, s) for (shape, _), s in zip((left, right), operands.strides, strict=True))
     vectors = [come_in_vectors(a, left[1], unit), come_in_vectors(b, right[1], unit)]
-    if direction == "grad_weight" and splits_of(problem, tile) > 1:
+    if direction == "grad_weight" and gemm.adds_apart(problem, merged, tile):
         vectors.append(group % unit == 0)  # partial sums, whose channels are neighbours
     else:
         vectors.append(come_in_vectors(fresh_strides(result[0], problem), result[1], unit))
     if operands.residual is not None:
         vectors[2] &= come_in_vectors(strides_of(y, operands.residual), k, unit)
     return vectors
+
+
+def pixels_together(problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile) -> int:
+    """How many pixels of a channel of the result are stored as one, given aligned pointers, where channels are apart.
+
+    Rows of a block are pixels in their order, with a window only along its width; those of a strided grad_input's phase
+    are no neighbours. A residual is fetched in the same way.
+    """
+    if direction == "grad_input" and set(problem.stride) != {1}:
+        return 1
+    shape = problem.output_shape if direction == "forward" else problem.input_shape
+    each = [fresh_strides(shape, problem)]
+    if operands.residual is not None:
+        each.append(strides_of(shape, operands.residual))
+    depth, height, width = axes(shape[2:], 1)
+    together = problem.vector_unit
+    for first, channel, *pixel in each:
+        if tile.halo:
+            neighbours = pixel[2] == 1
+            lines: tuple[int, ...] = (width, pixel[0], pixel[1])
+        else:
+            dense = zip((depth, height, width), pixel, (height * width, width, 1), strict=True)
+            neighbours = all(size == 1 or stride == wanted for size, stride, wanted in dense)
+            lines = (depth * height * width,)
+        together = math.gcd(together, first, channel, *lines) if neighbours else 1
+    return together
 
 
 def instance(
@@ -152,6 +178,7 @@ def instance(
         macros |= {"B_WHOLE": int(merged.group_channels % tile.columns == 0)}
     else:
         macros |= {"HALO": int(tile.halo > 0), "TAP_MASKS": int(taps_fit_a_word(problem, tile))}
+        macros["Y_RUN"] = pixels_together(problem, direction, operands, tile) if aligned and not vectors[2] else 1
     if packs:
         macros["PACK"] = problem.groups // merged.groups
         macros |= {"GROUP_C": problem.group_channels, "GROUP_K": problem.group_filters}

@@ -12,7 +12,7 @@ import torch
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends import depthwise
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.derived import axes, overflows, splits_of, with_splits
+from gpuconv.backends.derived import accumulator, axes, overflows, splits_of, with_splits
 from gpuconv.backends.family import Family
 from gpuconv.backends.roofline import Prediction
 from gpuconv.backends.triton.launch import (
@@ -21,8 +21,8 @@ from gpuconv.backends.triton.launch import (
     arithmetic_of,
     dtypes_of_forward,
     epilogue_of,
-    grad_weight_launches,
     layout,
+    ordered_sum,
     residual_layout,
     result_strides,
 )
@@ -116,8 +116,11 @@ def _grad_weight(
     constants |= {"TAPS": _power_of_two(problem.taps), "WIDE": overflows(*extents, splits * size)}
     ordered = ("R", "S", "STRIDE_H", "STRIDE_W", "DILATION_H", "DILATION_W", "MEMBERS", "TAPS")
     constants = {name: constants[name] for name in ordered} | constants
-    programs = splits * blocks
-    return grad_weight_launches(depthwise_grad_weight, programs, problem, splits, scalars, constants, tile, with_bias)
+    dtype = problem.dtype
+    written = accumulator(dtype) if splits > 1 else dtype
+    dtypes = (dtype, dtype, written, written if with_bias else None)
+    product = Launch(depthwise_grad_weight, splits * blocks, dtypes, scalars, constants, tile)
+    return (product,) if splits == 1 else (product, ordered_sum(problem, splits, with_bias))
 
 
 def _operands(problem: ConvProblem, direction: Direction, operands: Operands) -> tuple[Layout, Layout, int]:

@@ -23,12 +23,12 @@ from gpuconv.backends.triton.launch import (
     INTERPRETING,
     RELEASE,
     Launch,
+    adds_apart,
     arithmetic_of,
     epilogue_of,
     grad_weight_launches,
     layouts,
-    programs_of_bias,
-    result_strides,
+    strides_of_sums,
 )
 from gpuconv.problem import ConvProblem, Direction
 
@@ -356,9 +356,8 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     unit, k, c = problem.vector_unit, problem.group_filters, problem.group_channels
     size, splits = math.prod(problem.weight_shape), splits_of(problem, tile)
     window = weight_window(problem, tile)
-    fresh_k, fresh_c, fresh_tap = result_strides(problem.weight_shape, problem)
-    # The workspace holds [taps, K, C/G] for each split, so that a tile of it lies together.
-    gw = (size, c, 1, problem.out_channels * c) if splits > 1 else (0, fresh_k, fresh_c, fresh_tap)
+    tiles = programs_of_grad_weight(problem, tile)
+    gw = strides_of_sums(problem, adds_apart(problem, tile, splits, tiles))
     gy, _ = layouts(problem, "grad_weight", operands)
     numbers = arithmetic_of(problem, operands)
     constants = {
@@ -371,9 +370,8 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
         problem.batch, problem.in_channels, problem.out_channels, c, k, problem.groups, *_settings(problem),
         *descriptor_strides(problem.output_shape, operands.strides[0], unit),
         *descriptor_strides(problem.input_shape, operands.strides[1], unit),
-        *gw, problem.out_channels, window.number, *window.blocks[1:], splits,
+        *gw, window.number, *window.blocks[1:], splits,
     )  # fmt: skip
-    programs = splits * programs_of_grad_weight(problem, tile) + programs_of_bias(problem, splits, with_bias)
     return grad_weight_launches(
-        window_grad_weight, programs, problem, splits, scalars, constants, tile, with_bias, descriptors=True
+        window_grad_weight, tiles, problem, splits, scalars, constants, tile, with_bias, descriptors=True
     )
