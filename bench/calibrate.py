@@ -107,7 +107,8 @@ class Row(NamedTuple):
 
 def run(problem: ConvProblem, direction: Direction, backend: str, gpu: Gpu, tile: Tile, tf32: bool = False) -> Row:
     """The row of a tile, run once."""
-    return row_of(inspect_kernels(problem, direction, backend, gpu, tf32, run=True, tile=tile, bias=False)[0])
+    kernels = inspect_kernels(problem, direction, backend, gpu, tf32, run=True, tile=tile, bias=False)
+    return row_of(next(kernel for kernel in kernels if kernel.prediction))  # not one that packs, or adds
 
 
 def row_of(kernel: Kernel) -> Row:

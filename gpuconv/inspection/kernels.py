@@ -36,7 +36,7 @@ _SHOWN = (
 )  # fmt: skip
 # Kernels that run before or after the one that multiplies.
 _ROLES = {
-    "pack": "copies operands to channels last",
+    **dict.fromkeys(("pack", "pack_runs"), "copies operands to channels last"),
     **dict.fromkeys(("sum_partials", "window_sum"), "adds partial sums in order"),
 }
 

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 
 from gpuconv.activations import IDENTITY, Activation
+from gpuconv.backends import constants
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import axes, overflows, splits_of, with_splits
 from gpuconv.backends.family import Family
@@ -40,7 +41,6 @@ with suppress(ImportError):  # no Triton: `launch.why_not` says so
 
 _MOST_CHANNELS = 4
 _PACK_BLOCK = 512
-_ONE_MORE_LAUNCH = 3e-6  # seconds
 
 
 class Pack(Launch):
@@ -266,7 +266,7 @@ def tiles_when_packed(problem: ConvProblem, direction: Direction, gpu: Gpu, oper
 
 def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
     """The roofline of an implicit GEMM over flattened runs."""
-    return implicit_gemm(problem, direction, tile, gpu, tf32, count=_programs_and_steps)
+    return implicit_gemm(problem, direction, tile, gpu, tf32, count=_programs_and_steps, elements=_fetched)
 
 
 def predict_when_packed(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
@@ -277,7 +277,8 @@ def predict_when_packed(problem: ConvProblem, direction: Direction, tile: Tile, 
     pixels *= (width[0] - 1) * width[1] + tile.width // CHANNELS
     read = problem.in_channels * math.prod(problem.input_size)
     moved = problem.batch * (pixels * CHANNELS + read) * problem.dtype.itemsize
-    return product._replace(seconds=product.seconds + moved / gpu.bandwidth + _ONE_MORE_LAUNCH)
+    more = moved / (constants.MEMORY * gpu.bandwidth) + constants.ONE_MORE_LAUNCH
+    return product._replace(seconds=product.seconds + more, parts=(*product.parts, ("packing", more)))
 
 
 def _programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[int, float]:
@@ -287,6 +288,14 @@ def _programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) 
         return programs, math.ceil(terms / tile.depth)
     steps = math.ceil(pixels / tile.depth)
     return _tiles_of_result(problem, tile, terms) * tile.splits, math.ceil(steps / tile.splits)
+
+
+def _fetched(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[int, int]:
+    """Elements that all programs fetch of the left operand and of the right one."""
+    k, pixels, terms = problem.out_channels, problem.output_pixels, _terms(problem, tile)
+    if direction == "forward":
+        return pixels * terms * math.ceil(k / tile.columns), math.ceil(pixels / tile.rows) * terms * k
+    return pixels * k * math.ceil(terms / tile.columns), pixels * terms * math.ceil(k / tile.rows)
 
 
 def _terms(problem: ConvProblem, tile: Tile) -> int:
