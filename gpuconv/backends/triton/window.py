@@ -93,7 +93,7 @@ def refuses_descriptors(problem: ConvProblem, direction: Direction, gpu: Gpu, op
 
 # Pixels, channels, warps of forward and grad_input; filters, channels, warps of grad_weight. None spills on any GPU
 # that the tests compile for.
-_TILES = ((256, 128, 8), (128, 256, 8), (128, 128, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4))
+_TILES = ((256, 128, 8), (128, 256, 8), (256, 64, 8), (128, 128, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4))
 _WEIGHT_TILES = ((128, 128, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4))
 _TAPS_TILES = {(128, 64): 8, (64, 64): 4}  # filters, channels: warps of those of grad_weight that sum several taps
 _BARRIERS = 2048  # bytes of shared memory, at most, for what is not tiles

@@ -46,7 +46,7 @@ def patches_problem(seed: int) -> ConvProblem:
 
 
 def drawn(
-    seed: int, problem: ConvProblem, tile: Tile, layouts: tuple[str, ...], numbers: tuple[torch.dtype, ...]
+    seed: int, problem: ConvProblem, tile: Tile, numbers: tuple[torch.dtype, ...], layouts: tuple[str, ...]
 ) -> None:
     dtype, layout = tuple(itertools.product(numbers, layouts))[seed % (len(numbers) * len(layouts))]
     tile = dataclasses.replace(tile, splits=1 + seed % 4)
