@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 SHARED_BYTES = 128  # a clock and multiprocessor: 32 banks of 4 (NVIDIA, CUDA C++ Programming Guide, 'Shared Memory')
 SCHEDULERS = 4  # that issue an instruction a clock each (CUDA C++ Programming Guide, 'Compute Capabilities')
+AHEAD = 45  # instructions of a warp in a step, to fetch across tiles; counted
 MEMORY = 0.87  # of device memory's bandwidth that is reached; a guess
 FIRST_FETCH = 2.0  # latencies of the L2 cache that a tile's first fetch takes, from device memory; a guess
 BY_THREADS = 0.8  # of what the copy engine gets from L2, what threads that fetch by themselves get; a guess
@@ -54,12 +55,12 @@ COSTS: dict[tuple[str, str, str], Cost] = {
     ("depthwise of planes", "forward", "fma"): Cost(118.11, 0, 2, 263.59, 10, 10, 952.82, 56.13, 78),
     ("depthwise of planes", "grad_input", "fma"): Cost(103.65, 4.33, 2, 121.83, 10, 10, 591.37, 15.39, 61),
     ("depthwise of planes", "grad_weight", "fma"): Cost(489.65, 2.91, 2, 226.61, 10, 10, 1064.94, 11.35, 80),
-    ("gather", "forward", "mma"): Cost(54.87, 1.12, 0, 10.41, 9, 8.8, 267.66, 5.28, 75),
+    ("gather", "forward", "mma"): Cost(55.2, 1.18, 0, 10.31, 8.12, 8.86, 268.62, 5.27, 75),
     ("gather", "forward", "wgmma"): Cost(69.98, 0.1, 2, 11.59, 4.96, 8.24, 249.31, 5.22, 42),
-    ("gather", "grad_input", "mma"): Cost(84.57, 2.01, 0.26, 8.43, 5.77, 5.88, 389.14, 7.69, 132),
-    ("gather", "grad_input", "wgmma"): Cost(76.05, 0.39, 2, 9.46, 4.12, 8.71, 348.64, 6.68, 77),
-    ("gather", "grad_weight", "mma"): Cost(40.77, 2.4, 2.11, 35.94, 10.26, 20.63, 831.99, 6.03, 113),
-    ("gather", "grad_weight", "wgmma"): Cost(36.63, 0.56, 3.34, 42.22, 7.39, 23.82, 953.82, 5.96, 69),
+    ("gather", "grad_input", "mma"): Cost(75.01, 1.92, 1.24, 8.27, 3.97, 6.48, 452.59, 6.88, 132),
+    ("gather", "grad_input", "wgmma"): Cost(68.48, 0.65, 2, 9.04, 2.79, 9.37, 419.22, 5.69, 96),
+    ("gather", "grad_weight", "mma"): Cost(50.72, 2.48, 1.72, 35.09, 11.54, 23.06, 608.77, 8.81, 113),
+    ("gather", "grad_weight", "wgmma"): Cost(49.51, 0.61, 3.34, 41.48, 7.4, 28.87, 616.93, 10.17, 69),
     ("grouped", "forward", "mma"): Cost(59.26, 2.08, 1.95, 11, 8.28, 10.69, 386.84, 5.22, 54),
     ("grouped", "grad_input", "mma"): Cost(59.41, 2.23, 2.1, 12.83, 8.27, 10.86, 387.26, 5.63, 49),
     ("grouped", "grad_weight", "mma"): Cost(2.4, 9.62, 19.23, 4.81, 4.81, 10, 0.18, 5.92, 46),
@@ -67,12 +68,16 @@ COSTS: dict[tuple[str, str, str], Cost] = {
     ("grouped_halo", "grad_input", "mma"): Cost(63.12, 2.67, 2.55, 10.25, 8.52, 10.04, 397.56, 6.86, 70),
     ("halo", "forward", "mma"): Cost(48.74, 1.07, 4.54, 13.92, 11.85, 16.01, 512.31, 8.27, 77),
     ("halo", "grad_input", "mma"): Cost(42.6, 1.21, 4.42, 11.56, 13.11, 17.27, 683.12, 7.86, 86),
+    ("packed_runs", "forward", "mma"): Cost(45.12, 0, 0.76, 7.8, 1.44, 10, 91.92, 7.55, 144),
+    ("packed_runs", "forward", "wgmma"): Cost(32.31, 0.14, 2, 7.29, 0, 10, 385.57, 2.97, 113),
+    ("packed_runs", "grad_weight", "mma"): Cost(87.11, 3.62, 2.42, 13.3, 13.12, 10, 338.89, 10.07, 231),
+    ("packed_runs", "grad_weight", "wgmma"): Cost(91.07, 2.58, 1.63, 0.72, 19.8, 10, 388.37, 6.8, 147),
     ("pointwise", "grad_weight", "wgmma"): Cost(69.97, 0.77, 1.8, 10, 10, 10, 392.73, 3.9, 26),
     ("simt", "forward", "fma"): Cost(153.35, 1.05, 2.04, 12.11, 10.16, 10, 380.62, 4.56, 84),
     ("simt", "grad_input", "fma"): Cost(92.85, 1.27, 1.99, 9.86, 9.96, 10, 517.64, 5.03, 81),
     ("simt", "grad_weight", "fma"): Cost(92.2, 1.2, 1.99, 9.84, 9.96, 10, 292.23, 4.67, 67),
-    ("stem", "forward", "mma"): Cost(115.22, 1.81, 1.95, 10, 10, 7.74, 576.11, 4.53, 32),
-    ("stem", "forward", "wgmma"): Cost(149.49, 1.63, 2, 10, 10, 9.24, 632.45, 3.67, 20),
+    ("stem", "forward", "mma"): Cost(178.28, 1.28, 1.86, 10, 10, 6.89, 273.53, 11.15, 38),
+    ("stem", "forward", "wgmma"): Cost(224.93, 0.99, 2, 10, 10, 8.14, 247.6, 13.08, 38),
     ("stem", "grad_weight", "mma"): Cost(126.58, 2.17, 2.09, 10, 10, 18.5, 492.97, 4.98, 22),
     ("stem", "grad_weight", "wgmma"): Cost(130.3, 2.19, 2.02, 10, 10, 19.7, 532.67, 5.1, -14),
     ("taps", "forward", "fma"): Cost(88.89, 5.71, 2, 2.95, 10, 10, 222.17, 0, 82),

@@ -32,6 +32,7 @@ from gpuconv.backends.triton.window_launch import (
     launches,
     not_described,
     placed,
+    prefetches,
     splits_of,
     step_bytes,
     weight_window,
@@ -265,6 +266,7 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
     loaded = tiles * steps * box
     stored = tile.rows * tile.columns * tile.taps * (4 if tile.splits > 1 else size)
     cost = constants.cost_of(costs, direction, "wgmma")
+    ahead = direction != "grad_weight" and prefetches(tile)
     work = Work(
         tiles,
         steps,
@@ -274,11 +276,12 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
         loaded,
         loaded / SECTOR,
         stored,
-        Features.of(tile, 0, 0, size, "wgmma", direction).instructions(cost),
+        Features.of(tile, 0, 0, size, "wgmma", direction).instructions(cost) + constants.AHEAD * ahead,
         cost.tile + cost.result * results_of(tile),
         registers_of(tile, cost, 0, size),
         box * tile.stages + (0 if direction == "grad_weight" else stored) + 64,
         _DESCRIPTORS[direction],
+        ahead=ahead,
     )
     if direction != "grad_weight":  # what is outside the image is zeros, which nobody fetches
         work = work._replace(from_l2=sum(fetched(problem, direction, tile)) * size / loaded)
