@@ -68,6 +68,7 @@ class Work(NamedTuple):
     held: int  # bytes of shared memory of a program
     descriptors: int = 0  # that a program makes
     from_l2: float = 1.0  # times what the L2 cache takes for the sectors
+    ahead: bool = False  # a program fetches for its next tile before it stores this one
 
 
 def programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[int, float]:
@@ -189,10 +190,12 @@ def predicted(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, 
     (_, second), (bound, loop) = sorted(parts, key=operator.itemgetter(1))[-2:]
     loop += constants.NOT_HIDDEN * second + steps * waves * constants.BETWEEN_STEPS / together / clock
     made = work.descriptors * constants.DESCRIPTOR
-    begin = constants.FIRST_FETCH * gpu.step_latency + work.around * constants.ISSUE_CLOCKS / clock
+    begin = work.around * constants.ISSUE_CLOCKS / clock
+    first = constants.FIRST_FETCH * gpu.step_latency
     end = work.stored / from_l2
     hidden = 1 + (waves - 1) / together  # the first wave's is not, nor what no other program is there to hide
-    around = made * (1 if tile.persistent else hidden) + (begin + together * end) * hidden
+    around = made * (1 if tile.persistent else hidden) + first * (1 if work.ahead else hidden)
+    around += (begin + together * end) * hidden
     memory = problem.least_bytes(direction) / (constants.MEMORY * gpu.bandwidth)
     parts += (("start and end", around), ("memory bandwidth", memory))
     if around > loop:

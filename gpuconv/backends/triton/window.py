@@ -34,6 +34,7 @@ from gpuconv.backends.triton.window_launch import (
     launches,
     not_described,
     placed,
+    prefetches,
     splits_of,
     step_bytes,
     weight_window,
@@ -260,16 +261,18 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
     if direction == "grad_weight":
         tiles, steps = programs_of_grad_weight(problem, tile), float(tile.windows)
         box = step_bytes(problem, tile, weight_window(problem, tile))
+        costs = "window of several taps" if tile.taps > 1 else tile.kernel
     else:
         phases = math.prod(problem.stride) if direction == "grad_input" else 1
         tiles = phases * tile.windows * math.ceil(view.columns / tile.columns) * problem.groups
         steps = problem.taps / phases * math.ceil(view.terms / tile.depth)
-        box = (tile.rows + tile.columns) * tile.depth * size
+        box, costs = (tile.rows + tile.columns) * tile.depth * size, "window"
     tiles, steps = tiles * tile.splits, steps / tile.splits
     loaded = tiles * steps * box
     stored = tile.rows * tile.columns * tile.taps * (4 if tile.splits > 1 else size)
     reads_turned = packing.TURNED_WEIGHT in tile.packs
-    cost = constants.cost_of("window of several taps" if tile.taps > 1 else "window", direction, "wgmma")
+    cost = constants.cost_of(costs, direction, "wgmma")
+    ahead = direction != "grad_weight" and prefetches(tile)
     work = Work(
         tiles,
         steps,
@@ -279,11 +282,12 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
         loaded,
         loaded / SECTOR,
         stored,
-        Features.of(tile, 0, 0, size, "wgmma", direction).instructions(cost),
+        Features.of(tile, 0, 0, size, "wgmma", direction).instructions(cost) + constants.AHEAD * ahead,
         cost.tile + cost.result * results_of(tile),
         registers_of(tile, cost, 0, size),
         box * tile.stages + (0 if direction == "grad_weight" else stored) + 64,
         _DESCRIPTORS[direction],
+        ahead=ahead,
     )
     if direction != "grad_weight":  # what is outside the image is zeros, which nobody fetches
         work = work._replace(from_l2=sum(fetched(problem, direction, tile)) * size / loaded)

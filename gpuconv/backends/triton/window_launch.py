@@ -272,7 +272,7 @@ def _constants(problem: ConvProblem, operands: Operands, tile: Tile, window: Win
     }  # fmt: skip
 
 
-def _prefetches(tile: Tile) -> bool:
+def prefetches(tile: Tile) -> bool:
     """Whether a program fetches for its next tile while it finishes one. That takes some 45 instructions a step more;
     where two blocks share a multiprocessor, one's products hide the other's waiting instead."""
     return tile.persistent > 0 and tile.warps == 8
@@ -298,7 +298,7 @@ def _forward(
     residual = placed(problem, "forward", images, operands.residual)
     constants = _constants(problem, operands, tile, window) | {"VIEWS": not folds(problem, tile)}
     constants |= {"FLAT": images > 1, "Y_VECTOR": y.vector, "RESIDUAL_VECTOR": residual.vector}
-    constants |= {"WIDE": y.wide or residual.wide, "PREFETCH": _prefetches(tile)}
+    constants |= {"WIDE": y.wide or residual.wide, "PREFETCH": prefetches(tile)}
     constants |= epilogue_of(IDENTITY if split else activation)
     scalars = (
         problem.batch, problem.in_channels, problem.out_channels, c, k, *_settings(problem), *common, *inverse,
@@ -332,7 +332,7 @@ def _grad_input(problem: ConvProblem, operands: Operands, tile: Tile, images: in
     programs *= phases_of(problem) * tile.splits
     dtypes = (dtype, dtype, torch.float32 if split else dtype)
     constants = _constants(problem, operands, tile, window)
-    constants |= {"FLAT": images > 1, "GX_VECTOR": gx.vector, "WIDE": gx.wide, "PREFETCH": _prefetches(tile)}
+    constants |= {"FLAT": images > 1, "GX_VECTOR": gx.vector, "WIDE": gx.wide, "PREFETCH": prefetches(tile)}
     constants["W_TURNED"] = is_turned(problem.weight_shape, operands.strides[1])
     product = Launch(window_grad_input, programs, dtypes, scalars, constants, tile, descriptors=True)
     if not split:
