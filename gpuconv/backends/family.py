@@ -4,13 +4,13 @@ To add one: a kernel file, a module here that ends in `FAMILY = Family(…)`, an
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from gpuconv.activations import Activation
-from gpuconv.backends import derived
+from gpuconv.backends import derived, packing
 from gpuconv.backends.base import Backend, Operands, Tile
 from gpuconv.backends.roofline import Prediction, implicit_gemm
 from gpuconv.gpu import Gpu
@@ -36,7 +36,9 @@ class Family(Generic[Launch]):
     predict: Callable[[ConvProblem, Direction, Tile, Gpu, bool], Prediction] = implicit_gemm
     # How many programs share a sum of grad_weight: the tile's splits, or fewer.
     splits_of: Callable[[ConvProblem, Tile], int] = derived.splits_of
-    needs_alignment: bool = False  # all tensors must begin at multiples of 16 bytes; another family does the call else
+    turns: bool = False  # grad_input reads weights whose filters are innermost, too
+    # Tensors must begin at multiples of 16 bytes; else the call is done on copies of them.
+    needs_alignment: bool = False
 
 
 def by_name(*families: Family[Launch]) -> dict[str, Family[Launch]]:
@@ -45,16 +47,46 @@ def by_name(*families: Family[Launch]) -> dict[str, Family[Launch]]:
 
 
 class FamilyBackend(Backend, Generic[Launch]):
-    """A backend whose kernels come in families. The tile that the planner has chosen names one."""
+    """A backend whose kernels come in families. The tile that the planner has chosen names one.
+
+    Where operands are such that kernels would fetch them element by element, it offers the families' tiles for copies
+    of them instead (`gpuconv.backends.packing`).
+    """
 
     families: Mapping[str, Family[Launch]]
 
     def tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
+        as_they_lie = self._tiles(problem, direction, gpu, operands)
+        packs = packing.worth_packing(problem, direction, gpu, operands)
+        turned = self._turned(problem, direction, gpu, operands, packs)
+        if not packs:
+            return (*as_they_lie, *turned)
+        copied = packing.packed(problem, direction, operands, packs)
+        better = [tile for tile in self._tiles(problem, direction, gpu, copied) if tile not in as_they_lie]
+        if not all(tile.addressed for tile in better):
+            as_they_lie = tuple(tile for tile in as_they_lie if not tile.addressed)
+        return (*as_they_lie, *(replace(tile, packs=packs) for tile in better), *turned)
+
+    def _turned(
+        self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands, packs: str
+    ) -> list[Tile]:
+        """The tiles that read a turned weight, and copies of the other operands that `packs` names."""
+        packs = packing.turning(problem, direction, gpu, operands, packs)
+        if not packs:
+            return []
+        copied = packing.packed(problem, direction, operands, packs)
+        families = (family for family in self.families.values() if family.turns)
+        found = (family.tiles(problem, direction, gpu, copied) for family in families)
+        return [replace(tile, packs=packs) for tiles in found for tile in tiles]
+
+    def _tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
+        """The tiles of all families for operands that lie so."""
         found = (family.tiles(problem, direction, gpu, operands) for family in self.families.values())
         return tuple(tile for tiles in found for tile in tiles)
 
     def predict(self, problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
-        return self.families[tile.kernel].predict(problem, direction, tile, gpu, tf32)
+        prediction = self.families[tile.kernel].predict(problem, direction, tile, gpu, tf32)
+        return packing.with_copies(prediction, problem, direction, tile, gpu) if tile.packs else prediction
 
     def bind(
         self,
@@ -91,8 +123,11 @@ class FamilyBackend(Backend, Generic[Launch]):
     def refused_families(
         self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands
     ) -> dict[str, str]:
-        reasons = {}
+        reasons: dict[str, str] = {}
+        offered = {tile.kernel for tile in self.tiles(problem, direction, gpu, operands)}
         for name, family in self.families.items():
+            if name in offered:
+                continue
             reason = family.refuses(problem, direction, gpu, operands)
             if reason is None and not family.tiles(problem, direction, gpu, operands):
                 reason = f"no tile fits {gpu.shared_memory >> 10} KiB of shared memory"

@@ -3,6 +3,7 @@
 //
 //   copy_16       16 bytes, global → shared memory, without passing through registers (cp.async; from sm_80)
 //   copy          the same of 8 or 4 bytes; of 2 through a register
+//   load_16       16 bytes, global memory → registers (ld.v4)
 //   store_16      16 bytes, registers → global memory, as one (st.v4)
 //   put_16        16 bytes, registers → shared memory, as one
 //   ldmatrix      four 8 × 8 matrices of 16-bit elements, shared memory → fragments; each row has its own address
@@ -27,7 +28,19 @@ __device__ __forceinline__ unsigned shared_address(const void* p) { return (unsi
 
 // ---- copies: started, tied into groups, waited for ------------------------------------------------------------------
 
+// 16 bytes of global memory, or zeros if not `inside`; then `from` is not read.
+__device__ __forceinline__ uint4 load_16(const void* from, bool inside) {
+  uint4 v;
+  asm volatile(
+      "{.reg .pred p; setp.ne.u32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;"
+      "@p ld.global.v4.b32 {%0,%1,%2,%3}, [%4];}"
+      : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+      : "l"(__cvta_generic_to_global(from)), "r"(unsigned(inside)));
+  return v;
+}
+
 #if __CUDA_ARCH__ >= 800
+constexpr bool ASYNCHRONOUS = true;
 // Start copying 16 bytes, or writing 16 bytes of zeros if not `inside`; then `from` is not read.
 __device__ __forceinline__ void copy_16(void* to, const void* from, bool inside) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
@@ -57,9 +70,10 @@ __device__ __forceinline__ void wait_for_groups() {
   asm volatile("cp.async.wait_group %0;" ::"n"(NEWEST) : "memory");
 }
 #else
+constexpr bool ASYNCHRONOUS = false;
 // Before sm_80 a copy passes through registers and is over when it has been stored.
 __device__ __forceinline__ void copy_16(void* to, const void* from, bool inside) {
-  *static_cast<uint4*>(to) = inside ? *static_cast<const uint4*>(from) : uint4{0, 0, 0, 0};
+  *static_cast<uint4*>(to) = load_16(from, inside);
 }
 template <int BYTES>
 __device__ __forceinline__ void copy(void* to, const void* from, bool inside) {

@@ -19,13 +19,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 tensor_forward(const TYPE* __restrict__ p_x, const TYPE* __restrict__ p_w, const TYPE* __restrict__ p_bias,
                const TYPE* __restrict__ p_residual, TYPE* __restrict__ p_y,
                const Conv a) {  // bias and residual may be null
-  extern __shared__ __align__(16) unsigned char shared_memory[];
+  extern __shared__ __align__(128) unsigned char shared_memory[];
   const Walk walk = {a.N,
                      {a.out[0], a.out[1], a.out[2]},
                      {a.filter[0], a.filter[1], a.filter[2]},
                      {a.stride[0], a.stride[1], a.stride[2]},
                      {-a.pad[0], -a.pad[1], -a.pad[2]},
-                     {a.dilation[0], a.dilation[1], a.dilation[2]},
                      {a.in[0], a.in[1], a.in[2]}};
 
   // ---- which tile
@@ -47,7 +46,7 @@ tensor_forward(const TYPE* __restrict__ p_x, const TYPE* __restrict__ p_w, const
   const Operand w = {p_w + group * a.K * offset_t(a.w[0]),
                      offset_t(a.w[0]),
                      offset_t(a.w[1]),
-                     {offset_t(a.w[2]), offset_t(a.w[3]), offset_t(a.w[4])}};
+                     {offset_t(a.w_tap[0]), offset_t(a.w_tap[1]), offset_t(a.w_tap[2])}};
   Sums acc = {};
   gather_product<ALONG>(acc, shared_memory, x, w, walk, tile.row, column, a.K, a.C, a);
 
@@ -64,12 +63,24 @@ tensor_forward(const TYPE* __restrict__ p_x, const TYPE* __restrict__ p_w, const
   // ---- bias, residual, activation; one rounding; store
   const offset_t channel = group * a.K + column, residual_k = offset_t(a.residual[1]);
   const TYPE* const p_tile_residual = p_residual + channel * residual_k;
-  constexpr int EACH = Y_VECTOR ? UNIT : 1;
-  const auto finish = [&](float* values, int row, int k) {
-    if (p_bias) add<EACH>(values, p_bias + channel + k);
-    if (p_residual) add<EACH>(values, p_tile_residual + o_residual[row] + k * residual_k);
+  constexpr int EACH = Y_VECTOR ? UNIT : Y_RUN;  // filters, or pixels
+  const auto residual = [&](int row, int k) {
+    return p_residual ? load<EACH>(p_tile_residual + o_residual[row] + k * residual_k) : Run<EACH, TYPE>{};
+  };
+  const auto finish = [&](float* values, int, int k, const Run<EACH, TYPE>& of_residual) {
+    if (p_bias) {
+      if constexpr (Y_VECTOR) {
+        add<EACH>(values, p_bias + channel + k);
+      } else {
+        const float bias = widen(p_bias[channel + k]);
+#pragma unroll
+        for (int e = 0; e < EACH; ++e) values[e] += bias;
+      }
+    }
+    if (p_residual) add<EACH>(values, of_residual);
 #pragma unroll
     for (int e = 0; e < EACH; ++e) values[e] = activate(values[e], ACTIVATION, float(a.slope));
   };
-  store<Y_VECTOR>(acc, shared_memory, p_y + channel * offset_t(a.y[1]), o_y, a.K - column, offset_t(a.y[1]), finish);
+  store<Y_VECTOR, Y_RUN>(acc, shared_memory, p_y + channel * offset_t(a.y[1]), o_y, a.K - column, offset_t(a.y[1]),
+                         finish, Everything{}, residual);
 }

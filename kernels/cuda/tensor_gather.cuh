@@ -15,106 +15,20 @@
 // conflicts. There are two halos, and the copy of the next may start when all taps of the one before have been
 // multiplied, STAGES − 1 steps ahead: so STAGES is at most one more than a plane of the filter has taps.
 //
-//   shared memory  →  source tiles (STAGES of BM rows, or two halos), STAGES tiles of w, a `FirstTap` for each row of
-//                     source
+//   shared memory  →  source tiles (STAGES of BM rows, or two halos), STAGES tiles of w, a `Row` for each row of source
 //   masks          →  rows beyond the last pixel, taps outside the image, channels and columns beyond the last: zeros
-#include "tensor_tile.cuh"
-
-struct Walk {
-  int N, pixels[3];  // of the result, or of its phase
-  int taps[3];
-  int unit[3], base[3], step[3];  // tap m of pixel j falls at j·unit + base + m·step
-  int size[3];  // of the source
-};
-
-struct Operand {
-  const TYPE* p;  // of the group, for w at the walk's first tap
-  offset_t row, channel, axis[3];  // strides: of images or filters; of channels; of pixels, in w of taps
-};
-
-// A row's pixel: image n and coordinates in the walk.
-struct Place {
-  int n;
-  Pixel at;
-  bool m_pixel;  // there is such a pixel
-};
-
-// The source pixel that the first tap of a row meets: its offset and its coordinates.
-struct FirstTap {
-  offset_t offset;
-  Pixel at;
-};
-constexpr int NOWHERE = -(1 << 30);
-
-// A step of the loop: a tap, and the first of BK channels. Taps within a window are innermost.
-struct Step {
-  int t, r, s, c;
-  int window;  // how many windows (t, c) came before
-
-  __device__ __forceinline__ void advance(const int (&taps)[3], int channels) {
-    if (++s < taps[2]) return;
-    s = 0;
-    if (++r < taps[1]) return;
-    r = 0, ++window;
-    if ((c += BK) < channels) return;
-    c = 0, ++t;
-  }
-};
-
-// ---- rows and pixels ------------------------------------------------------------------------------------------------
-
-#if HALO
-__device__ __forceinline__ int images_together(const Conv& a) { return BM / (a.window_h * a.window_w); }
-
-__device__ __forceinline__ int row_blocks_of(const Walk& walk, const Conv& a) {
-  return ceil_div(walk.N * walk.pixels[0], images_together(a)) * ceil_div(walk.pixels[1], a.window_h) *
-         ceil_div(walk.pixels[2], a.window_w);
-}
-
-// The first pixel of a block's window; its image is counted over n and depth together.
-__device__ __forceinline__ Pixel window_of_block(int row_block, const Walk& walk, const Conv& a) {
-  const Pixel at = split_pixel(row_block, ceil_div(walk.pixels[1], a.window_h), ceil_div(walk.pixels[2], a.window_w));
-  return {at.d * images_together(a), at.h * a.window_h, at.w * a.window_w};
-}
-
-__device__ __forceinline__ Place place_of_row(int row_block, int row, const Walk& walk, const Conv& a) {
-  const Pixel first = window_of_block(row_block, walk, a), in = split_pixel(row, a.window_h, a.window_w);
-  const int image = first.d + in.d;
-  const Pixel at = {image % walk.pixels[0], first.h + in.h, first.w + in.w};
-  return {image / walk.pixels[0], at,
-          image < walk.N * walk.pixels[0] && at.h < walk.pixels[1] && at.w < walk.pixels[2]};
-}
-
-// The halo of a window: its size, and the shift from a pixel to its first tap.
-struct Halo {
-  int height, width, back_h, back_w;
-
-  __device__ __forceinline__ int rows(const Conv& a) const { return images_together(a) * height * width; }
-  __device__ __forceinline__ int row(Pixel in) const { return (in.d * height + in.h) * width + in.w; }
-};
-
-__device__ __forceinline__ Halo halo_of(const Walk& walk, const Conv& a) {
-  const int reach_h = (walk.taps[1] - 1) * walk.step[1], reach_w = (walk.taps[2] - 1) * walk.step[2];
-  return {a.window_h + abs(reach_h), a.window_w + abs(reach_w), min(reach_h, 0), min(reach_w, 0)};
-}
-#else
-__device__ __forceinline__ Place place_of_row(int row_block, int row, const Walk& walk, const Conv&) {
-  const int image = walk.pixels[0] * walk.pixels[1] * walk.pixels[2];
-  const int pixel = row_block * BM + row;
-  return {pixel / image, split_pixel(pixel % image, walk.pixels[1], walk.pixels[2]), pixel < walk.N * image};
-}
-#endif
-
-// ---- the loop -------------------------------------------------------------------------------------------------------
+#include "tensor_walk.cuh"
 
 // RIGHT: how the terms lie in w's tiles, whose rows are filters: ALONG if these are the columns, DOWN if they are
 // summed.
 template <Terms RIGHT>
 __device__ __forceinline__ void gather_product(Sums& acc, unsigned char* shared, const Operand& x, const Operand& w,
-                                               const Walk& walk, int row_block, [[maybe_unused]] int column,
-                                               [[maybe_unused]] int columns, int channels, const Conv& a) {
+                                               const Walk& walk, int row_block, int column, int columns, int channels,
+                                               const Conv& a) {
   constexpr int RIGHT_WIDTH = RIGHT == ALONG ? BK : BN, RIGHT_ROWS = RIGHT == ALONG ? BN : BK;
-  constexpr int ROW = SharedTile<ALONG, BK>::PITCH, RIGHT_BYTES = RIGHT_ROWS * SharedTile<RIGHT, RIGHT_WIDTH>::PITCH;
+  using Left = Share<ALONG, BM, BK>;
+  using Right = Share<RIGHT, RIGHT_ROWS, RIGHT_WIDTH>;
+  constexpr int ROW = Left::PITCH, RIGHT_BYTES = RIGHT_ROWS * Right::PITCH;
 #if HALO
   const Halo halo = halo_of(walk, a);
   const int rows = halo.rows(a);
@@ -122,100 +36,199 @@ __device__ __forceinline__ void gather_product(Sums& acc, unsigned char* shared,
 #else
   constexpr int rows = BM, SOURCES = STAGES;
 #endif
-  unsigned char* const right_tiles = shared + SOURCES * rows * ROW;
-  FirstTap* const first_taps = reinterpret_cast<FirstTap*>(right_tiles + STAGES * RIGHT_BYTES);
+  const int source_bytes = rows * ROW;
+  const int o_right = ceil_div(SOURCES * source_bytes, 128) * 128;  // of w's tiles in shared memory
+  Row* const table = reinterpret_cast<Row*>(shared + o_right + STAGES * RIGHT_BYTES);  // [rows]
 
-  // ---- the first tap of every row of source; found once, and looked up in every step
+  // ---- every row of source; found once, and looked up once or in every step
   for (int row = threadIdx.x; row < rows; row += THREADS) {
-#if HALO
-    const Pixel first = window_of_block(row_block, walk, a), in = split_pixel(row, halo.height, halo.width);
-    const int image = first.d + in.d, n = image / walk.pixels[0];
-    const bool m_pixel = image < walk.N * walk.pixels[0];
-    const Pixel at = {image % walk.pixels[0] + walk.base[0], first.h + in.h + walk.base[1] + halo.back_h,
-                      first.w + in.w + walk.base[2] + halo.back_w};
-#else
-    const auto [n, pixel, m_pixel] = place_of_row(row_block, row, walk, a);
-    const Pixel at = {pixel.d * walk.unit[0] + walk.base[0], pixel.h * walk.unit[1] + walk.base[1],
-                      pixel.w * walk.unit[2] + walk.base[2]};
-#endif
-    first_taps[row] = {n * x.row + at.d * x.axis[0] + at.h * x.axis[1] + at.w * x.axis[2],
-                       {m_pixel ? at.d : NOWHERE, at.h, at.w}};
+    const Place first = first_tap_of_row(row_block, row, walk, a);
+    const Pixel at = first.at;
+    table[row] = Row::of(first.n * x.row + at.d * x.axis[0] + at.h * x.axis[1] + at.w * x.axis[2], first, walk, a);
   }
 #if PACK > 1
   for (int chunk = threadIdx.x; chunk < STAGES * RIGHT_BYTES / 16; chunk += THREADS)
-    reinterpret_cast<Vector<TYPE>*>(right_tiles)[chunk] = {};
+    reinterpret_cast<Vector<TYPE>*>(shared + o_right)[chunk] = {};
 #endif
-  int left_row[MI];  // of the source, whose address this lane gives to ldmatrix
-#pragma unroll
-  for (int i = 0; i < MI; ++i) {
-    left_row[i] = warp_row() + 16 * i + lane() % 16;
-#if HALO
-    left_row[i] = halo.row(split_pixel(left_row[i], a.window_h, a.window_w));
-#endif
-  }
   __syncthreads();
 
-  // ---- what a step copies
-  const auto start_copying = [&](int i, const Step& step) {
-#if HALO
-    const Pixel shift = {step.t * walk.step[0], 0, 0};
-    unsigned char* const source = shared + step.window % SOURCES * rows * ROW;
-    if (step.r == 0 && step.s == 0)
-#else
-    const Pixel shift = {step.t * walk.step[0], step.r * walk.step[1], step.s * walk.step[2]};
-    unsigned char* const source = shared + i % SOURCES * rows * ROW;
-#endif
-    {
-      const offset_t o_shift = shift.d * x.axis[0] + shift.h * x.axis[1] + shift.w * x.axis[2];
-      stage<ALONG, BK, A_VECTOR>(source, rows, x.p + step.c * x.channel, channels - step.c, x.channel,
-                                 [&](int row) -> offset_t {
-                                   const FirstTap first = first_taps[row];
-                                   const Pixel at = {first.at.d + shift.d, first.at.h + shift.h, first.at.w + shift.w};
-                                   return inside(at, walk.size) ? first.offset + o_shift : -1;
-                                 });
+  // ---- what a thread copies of every step
+  constexpr bool KEPT = A_VECTOR && TAP_MASKS && !HALO && !WIDE;  // rows stay in registers
+  constexpr bool W_KEPT = B_VECTOR && PACK == 1;
+  const Left left_share;
+  const Right right_share;
+  offset_t o_row[Left::COUNT];
+  unsigned missed[Left::COUNT];
+  if constexpr (KEPT) {
+#pragma unroll
+    for (int j = 0; j < Left::COUNT; ++j) {
+      const Row row = table[left_share.row(j)];
+      o_row[j] = row.offset + left_share.chunk * UNIT, missed[j] = row.missed;
     }
-    const TYPE* p_tap = w.p + (step.t * w.axis[0] + step.r * w.axis[1] + step.s * w.axis[2]);
-    unsigned char* const right = right_tiles + i % STAGES * RIGHT_BYTES;
-#if PACK > 1
-    stage_pack<RIGHT, RIGHT_WIDTH, B_VECTOR>(right, p_tap, w.row, w.channel);
+  }
+  const offset_t w_term = RIGHT == ALONG ? w.channel : w.row;
+  const TYPE* const p_w = opaque(w.p + (RIGHT == ALONG ? column * w.row : column * w.channel) +
+                                 (W_KEPT ? right_share.first * w.row + right_share.chunk * UNIT : 0));
+
+  // What changes only where a row of taps begins: offsets, and what there is of x and of w.
+  Step copied = {0, 0, 0, 0, 0};
+  offset_t o_x, o_w;
+  unsigned bits, m_w;
+  const auto begin_row_of_taps = [&] {
+    const int left = copied.t < walk.taps[0] ? channels - copied.c : 0;  // terms
+    o_x = copied.c * x.channel + copied.t * (a.step[0] * x.axis[0]) + copied.r * (a.step[1] * x.axis[1]);
+    o_w = copied.c * w_term + copied.t * w.axis[0] + copied.r * w.axis[1];
+    bits = left_share.chunk * UNIT < left ? Row::across(copied, walk) : Row::NO_TERM;
+    m_w = right_share.within(RIGHT == ALONG ? columns - column : left, RIGHT == ALONG ? left : columns - column);
+  };
+  begin_row_of_taps();
+  const auto next_to_copy = [&] {
+    o_x += a.step[2] * x.axis[2], o_w += w.axis[2];
+    if (copied.advance(walk.taps, channels)) begin_row_of_taps();
+  };
+
+  [[maybe_unused]] uint4 held_x[Left::COUNT], held_w[Right::COUNT];
+  // Start copying the step to the stage at `slot`: part `part` of what comes in vectors, and the rest at once.
+  const auto start_copying_part = [&](int slot, int part, int parts) {
+    if constexpr (KEPT) {
+      const TYPE* const p = opaque(x.p + o_x);
+      const unsigned step = bits | Row::along_w(copied);
+#pragma unroll
+      for (int j = 0; j < Left::COUNT; ++j)
+        left_share.copy(shared + slot * source_bytes, j, p + o_row[j], !(missed[j] & step), part, parts, held_x[j]);
+    }
+    if constexpr (W_KEPT) {
+      const TYPE* const p = opaque(p_w + o_w);
+#pragma unroll
+      for (int j = 0; j < Right::COUNT; ++j)
+        right_share.copy(shared + o_right + slot * RIGHT_BYTES, j, p + j * Right::APART * w.row, m_w & 3u << 2 * j,
+                         part, parts, held_w[j]);
+    }
+  };
+  const auto start_copying_rest = [&](int slot) {
+    if (copied.t >= walk.taps[0]) return;  // there is no such step
+    const int left = channels - copied.c;
+#if HALO
+    unsigned char* const source = shared + copied.window % 2 * source_bytes;
+    const bool begins = copied.r == 0 && copied.s == 0;  // a window
 #else
-    const int filter = RIGHT == ALONG ? column : step.c, filters = RIGHT == ALONG ? columns : channels;
-    const int channel = RIGHT == ALONG ? step.c : column, channels_of_w = RIGHT == ALONG ? channels : columns;
-    stage<RIGHT, RIGHT_WIDTH, B_VECTOR>(
-        right, RIGHT_ROWS, p_tap + channel * w.channel, channels_of_w - channel, w.channel,
-        [&](int row) -> offset_t { return filter + row < filters ? (filter + row) * w.row : -1; });
+    unsigned char* const source = shared + slot * source_bytes;
+    constexpr bool begins = true;
 #endif
+    if constexpr (HALO && A_VECTOR) {
+      if (begins) {
+        const TYPE* const p = opaque(x.p + o_x + left_share.chunk * UNIT);
+#pragma unroll 1
+        for (int row = left_share.first, to = left_share.place; row < rows; row += Left::APART, to += Left::APART * ROW)
+          copy_16(source + to, p + table[row].offset, table[row].meets(bits, copied, walk, a));
+      }
+    } else if constexpr (!KEPT) {
+      const unsigned step = Row::across(copied, walk) | Row::along_w(copied);
+      if (begins)
+        stage<ALONG, BK, A_VECTOR>(source, rows, x.p, left, x.channel, [&](int row) -> offset_t {
+          return table[row].meets(step, copied, walk, a) ? table[row].offset + o_x : -1;
+        });
+    }
+    [[maybe_unused]] unsigned char* const right = shared + o_right + slot * RIGHT_BYTES;
+#if PACK > 1
+    stage_pack<RIGHT, RIGHT_WIDTH, B_VECTOR>(right, w.p + o_w, w.row, w.channel);
+#else
+    if constexpr (!W_KEPT) {
+      const int filters = RIGHT == ALONG ? columns - column : left;
+      stage<RIGHT, RIGHT_WIDTH, false>(right, RIGHT_ROWS, p_w + o_w, RIGHT == ALONG ? left : columns - column,
+                                       w.channel,
+                                       [&](int row) -> offset_t { return row < filters ? row * w.row : -1; });
+    }
+#endif
+  };
+
+  // ---- fragments: places of this lane's rows in the tiles of the step that is being multiplied
+#if HALO
+  int left_row[MI];  // of the halo, for the first tap
+#pragma unroll
+  for (int i = 0; i < MI; ++i)
+    left_row[i] = halo.row(split_pixel(warp_row() + 16 * i + lane() % 16, a.window_h, a.window_w));
+  const int first_shift = -(halo.back_h * halo.width + halo.back_w);
+  int o_left[MI], r = 0, s = 0, shift = first_shift, source = 0;  // of the step whose fragments are taken next
+#else
+  const int left_first = opaque(left_lane(warp_row() + lane() % 16));
+  int o_left;
+#endif
+  const int right_first = opaque(o_right + right_lane<RIGHT>());
+  int o_tile_of_w;
+  const auto begin_step = [&](int slot) {
+#if HALO
+#pragma unroll
+    for (int i = 0; i < MI; ++i) o_left[i] = source + left_lane(left_row[i] + shift);
+    shift += a.step[2];
+    if (++s == walk.taps[2]) {
+      s = 0, ++r;
+      if (r == walk.taps[1]) r = 0, source = source_bytes - source;
+      shift = first_shift + r * a.step[1] * halo.width;
+    }
+#else
+    o_left = left_first + slot * source_bytes;
+#endif
+    o_tile_of_w = right_first + slot * RIGHT_BYTES;
+  };
+  const auto wanted = [](int pair, int k) {
+    constexpr int PIECE = 2 * UNIT;  // of channels in forward, of filters in grad_input
+    const int c = warp_column() + 16 * pair;
+    return RIGHT == ALONG ? share_group<16, PIECE>(c, PIECE * k) : share_group<PIECE, 16>(PIECE * k, c);
+  };
+  constexpr int AHEAD = K_STEPS > 1;  // left fragments come a piece of terms ahead, where a step has several
+  unsigned left[1 + AHEAD][MI][4], right[NI / 2][4];
+  const auto take_left = [&](int k) {
+#pragma unroll
+    for (int i = 0; i < MI; ++i) {
+#if HALO
+      ldmatrix(left[k % (1 + AHEAD)][i], shared + (o_left[i] ^ 32 * k));
+#else
+      ldmatrix(left[k % (1 + AHEAD)][i], shared + (o_left ^ 32 * k) + 16 * i * ROW);
+#endif
+    }
+  };
+  const auto take_right = [&](int pair, int k) {
+    if (wanted(pair, k)) right_fragment<RIGHT>(right[pair], shared, o_tile_of_w, pair, k);
   };
 
   // ---- the loop: STAGES − 1 steps are being copied while one is multiplied
   const int steps = walk.taps[0] * walk.taps[1] * walk.taps[2] * ceil_div(channels, BK);
-  Step copied = {0, 0, 0, 0, 0}, step = copied;
 #pragma unroll 1
   for (int i = 0; i < STAGES - 1; ++i) {
-    if (i < steps) start_copying(i, copied), copied.advance(walk.taps, channels);
+    if (i < steps) start_copying_rest(i % STAGES), start_copying_part(i % STAGES, 0, 1), next_to_copy();
     close_group();
   }
-  for (int i = 0; i < steps; ++i, step.advance(walk.taps, channels)) {
-    wait_for_groups<STAGES - 2>();
-    __syncthreads();  // step i has arrived, and step i − 1, whose place the next one takes, has been multiplied
-    if (i + STAGES - 1 < steps) start_copying(i + STAGES - 1, copied), copied.advance(walk.taps, channels);
-    close_group();
-#if HALO
-    const unsigned char* const source = shared + step.window % SOURCES * rows * ROW;
-    const int shift = (step.r * walk.step[1] - halo.back_h) * halo.width + step.s * walk.step[2] - halo.back_w;
-#else
-    const unsigned char* const source = shared + i % SOURCES * rows * ROW;
-    constexpr int shift = 0;
-#endif
+  wait_for_groups<STAGES - 2>();
+  __syncthreads();  // step 0 has arrived
+  begin_step(0);
+  take_left(0);
+#pragma unroll
+  for (int pair = 0; pair < NI / 2; ++pair) take_right(pair, 0);
+  int slot = 0, free = STAGES - 1;
+#pragma unroll 1
+  for (int i = 0; i < steps; ++i) {
+    start_copying_rest(free);
 #pragma unroll
     for (int k = 0; k < K_STEPS; ++k) {
-      unsigned left[MI][4];
+      start_copying_part(free, k, K_STEPS);
+      if (k == K_STEPS - 1) {
+        next_to_copy();
+        close_group();
+        wait_for_groups<STAGES - 2>();
+        __syncthreads();  // step i + 1 has arrived, and fragments of step i, whose place is free, have been taken
+        free = slot;
+        slot = slot + 1 == STAGES ? 0 : slot + 1;
+        begin_step(slot);
+      }
+      const int next = (k + 1) % K_STEPS;
+      if (AHEAD) take_left(next);
 #pragma unroll
-      for (int m = 0; m < MI; ++m) left_along(left[m], source, left_row[m] + shift, k);
-      multiply_piece<RIGHT>(acc, left, right_tiles + i % STAGES * RIGHT_BYTES, k, [k](int c) {
-        constexpr int PIECE = 2 * UNIT;  // of channels in forward, of filters in grad_input
-        return RIGHT == ALONG ? share_group<16, PIECE>(c, PIECE * k) : share_group<PIECE, 16>(PIECE * k, c);
-      });
+      for (int pair = 0; pair < NI / 2; ++pair) {
+        if (wanted(pair, k)) multiply_pair(acc, pair, left[k % (1 + AHEAD)], right[pair]);
+        take_right(pair, next);
+      }
+      if (!AHEAD) take_left(next);
     }
   }
   wait_for_groups<0>();

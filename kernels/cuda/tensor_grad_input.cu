@@ -16,40 +16,58 @@
 #include "phase.cuh"
 #include "tensor_gather.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-tensor_grad_input(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_w, TYPE* __restrict__ p_gx, const Conv a) {
-  extern __shared__ __align__(16) unsigned char shared_memory[];
+// What a block computes.
+struct Share_of_block {
+  Tile tile;
+  int column;
+  offset_t group;
+  Phase phase;
+};
 
-  // ---- which phase, which tile
-  const int column_blocks = ceil_div(a.C, BN), tiles = a.phase_blocks * column_blocks;
-  const int phases = a.stride[0] * a.stride[1] * a.stride[2];
-  const Tile tile = tile_of_block(blockIdx.x % tiles, a.phase_blocks, column_blocks);
-  const int column = tile.column * BN;
-  const offset_t group = blockIdx.x / tiles / phases;
-  const Phase phase = phase_of(blockIdx.x / tiles % phases, a);
-#if !HALO
-  if (tile.row * BM >= a.N * phase.size[0] * phase.size[1] * phase.size[2]) return;
-#endif
+__device__ __forceinline__ Share_of_block share_of_block(unsigned block, const Conv& a) {
+  const unsigned column_blocks = ceil_div(a.C, BN), tiles = a.phase_blocks * column_blocks;
+  const unsigned phases = a.stride[0] * a.stride[1] * a.stride[2];
+  const Tile tile = tile_of_block(block % tiles, a.phase_blocks, column_blocks);
+  return {tile, tile.column * BN, offset_t(block / tiles / phases), phase_of(block / tiles % phases, a)};
+}
 
-  // ---- the sum
-  Walk walk = {a.N, {}, {}, {1, 1, 1}, {}, {}, {}};
-  Operand gy = {p_gy + group * a.K * offset_t(a.y[1]), offset_t(a.y[0]), offset_t(a.y[1]), {}};
-  Operand w = {p_w + group * a.K * offset_t(a.w[0]), offset_t(a.w[0]), offset_t(a.w[1]), {}};
+__device__ __forceinline__ Walk walk_of(const Phase& phase, const Conv& a) {
+  Walk walk = {a.N, {}, {}, {1, 1, 1}, {}, {}};
 #pragma unroll
   for (int axis = 0; axis < 3; ++axis) {
     walk.pixels[axis] = phase.size[axis];
     walk.taps[axis] = phase.taps[axis];
     walk.base[axis] = phase.base[axis];
-    walk.step[axis] = -(a.dilation[axis] / a.common[axis]);
     walk.size[axis] = a.out[axis];
-    gy.axis[axis] = a.y[2 + axis];
-    w.axis[axis] = a.stride[axis] / a.common[axis] * offset_t(a.w[2 + axis]);
-    w.p += phase.first[axis] * offset_t(a.w[2 + axis]);
   }
+  return walk;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+tensor_grad_input(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_w, TYPE* __restrict__ p_gx, const Conv a) {
+  extern __shared__ __align__(128) unsigned char shared_memory[];
+
+  // ---- the sum
   Sums acc = {};
-  gather_product<DOWN>(acc, shared_memory, gy, w, walk, tile.row, column, a.C, a.K, a);
+  {
+    const auto [tile, column, group, phase] = share_of_block(blockIdx.x, a);
+#if !HALO
+    if (tile.row * BM >= a.N * phase.size[0] * phase.size[1] * phase.size[2]) return;
+#endif
+    Operand gy = {p_gy + group * a.K * offset_t(a.y[1]), offset_t(a.y[0]), offset_t(a.y[1]), {}};
+    Operand w = {p_w + group * a.K * offset_t(a.w[0]), offset_t(a.w[0]), offset_t(a.w[1]), {}};
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) {
+      gy.axis[axis] = a.y[2 + axis];
+      w.axis[axis] = a.w_tap[axis];
+      w.p += phase.first[axis] * offset_t(a.w[2 + axis]);
+    }
+    gather_product<DOWN>(acc, shared_memory, gy, w, walk_of(phase, a), tile.row, column, a.C, a.K, a);
+  }
 
   // ---- one rounding; store
+  const auto [tile, column, group, phase] = share_of_block(opaque(blockIdx.x), a);
+  const Walk walk = walk_of(phase, a);
   offset_t* const o_gx = reinterpret_cast<offset_t*>(shared_memory + SLABS);  // [BM], negative where there is no pixel
   for (int row = threadIdx.x; row < BM; row += THREADS) {
     const Place place = place_of_row(tile.row, row, walk, a);
@@ -57,6 +75,7 @@ tensor_grad_input(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_w, T
   }
   __syncthreads();
   const offset_t channel = group * a.C + column;
-  const auto finish = [](float*, int, int) {};
-  store<Y_VECTOR>(acc, shared_memory, p_gx + channel * offset_t(a.x[1]), o_gx, a.C - column, offset_t(a.x[1]), finish);
+  const auto finish = [](float*, int, int, Nothing) {};
+  store<Y_VECTOR, Y_RUN>(acc, shared_memory, p_gx + channel * offset_t(a.x[1]), o_gx, a.C - column, offset_t(a.x[1]),
+                         finish);
 }

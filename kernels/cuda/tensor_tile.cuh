@@ -33,6 +33,9 @@ typedef float Sums[MI][NI][4];
 
 enum Terms { ALONG, DOWN };
 
+#ifndef PACK
+#define PACK 1
+#endif
 #if PACK > 1
 // The first of the channels of filter k's group; and whether of FILTERS filters from k on and CHANNELS channels from c
 // on some belong to the same group. All counted within the pack.
@@ -61,12 +64,46 @@ struct SharedTile {
 
   // Where chunk `chunk` of row `row` is, in bytes. Rows shorter than 128 bytes share a line of banks and change places
   // together.
-  __device__ __forceinline__ static int place(int row, int chunk) {
+  __device__ __forceinline__ static int place(unsigned row, unsigned chunk) {
     return row * PITCH + 16 * (BY_WORD ? chunk : chunk ^ (row / (8 / SWIZZLED) % SWIZZLED));
   }
   // The 4 bytes at (row, column), as a register of a fragment.
   __device__ __forceinline__ static unsigned word(const unsigned char* tile, int row, int column) {
     return *reinterpret_cast<const unsigned*>(tile + place(row, column / UNIT) + column % UNIT * int(sizeof(TYPE)));
+  }
+};
+
+// What one thread copies of a tile that comes in vectors: chunk `chunk` of every APART-th row, COUNT of them.
+template <Terms TERMS, int ROWS, int WIDTH>
+struct Share {
+  using Tiling = SharedTile<TERMS, WIDTH>;
+  static constexpr int PITCH = Tiling::PITCH, CHUNKS = Tiling::CHUNKS, APART = THREADS / CHUNKS;
+  static constexpr int COUNT = ceil_div(ROWS, APART);
+  static_assert(COUNT <= 16 && (Tiling::BY_WORD || APART % 8 == 0), "rows are swizzled alike");
+
+  const int first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+  const int place = opaque(Tiling::place(first, chunk));  // so that it is kept
+
+  __device__ __forceinline__ int row(int j) const { return first + j * APART; }
+  // Bits 2j and 2j + 1: the j-th chunk lies within rows × columns. (One bit alone the compiler would shift about.)
+  __device__ __forceinline__ unsigned within(int rows, int columns) const {
+    unsigned bits = 0;
+#pragma unroll
+    for (int j = 0; j < COUNT; ++j) bits |= row(j) < rows ? 3u << 2 * j : 0;
+    return chunk * UNIT < columns ? bits : 0;
+  }
+  // Start copying the j-th chunk, or zeros, if its turn is in part `part` of `parts`. Where copies are not asynchronous all
+  // are loaded in the first part, into `held`, and written in the last.
+  __device__ __forceinline__ void copy(unsigned char* tile, int j, const TYPE* from, bool inside, int part, int parts,
+                                       uint4& held) const {
+    if (ROWS % APART != 0 && row(j) >= ROWS) return;
+    unsigned char* const to = tile + place + j * APART * PITCH;
+    if (ASYNCHRONOUS) {
+      if (j * parts / COUNT == part) copy_16(to, from, inside);
+    } else {
+      if (part == 0) held = load_16(from, inside);
+      if (part == parts - 1) *reinterpret_cast<uint4*>(to) = held;
+    }
   }
 };
 
@@ -78,23 +115,25 @@ __device__ __forceinline__ void stage(unsigned char* tile, int rows, const TYPE*
                                       OffsetOf offset_of) {
   using Tiling = SharedTile<TERMS, WIDTH>;
   constexpr int CHUNKS = Tiling::CHUNKS;
-  const int count = VECTOR ? rows * CHUNKS : ceil_div(rows, 32) * 32 * CHUNKS;
-#pragma unroll(VECTOR ? (WIDE ? 2 : 4) : 1)  // more would cost registers
-  for (int first = 0; first < count; first += THREADS) {
-    const int i = first + threadIdx.x;
-    const int row = VECTOR ? i / CHUNKS : i / (32 * CHUNKS) * 32 + i % 32;
-    const int chunk = VECTOR ? i % CHUNKS : i / 32 % CHUNKS;
-    if (row >= rows) continue;
-    const offset_t offset = offset_of(row);
-    const int left = offset < 0 ? 0 : columns - chunk * UNIT;
-    unsigned char* to = tile + Tiling::place(row, chunk);
-    if constexpr (VECTOR) {
-      copy_16(to, base + (left > 0 ? offset + chunk * UNIT : 0), left > 0);  // the address must be valid even so
-    } else {
+  if constexpr (VECTOR) {
+    const int chunk = threadIdx.x % CHUNKS;
+    const bool m_chunk = chunk * UNIT < columns;
+#pragma unroll 2  // more would cost registers
+    for (int row = threadIdx.x / CHUNKS; row < rows; row += THREADS / CHUNKS) {
+      const offset_t offset = offset_of(row);
+      copy_16(tile + Tiling::place(row, chunk), base + max(offset, offset_t(0)) + chunk * UNIT, m_chunk && offset >= 0);
+    }
+  } else {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < ceil_div(rows, 32) * 32 * CHUNKS; i += THREADS) {
+      const int row = i / (32 * CHUNKS) * 32 + i % 32, chunk = i / 32 % CHUNKS;
+      if (row >= rows) continue;
+      const offset_t offset = offset_of(row);
+      const int left = offset < 0 ? 0 : columns - chunk * UNIT;
       Vector<TYPE> values;
 #pragma unroll
       for (int e = 0; e < UNIT; ++e) values.at[e] = e < left ? base[offset + (chunk * UNIT + e) * step] : TYPE{};
-      *reinterpret_cast<Vector<TYPE>*>(to) = values;
+      *reinterpret_cast<Vector<TYPE>*>(tile + Tiling::place(row, chunk)) = values;
     }
   }
 }
@@ -129,10 +168,13 @@ __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
 __device__ __forceinline__ int warp_row() { return threadIdx.x / 32 / WARPS_N * WM; }
 __device__ __forceinline__ int warp_column() { return threadIdx.x / 32 % WARPS_N * WN; }
 
-// A fragment of the left operand, 16 rows. `row`: the one whose address this lane gives, the (lane % 16)-th.
+// Where a lane reads the first piece of a fragment of the left operand, 16 rows. `row`: the one whose address this lane
+// gives to ldmatrix, the (lane % 16)-th. Bits 5 and up are changed by the number of the piece.
+__device__ __forceinline__ int left_lane(int row) { return SharedTile<ALONG, BK>::place(row, lane() / 16); }
 __device__ __forceinline__ void left_along(unsigned (&a)[4], const unsigned char* tile, int row, int k) {
-  ldmatrix(a, tile + SharedTile<ALONG, BK>::place(row, 2 * k + lane() / 16));
+  ldmatrix(a, tile + (left_lane(row) ^ 32 * k));
 }
+// The same where the terms lie DOWN; `row`: the fragment's first.
 __device__ __forceinline__ void left_down(unsigned (&a)[4], const unsigned char* tile, int row, int k) {
   using Tiling = SharedTile<DOWN, BM>;
   if constexpr (sizeof(TYPE) == 2) {
@@ -146,21 +188,38 @@ __device__ __forceinline__ void left_down(unsigned (&a)[4], const unsigned char*
     a[3] = Tiling::word(tile, term + 4, g + 8);
   }
 }
-// Fragments of the right operand, 16 columns: b[0], b[1] of the first eight, b[2], b[3] of the others.
-__device__ __forceinline__ void right_along(unsigned (&b)[4], const unsigned char* tile, int column, int k) {
-  const int row = column + lane() % 8 + lane() / 16 * 8;
-  ldmatrix(b, tile + SharedTile<ALONG, BK>::place(row, 2 * k + lane() / 8 % 2));
+// Where a lane begins to read the right operand's tile, in bytes; and its fragments from there, of the pair-th 16 columns
+// of the warp: b[0], b[1] of the first eight, b[2], b[3] of the others. Swizzled places differ by bits of the chunk.
+template <Terms RIGHT>
+__device__ __forceinline__ int right_lane() {
+  if constexpr (RIGHT == ALONG)
+    return SharedTile<ALONG, BK>::place(warp_column() + lane() % 8 + lane() / 16 * 8, lane() / 8 % 2);
+  else if constexpr (sizeof(TYPE) == 2)
+    return SharedTile<DOWN, BN>::place(lane() % 16, warp_column() / 8 + lane() / 16);
+  else
+    return lane() % 4 * SharedTile<DOWN, BN>::PITCH + 4 * (warp_column() + lane() / 4);
 }
-__device__ __forceinline__ void right_down(unsigned (&b)[4], const unsigned char* tile, int column, int k) {
-  using Tiling = SharedTile<DOWN, BN>;
-  if constexpr (sizeof(TYPE) == 2) {
-    ldmatrix_transposed(b, tile + Tiling::place(16 * k + lane() % 16, column / 8 + lane() / 16));
+template <Terms RIGHT>
+__device__ __forceinline__ void right_fragment(unsigned (&b)[4], const unsigned char* tile, int first, int pair,
+                                               int k) {
+  constexpr int PITCH = SharedTile < RIGHT, RIGHT == ALONG ? BK : BN > ::PITCH;
+  if constexpr (RIGHT == ALONG) {
+    ldmatrix(b, tile + (first ^ 32 * k) + 16 * pair * PITCH);
+  } else if constexpr (sizeof(TYPE) == 2) {
+    ldmatrix_transposed(b, tile + (first ^ 32 * pair) + 16 * k * PITCH);
   } else {
-    const int term = 8 * k + lane() % 4, g = column + lane() / 4;
-    b[0] = Tiling::word(tile, term, g);
-    b[1] = Tiling::word(tile, term + 4, g);
-    b[2] = Tiling::word(tile, term, g + 8);
-    b[3] = Tiling::word(tile, term + 4, g + 8);
+    const unsigned char* const from = tile + first + 8 * k * PITCH + 64 * pair;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) b[i] = *reinterpret_cast<const unsigned*>(from + i % 2 * 4 * PITCH + i / 2 * 32);
+  }
+}
+
+// acc += left fragments times those of the warp's pair-th 16 columns.
+__device__ __forceinline__ void multiply_pair(Sums& acc, int pair, const unsigned (&a)[MI][4], const unsigned (&b)[4]) {
+#pragma unroll
+  for (int i = 0; i < MI; ++i) {
+    multiply(acc[i][2 * pair], a[i], b[0], b[1], TYPE{});
+    multiply(acc[i][2 * pair + 1], a[i], b[2], b[3], TYPE{});
   }
 }
 
@@ -173,16 +232,8 @@ __device__ __forceinline__ void multiply_piece(Sums& acc, const unsigned (&a)[MI
   for (int pair = 0; pair < NI / 2; ++pair) {
     if (!wanted(warp_column() + 16 * pair)) continue;
     unsigned b[4];
-    if constexpr (RIGHT == ALONG) {
-      right_along(b, right, warp_column() + 16 * pair, k);
-    } else {
-      right_down(b, right, warp_column() + 16 * pair, k);
-    }
-#pragma unroll
-    for (int i = 0; i < MI; ++i) {
-      multiply(acc[i][2 * pair], a[i], b[0], b[1], TYPE{});
-      multiply(acc[i][2 * pair + 1], a[i], b[2], b[3], TYPE{});
-    }
+    right_fragment<RIGHT>(b, right, right_lane<RIGHT>(), pair, k);
+    multiply_pair(acc, pair, a, b);
   }
 }
 
@@ -191,57 +242,124 @@ __device__ __forceinline__ void multiply_piece(Sums& acc, const unsigned (&a)[MI
 constexpr int SLAB_PITCH = WN + 8;  // floats; the 8 keep a warp's rows in different banks
 constexpr int SLABS = WARPS_M * WARPS_N * 16 * SLAB_PITCH * int(sizeof(float));  // bytes of shared memory
 
-// values += EACH elements from p on: a chunk of 16 bytes, or a single one.
+// A warp's slab: sums on their way out, which leave registers in passes so that a thread gets EACH neighbours of a line.
+// Lines are 16 rows (ACROSS) or 8 columns. No bank conflicts: of runs of eight the second halves lie behind all first
+// ones, and lanes that read at the same time have lines whose banks differ.
+template <bool ACROSS, int EACH>
+struct Slab {
+  static constexpr int LENGTH = ACROSS ? WN : WM, LINES = ACROSS ? 16 : 8, PITCH = LENGTH + (ACROSS ? 8 : 4);
+  static constexpr int RUNS = LENGTH / EACH, ITEMS = LINES * RUNS, STEP = EACH < 4 ? EACH : 4;  // STEP: read as one
+  static constexpr int HALF = EACH == 8 ? LENGTH / 2 + 4 : 0;
+  static_assert(LINES * PITCH <= 16 * SLAB_PITCH, "it fits");
+
+  __device__ __forceinline__ static int place(int line, int i) {
+    return line * PITCH + (EACH == 8 ? i / 8 * 4 + i % 4 + i / 4 % 2 * HALF : i);
+  }
+  __device__ __forceinline__ static int line(int item) {
+    constexpr int TOGETHER = 32 / STEP / RUNS;  // lines that are read at the same time
+    const int q = item / RUNS;
+    if (ACROSS) return TOGETHER == 2 ? q / 4 * 4 + q % 2 * 2 + q / 2 % 2 : q;
+    return TOGETHER > 1 ? q % TOGETHER * (LINES / TOGETHER) + q / TOGETHER : q;
+  }
+  __device__ __forceinline__ static int first(int item) { return item % RUNS * EACH; }
+  // Write a pass: 16 rows of the warp, or 8 columns.
+  __device__ __forceinline__ static void write(float* slab, const Sums& acc, int pass) {
+    const int g = lane() / 4, t = lane() % 4;
+    if constexpr (ACROSS) {
+#pragma unroll
+      for (int j = 0; j < NI; ++j) {
+        *reinterpret_cast<Run<2>*>(slab + place(g, 8 * j + 2 * t)) = {acc[pass][j][0], acc[pass][j][1]};
+        *reinterpret_cast<Run<2>*>(slab + place(g + 8, 8 * j + 2 * t)) = {acc[pass][j][2], acc[pass][j][3]};
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4 * MI; ++i)
+        slab[place(2 * t + i % 2, i / 4 * 16 + i / 2 % 2 * 8 + g)] = acc[i / 4][pass][i % 4];
+    }
+  }
+  __device__ __forceinline__ static void read(float* values, const float* slab, int item) {
+#pragma unroll
+    for (int e = 0; e < EACH; e += STEP)
+      *reinterpret_cast<Run<STEP>*>(values + e) =
+          *reinterpret_cast<const Run<STEP>*>(slab + place(line(item), first(item) + e));
+  }
+};
+
+// EACH elements from p on, as one; and values += elements.
 template <int EACH>
-__device__ __forceinline__ void add(float* values, const TYPE* p) {
-  const auto run = *reinterpret_cast<const Run<EACH, TYPE>*>(p);
+__device__ __forceinline__ Run<EACH, TYPE> load(const TYPE* p) {
+  return *reinterpret_cast<const Run<EACH, TYPE>*>(p);
+}
+template <int EACH>
+__device__ __forceinline__ void add(float* values, const Run<EACH, TYPE>& run) {
 #pragma unroll
   for (int e = 0; e < EACH; ++e) values[e] += widen(run.at[e]);
+}
+template <int EACH>
+__device__ __forceinline__ void add(float* values, const TYPE* p) {
+  add<EACH>(values, load<EACH>(p));
 }
 
 // A mask that keeps every element of a tile.
 struct Everything {
   __device__ __forceinline__ constexpr bool operator()(int, int) const { return true; }
 };
+// What is fetched for a sum where nothing is.
+struct Nothing {
+  __device__ __forceinline__ constexpr Nothing operator()(int, int) const { return {}; }
+};
 
 // Store the block's sums, (row, column) at base + to[row] + column · step, where to[row] is not negative, column is
-// below `columns` and m_there(row, column). Sums leave registers 16 rows of a warp at a time, through the warp's own
-// slab of shared memory, so that a thread holds neighbours. VECTOR: 16 bytes of one row; otherwise one element, and
-// neighbouring threads have neighbouring rows. finish(values, row, column) may change them before they are rounded.
-template <bool VECTOR, typename Result, typename Finish, typename There = Everything>
+// below `columns` and m_there(row, column). VECTOR: 16 bytes of one row at a time; otherwise RUN rows of one column, which
+// are neighbours in memory from to[row] on, and neighbouring threads have neighbouring rows. finish(values, row, column,
+// fetch(row, column)) may change them before they are rounded; what is fetched is asked for before sums go to the slab.
+template <bool VECTOR, int RUN = 1, typename Result, typename Finish, typename There = Everything,
+          typename Fetch = Nothing>
 __device__ __forceinline__ void store(const Sums& acc, unsigned char* slabs, Result* base, const offset_t* to,
-                                      int columns, offset_t step, Finish finish, There m_there = {}) {
-  constexpr int EACH = VECTOR ? Vector<Result>::SIZE : 1, ACROSS = WN / EACH, STEP = VECTOR ? 4 : 1;
-  float* slab = reinterpret_cast<float*>(slabs) + threadIdx.x / 32 * 16 * SLAB_PITCH;
-  const int g = lane() / 4, t = lane() % 4;
+                                      int columns, offset_t step, Finish finish, There m_there = {}, Fetch fetch = {}) {
+  constexpr int EACH = VECTOR ? Vector<Result>::SIZE : RUN;
+  using Way = Slab<VECTOR, EACH>;
+  constexpr int ROUNDS = ceil_div(Way::ITEMS, 32), HELD = ROUNDS > 4 ? 1 : ROUNDS;
+  typedef decltype(fetch(0, 0)) Fetched;
+  float* const slab = reinterpret_cast<float*>(slabs) + threadIdx.x / 32 * 16 * SLAB_PITCH;
 #pragma unroll
-  for (int i = 0; i < MI; ++i) {
+  for (int pass = 0; pass < (VECTOR ? MI : NI); ++pass) {
+    const auto row_of = [&](int item) {
+      return warp_row() + (VECTOR ? 16 * pass + Way::line(item) : Way::first(item));
+    };
+    const auto column_of = [&](int item) {
+      return warp_column() + (VECTOR ? Way::first(item) : 8 * pass + Way::line(item));
+    };
+    const auto fetched = [&](int item) {
+      const int row = row_of(item), column = column_of(item);
+      const bool m_item = item < Way::ITEMS && to[row] >= 0 && column < columns;
+      return m_item ? fetch(row, column) : Fetched{};
+    };
+    Fetched held[HELD];  // for the next rounds
+#pragma unroll
+    for (int i = 0; i < HELD; ++i) held[i] = fetched(lane() + 32 * i);
     __syncwarp();  // the slab has been read
-#pragma unroll
-    for (int j = 0; j < NI; ++j) {
-      float* at = slab + g * SLAB_PITCH + 8 * j + 2 * t;
-      *reinterpret_cast<Run<2>*>(at) = {acc[i][j][0], acc[i][j][1]};
-      *reinterpret_cast<Run<2>*>(at + 8 * SLAB_PITCH) = {acc[i][j][2], acc[i][j][3]};
-    }
+    Way::write(slab, acc, pass);
     __syncwarp();  // the slab has been written
 #pragma unroll 1
-    for (int item = lane(); item < 16 * ACROSS; item += 32) {
-      const int slab_row = VECTOR ? item / ACROSS : item % 16, slab_column = VECTOR ? item % ACROSS * EACH : item / 16;
-      const int row = warp_row() + 16 * i + slab_row, column = warp_column() + slab_column;
+    for (int item = lane(); item < Way::ITEMS; item += 32) {
+      const Fetched now = held[0];
+#pragma unroll
+      for (int i = 1; i < HELD; ++i) held[i - 1] = held[i];
+      if (HELD < ROUNDS) held[HELD - 1] = fetched(item + 32 * HELD);
+      const int row = row_of(item), column = column_of(item);
       if (to[row] < 0 || column >= columns || !m_there(row, column)) continue;
       alignas(16) float values[EACH];
+      Way::read(values, slab, item);
+      finish(values, row, column, now);
+      Run<EACH, Result> out;
 #pragma unroll
-      for (int e = 0; e < EACH; e += STEP)
-        *reinterpret_cast<Run<STEP>*>(values + e) =
-            *reinterpret_cast<const Run<STEP>*>(slab + slab_row * SLAB_PITCH + slab_column + e);
-      finish(values, row, column);
-      if constexpr (VECTOR) {
-        Vector<Result> out;
-#pragma unroll
-        for (int e = 0; e < EACH; ++e) out.at[e] = narrow<Result>(values[e]);
-        store_16(base + to[row] + column, *reinterpret_cast<const uint4*>(&out));
+      for (int e = 0; e < EACH; ++e) out.at[e] = narrow<Result>(values[e]);
+      Result* const p = base + to[row] + column * (VECTOR ? 1 : step);
+      if constexpr (sizeof out == 16) {
+        store_16(p, *reinterpret_cast<const uint4*>(&out));
       } else {
-        base[to[row] + column * step] = narrow<Result>(values[0]);
+        *reinterpret_cast<Run<EACH, Result>*>(p) = out;
       }
     }
   }

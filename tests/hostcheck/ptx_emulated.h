@@ -124,6 +124,11 @@ NOT_INLINE void wait_for_groups() {
     }
 }
 
+constexpr bool ASYNCHRONOUS = true;
+inline uint4 load_16(const void* from, bool inside) {
+  host::check_aligned(from, "ld.v4: source is not aligned to 16 bytes");
+  return inside ? *(const uint4*)from : uint4{0, 0, 0, 0};
+}
 inline void store_16(void* to, uint4 v) {
   host::check_aligned(to, "st.v4: destination is not aligned to 16 bytes");
   std::memcpy(to, &v, sizeof v);

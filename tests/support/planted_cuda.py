@@ -52,7 +52,7 @@ FAULTS = {
     ),
     # Tensor cores.
     "missing-barrier": Fault(
-        "forward-halo", "__syncthreads();  // step i has arrived", "// step i has arrived", "race", "thread",
+        "forward-halo", "__syncthreads();  // step i + 1 has arrived", "//", "race", "thread",
         "data race",
     ),
     "one-column-block-too-many": Fault(

@@ -14,13 +14,26 @@ import torch
 
 from gpuconv import gpu as gpus
 from gpuconv.activations import IDENTITY, Activation
+from gpuconv.backends import packing
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import act_backward, banded, depthwise, grouped, grouped_halo, halo, planes, simt, tensor
+from gpuconv.backends.cuda import (
+    act_backward,
+    banded,
+    depthwise,
+    grouped,
+    grouped_halo,
+    halo,
+    pack,
+    planes,
+    simt,
+    tensor,
+)
 from gpuconv.backends.cuda.cupy_runtime import CupyRuntime
 from gpuconv.backends.cuda.launch import Launch, Runtime
 from gpuconv.backends.derived import accumulator, all_aligned
 from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.backends.family import FamilyBackend, by_name
+from gpuconv.backends.last_program import counters_on
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction, allocate
 
@@ -91,11 +104,15 @@ class CudaBackend(FamilyBackend[Launch]):
         tile: Tile,
     ) -> Callable[..., Any]:
         call = self._call(device)
+        if tile.packs:
+            copied, tile_of_copies = packing.packed(problem, direction, operands, tile.packs), tile.without_packs
+            run = self.bind_tile(problem, direction, device, activation, copied, tile_of_copies)
+            return _pack_first(packing.sources(problem, direction, operands, tile.packs), problem.dtype, run, call)
         if direction == "forward":
             return _bind_forward(problem, activation, operands, tile, call)
         if direction == "grad_input":
             return _bind_grad_input(problem, operands, tile, call)
-        return _bind_grad_weight(problem, operands, tile, call)
+        return _bind_grad_weight(problem, operands, tile, device, call)
 
     def cannot_build(self, error: Exception) -> bool:
         return any(runtime.cannot_build(error) for runtime in self._runtimes())
@@ -117,7 +134,12 @@ def launches(
 
     with_bias: grad_weight gives grad-bias too. aligned: all tensors begin at multiples of 16 bytes.
     """
-    return FAMILIES[tile.kernel].launches(problem, direction, operands, tile, activation, with_bias, aligned)
+    first: tuple[Launch, ...] = ()
+    if tile.packs:
+        first = (pack.launch(packing.sources(problem, direction, operands, tile.packs), problem.dtype, aligned),)
+        operands = packing.packed(problem, direction, operands, tile.packs)
+        tile = tile.without_packs
+    return (*first, *FAMILIES[tile.kernel].launches(problem, direction, operands, tile, activation, with_bias, aligned))
 
 
 # ---- from launches to functions of tensors ---------------------------------------------------------------------------
@@ -132,6 +154,22 @@ class _Call:
     def __call__(self, launch: Launch, *tensors: torch.Tensor | None) -> None:
         if launch.blocks:
             self.runtime.launch(launch, self.device, tensors)
+
+
+def _pack_first(
+    sources: packing.Sources, dtype: torch.dtype, run: Callable[..., Any], call: _Call
+) -> Callable[..., Any]:
+    """`run`, called with copies of the operands that are to be packed."""
+    by_alignment = [pack.launch(sources, dtype, aligned) for aligned in (False, True)]
+    memory = packing.memory_for(sources)
+
+    def packed(a: torch.Tensor, b: torch.Tensor, *rest: Any) -> Any:
+        copy_a, copy_b = memory(a, b)
+        given = None if copy_a is None else a, None if copy_b is None else b
+        call(by_alignment[all_aligned(*given)], *given, copy_a, copy_b)
+        return run(a if copy_a is None else copy_a, b if copy_b is None else copy_b, *rest)
+
+    return packed
 
 
 def _bind_forward(
@@ -165,7 +203,9 @@ def _bind_grad_input(problem: ConvProblem, operands: Operands, tile: Tile, call:
     return grad_input
 
 
-def _bind_grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, call: _Call) -> Callable[..., Any]:
+def _bind_grad_weight(
+    problem: ConvProblem, operands: Operands, tile: Tile, device: torch.device, call: _Call
+) -> Callable[..., Any]:
     prepared = {
         (with_bias, aligned): launches(
             problem, "grad_weight", operands, tile, with_bias=with_bias, aligned=aligned
@@ -176,6 +216,8 @@ def _bind_grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, call
     shape, memory_format, filters = problem.weight_shape, problem.memory_format, problem.out_channels
     splits = FAMILIES[tile.kernel].splits_of(problem, tile)
     size, accumulate = math.prod(shape), accumulator(problem.dtype)
+    not_added = () if prepared[False, True][0].workspace is None else (None, None)
+    counters = counters_on(device)
 
     def grad_weight(
         grad_output: torch.Tensor, input: torch.Tensor, with_bias: bool
@@ -183,12 +225,17 @@ def _bind_grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, call
         gw = allocate(shape, grad_output, memory_format)
         gb = grad_output.new_empty(filters) if with_bias else None
         product, *add = prepared[with_bias, all_aligned(grad_output, input)]
+        workspace = product.workspace
+        if workspace is not None and workspace.counters:
+            partials = grad_output.new_empty(workspace.partials, dtype=accumulate)
+            call(product, grad_output, input, gw, gb, partials, counters(workspace.counters))
+            return gw, gb
         if not add:
-            call(product, grad_output, input, gw, gb)
+            call(product, grad_output, input, gw, gb, *not_added)
             return gw, gb
         partials = grad_output.new_empty(splits * (size + filters), dtype=accumulate)
         of_weight, of_bias = partials[: splits * size], partials[splits * size :]
-        call(product, grad_output, input, of_weight, of_bias if with_bias else None)
+        call(product, grad_output, input, of_weight, of_bias if with_bias else None, *not_added)
         call(add[0], partials, gw, gb)
         return gw, gb
 

@@ -12,8 +12,9 @@ import math
 import torch
 
 from gpuconv.activations import IDENTITY, Activation
+from gpuconv.backends import constants
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import gemm
+from gpuconv.backends.cuda import gemm, windows
 from gpuconv.backends.cuda.launch import (
     ACTIVATIONS,
     TYPES,
@@ -26,10 +27,10 @@ from gpuconv.backends.cuda.launch import (
     strides_of,
     struct_of,
 )
-from gpuconv.backends.cuda.windows import halo_rows, taps_of_window
-from gpuconv.backends.derived import programs_of_grad_weight, splits_of, with_splits
+from gpuconv.backends.cuda.windows import MOST_TAPS, halo_rows, taps_of_window
+from gpuconv.backends.derived import axes, programs_of_grad_weight, with_splits
 from gpuconv.backends.family import Family
-from gpuconv.backends.roofline import Prediction, implicit_gemm
+from gpuconv.backends.roofline import Prediction, fetched, implicit_gemm
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
@@ -75,6 +76,11 @@ def warps_of(tile: Tile, packs: bool = False) -> tuple[int, int]:
     return (tile.warps, 1) if packs else WARPS[tile.rows, tile.columns]
 
 
+def taps_fit_a_word(problem: ConvProblem, tile: Tile) -> bool:
+    """Whether a word of 32 bits has one for each tap of every axis that a row's copies depend on, and one to spare."""
+    return tile.halo > 0 or sum(axes(problem.filter_size, 1)) <= MOST_TAPS
+
+
 def shared_memory(problem: ConvProblem, direction: Direction, tile: Tile, wide: bool, packs: bool = False) -> int:
     """Shared memory of one block, in bytes: tiles and the tables of their rows, or at the end sums on their way out."""
     size, offset = problem.dtype.itemsize, 8 if wide else 4
@@ -86,9 +92,9 @@ def shared_memory(problem: ConvProblem, direction: Direction, tile: Tile, wide: 
     else:
         source = halo_rows(problem, direction, tile.rows) if tile.halo else tile.rows
         sources = 2 if tile.halo else tile.stages
-        tiles = sources * source * tile.depth * size
+        tiles = math.ceil(sources * source * tile.depth * size / 128) * 128
         tiles += tile.stages * (right + (longer if direction == "grad_input" else 0))
-        tables = source * (24 if wide else 16)
+        tables = source * (2 if taps_fit_a_word(problem, tile) else 4 if not wide else 3) * offset
     warps_m, warps_n = warps_of(tile, packs)
     slabs = warps_m * warps_n * 16 * (tile.columns // warps_n + 8) * 4
     return max(tiles + tables, slabs + 2 * tile.rows * offset)
@@ -108,13 +114,39 @@ def vectorized(
     }[direction]
     a, b = (strides_of(shape, s) for (shape, _), s in zip((left, right), operands.strides, strict=True))
     vectors = [come_in_vectors(a, left[1], unit), come_in_vectors(b, right[1], unit)]
-    if direction == "grad_weight" and splits_of(problem, tile) > 1:
+    if direction == "grad_weight" and gemm.adds_apart(problem, merged, tile):
         vectors.append(group % unit == 0)  # partial sums, whose channels are neighbours
     else:
         vectors.append(come_in_vectors(fresh_strides(result[0], problem), result[1], unit))
     if operands.residual is not None:
         vectors[2] &= come_in_vectors(strides_of(y, operands.residual), k, unit)
     return vectors
+
+
+def pixels_together(problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile) -> int:
+    """How many pixels of a channel of the result are stored as one, given aligned pointers, where channels are apart.
+
+    Rows of a block are pixels in their order, with a window only along its width; those of a strided grad_input's phase
+    are no neighbours. A residual is fetched in the same way.
+    """
+    if direction == "grad_input" and set(problem.stride) != {1}:
+        return 1
+    shape = problem.output_shape if direction == "forward" else problem.input_shape
+    each = [fresh_strides(shape, problem)]
+    if operands.residual is not None:
+        each.append(strides_of(shape, operands.residual))
+    depth, height, width = axes(shape[2:], 1)
+    together = problem.vector_unit
+    for first, channel, *pixel in each:
+        if tile.halo:
+            neighbours = pixel[2] == 1
+            lines: tuple[int, ...] = (width, pixel[0], pixel[1])
+        else:
+            dense = zip((depth, height, width), pixel, (height * width, width, 1), strict=True)
+            neighbours = all(size == 1 or stride == wanted for size, stride, wanted in dense)
+            lines = (depth * height * width,)
+        together = math.gcd(together, first, channel, *lines) if neighbours else 1
+    return together
 
 
 def instance(
@@ -145,7 +177,8 @@ def instance(
         macros |= {"A_WHOLE": int(merged.group_filters % tile.rows == 0)}
         macros |= {"B_WHOLE": int(merged.group_channels % tile.columns == 0)}
     else:
-        macros["HALO"] = int(tile.halo > 0)
+        macros |= {"HALO": int(tile.halo > 0), "TAP_MASKS": int(taps_fit_a_word(problem, tile))}
+        macros["Y_RUN"] = pixels_together(problem, direction, operands, tile) if aligned and not vectors[2] else 1
     if packs:
         macros["PACK"] = problem.groups // merged.groups
         macros |= {"GROUP_C": problem.group_channels, "GROUP_K": problem.group_filters}
@@ -227,7 +260,7 @@ def fitting(tiles: list[Tile], problem: ConvProblem, direction: Direction, gpu: 
             left, right, _ = vectorized(problem, direction, operands, fits, problem)
             rows = fetched_rows(fits, problem)
             addressed = fits.depth * (rows * (not left) + fits.columns * (not right))
-            found.append(dataclasses.replace(fits, addressed=addressed))
+            found.append(dataclasses.replace(fits, addressed=addressed) if addressed else fits)
     return found
 
 
@@ -253,7 +286,7 @@ def _fitting(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu) -
     most = most_stages(tile, problem, gpu)
     while True:
         for stages in range(most, min(most, 3) - 1, -1):
-            deep = dataclasses.replace(tile, stages=stages)
+            deep = tile if stages == tile.stages else dataclasses.replace(tile, stages=stages)
             if shared_memory(problem, direction, deep, wide=True) <= gpu.shared_memory:
                 return [deep]
         if tile.depth * problem.dtype.itemsize <= 32:
@@ -263,19 +296,21 @@ def _fitting(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu) -
 
 # ---- how long they take ----------------------------------------------------------------------------------------------
 
-# What of the peak rate mma.sync reaches where newer instructions reach all of it: on Hopper 0.63 (Luo et al. 2024,
-# 'Benchmarking and dissecting the Nvidia Hopper GPU architecture via microbenchmarking'); on sm_100 a guess.
-_MMA_SYNC = {(9, 0): 0.63, (10, 0): 0.3}
-
 
 def rate_of(problem: ConvProblem, gpu: Gpu, tf32: bool) -> float:
     """Operations a second that mma.sync reaches on `gpu`."""
-    return gpu.rate(problem.dtype, tf32) * _MMA_SYNC.get(gpu.capability, 1.0)
+    return gpu.rate(problem.dtype, tf32) * constants.MMA_SYNC.get(gpu.capability, 1.0)
 
 
 def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
     """The roofline of an implicit GEMM that mma.sync multiplies."""
-    return implicit_gemm(problem, direction, tile, gpu, tf32, rate=rate_of(problem, gpu, tf32))
+    return implicit_gemm(
+        problem, direction, tile, gpu, tf32,
+        rate=rate_of(problem, gpu, tf32),
+        left_rows=fetched_rows(tile, problem),
+        held=shared_memory(problem, direction, tile, wide=True),
+        elements=windows.fetched if tile.halo else fetched,
+    )  # fmt: skip
 
 
 FAMILY = Family("tensor", refuses, tiles, launches, predict)

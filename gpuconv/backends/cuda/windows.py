@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from gpuconv.backends.base import Tile
 from gpuconv.problem import ConvProblem, Direction
 
+MOST_TAPS = 31  # whose bits the kernels keep in a word, beside one more
+
 
 def refuses(problem: ConvProblem, direction: Direction) -> str | None:
     """Why a window cannot, or need not, be shared by the taps of `direction`; None if it can."""
@@ -18,6 +20,8 @@ def refuses(problem: ConvProblem, direction: Direction) -> str | None:
         return "grad_weight sums over pixels, and has no window to share"
     if set(problem.stride) != {1}:
         return "a window is shared by all taps at stride 1 alone"
+    if len(problem.filter_size) == 3 and problem.filter_size[0] > MOST_TAPS:
+        return f"filters deeper than {MOST_TAPS} taps have more planes than a word has bits"
     return None if taps_of_window(problem) > 1 else "a plane of the filter has one tap, which shares a window with none"
 
 
@@ -72,6 +76,29 @@ def blocks_of(problem: ConvProblem, direction: Direction, rows: int) -> int:
     images, height, width = _grid(problem, direction)
     h, w = window_of(problem, direction, rows)
     return math.ceil(images / (rows // (h * w))) * math.ceil(height / h) * math.ceil(width / w)
+
+
+@functools.lru_cache(maxsize=4096)
+def _pixels_fetched(problem: ConvProblem, direction: Direction, rows: int) -> int:
+    """Pixels of the source, of those of each window with its margin, that are inside the image; of all windows."""
+    window, margins = window_of(problem, direction, rows), _margin(problem)
+    sources = (1, *(problem.input_size if direction == "forward" else problem.output_size))[-2:]
+    results = (1, *(problem.output_size if direction == "forward" else problem.input_size))[-2:]
+    lows = (0, *(low for low, _ in problem.padding))[-2:]
+    count = 1
+    for size, n, side, margin, low in zip(sources, results, window, margins, lows, strict=True):
+        first = -low if direction == "forward" else low - margin
+        count *= sum(max(0, min(size, i + first + side + margin) - max(0, i + first)) for i in range(0, n, side))
+    images, _, _ = _grid(problem, direction)
+    return count * images
+
+
+def fetched(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[int, int]:
+    """Elements that all blocks fetch of the left operand and of the right one."""
+    view, planes = problem.view(direction), problem.taps // taps_of_window(problem)
+    columns = math.ceil(view.columns / tile.columns)
+    left = _pixels_fetched(problem, direction, tile.rows) * planes * view.terms * problem.groups * columns
+    return left, tile.windows * problem.taps * view.terms * view.columns * problem.groups
 
 
 def windowed(tile: Tile, problem: ConvProblem, direction: Direction) -> Tile:

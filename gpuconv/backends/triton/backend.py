@@ -13,11 +13,13 @@ import torch
 
 from gpuconv import gpu as gpus
 from gpuconv.activations import IDENTITY, Activation
+from gpuconv.backends import packing
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import accumulator, all_aligned
 from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.backends.family import FamilyBackend, by_name
-from gpuconv.backends.triton import depthwise, gather, planes, pointwise, stem, window
+from gpuconv.backends.last_program import counters_on
+from gpuconv.backends.triton import depthwise, gather, pack, planes, pointwise, runs, stem, window
 from gpuconv.backends.triton.launch import INTERPRETING, Launch, bias_offset, why_not
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction, allocate
@@ -26,6 +28,8 @@ FAMILIES = by_name(
     gather.FAMILY,
     planes.FAMILY,
     pointwise.FAMILY,
+    runs.PATCHES,
+    runs.PACKED,
     stem.FAMILY,
     depthwise.FAMILY,
     window.FAMILY,
@@ -81,18 +85,26 @@ class TritonBackend(FamilyBackend[Launch]):
         tile: Tile,
     ) -> Callable[..., Any]:
         call = _on(device)
+        if tile.packs:
+            copied, tile_of_copies = packing.packed(problem, direction, operands, tile.packs), tile.without_packs
+            run = self.bind_tile(problem, direction, device, activation, copied, tile_of_copies)
+            return _pack_first(packing.sources(problem, direction, operands, tile.packs), problem.dtype, run, call)
 
-        def bind(tile: Tile) -> Callable[..., Any]:
+        def bind(tile: Tile, operands: Operands) -> Callable[..., Any]:
             if direction == "forward":
                 return _bind_forward(problem, activation, operands, tile, call)
             if direction == "grad_input":
                 return _bind_grad_input(problem, operands, tile, call)
-            return _bind_grad_weight(problem, operands, tile, call)
+            return _bind_grad_weight(problem, operands, tile, device, call)
 
         if not FAMILIES[tile.kernel].needs_alignment:
-            return bind(tile)
-        unaligned = gather.tiles(problem, direction, Gpu.of(device), operands)[0]
-        return _by_alignment(direction, bind(tile), bind(unaligned))
+            return bind(tile, operands)
+        otherwise = copied = bind(gather.tiles(problem, direction, Gpu.of(device), operands)[0], operands)
+        packs = packing.all_that_fit(problem, direction)
+        if packs:
+            run = bind(tile, packing.packed(problem, direction, operands, packs))
+            copied = _pack_first(packing.sources(problem, direction, operands, packs), problem.dtype, run, call)
+        return _by_alignment(direction, bind(tile, operands), copied, otherwise)
 
     def cannot_build(self, error: Exception) -> bool:
         from triton.compiler.errors import CompilationError
@@ -119,7 +131,12 @@ def launches(
     with_bias: bool = False,
 ) -> tuple[Launch, ...]:
     """What one call of `direction` launches, in order. `with_bias`: grad_weight gives grad-bias too. Needs no GPU."""
-    return FAMILIES[tile.kernel].launches(problem, direction, operands, tile, activation, with_bias)
+    first: tuple[Launch, ...] = ()
+    if tile.packs:
+        first = (pack.launch(packing.sources(problem, direction, operands, tile.packs), problem.dtype),)
+        operands = packing.packed(problem, direction, operands, tile.packs)
+        tile = tile.without_packs
+    return (*first, *FAMILIES[tile.kernel].launches(problem, direction, operands, tile, activation, with_bias))
 
 
 # ---- from launches to functions of tensors ---------------------------------------------------------------------------
@@ -152,28 +169,58 @@ def _interpret(launch: Launch, *tensors: torch.Tensor | None) -> None:
 
 
 def _by_alignment(
-    direction: Direction, aligned: Callable[..., Any], otherwise: Callable[..., Any]
+    direction: Direction, aligned: Callable[..., Any], copied: Callable[..., Any], otherwise: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """`aligned` where the tensors that are read through descriptors begin at multiples of 16 bytes."""
+    """`aligned` where the tensors that are read through descriptors begin at multiples of 16 bytes; where only the two
+    that are multiplied do not, `copied`."""
     if direction == "forward":
 
         def forward(
             input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
         ) -> torch.Tensor:
-            return (aligned if all_aligned(input, weight, residual) else otherwise)(input, weight, bias, residual)
+            run = aligned if all_aligned(input, weight) else copied
+            return (run if all_aligned(residual) else otherwise)(input, weight, bias, residual)
 
         return forward
 
     def gradient(a: torch.Tensor, b: torch.Tensor, *with_bias: bool) -> Any:
-        return (aligned if all_aligned(a, b) else otherwise)(a, b, *with_bias)
+        return (aligned if all_aligned(a, b) else copied)(a, b, *with_bias)
 
     return gradient
+
+
+def _pack_first(
+    sources: packing.Sources, dtype: torch.dtype, run: Callable[..., Any], call: Callable[..., None]
+) -> Callable[..., Any]:
+    """`run`, called with copies of the operands that are to be packed."""
+    launch, memory = pack.launch(sources, dtype), packing.memory_for(sources)
+
+    def packed(a: torch.Tensor, b: torch.Tensor, *rest: Any) -> Any:
+        copy_a, copy_b = memory(a, b)
+        call(launch, None if copy_a is None else a, None if copy_b is None else b, copy_a, copy_b)
+        return run(a if copy_a is None else copy_a, b if copy_b is None else copy_b, *rest)
+
+    return packed
+
+
+def _with_pack(found: tuple[Launch, ...]) -> tuple[Any, ...]:
+    """The launches of a call, and before them the one that packs, or None."""
+    return found if isinstance(found[0], runs.Pack) else (None, *found)
+
+
+def _packed(
+    launch: runs.Pack, call: Callable[..., None], input: torch.Tensor, weight: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the product reads in the place of input and weight."""
+    rows, filters = input.new_empty(launch.rows), input.new_empty(launch.filters)
+    call(launch, input, weight, rows, filters if weight is not None else None)
+    return rows, filters
 
 
 def _bind_forward(
     problem: ConvProblem, activation: Activation, operands: Operands, tile: Tile, call: Callable[..., None]
 ) -> Callable[..., Any]:
-    launch, *add = launches(problem, "forward", operands, tile, activation)
+    packs, launch, *add = _with_pack(launches(problem, "forward", operands, tile, activation))
     shape, memory_format = problem.output_shape, problem.memory_format
 
     def forward(
@@ -182,6 +229,8 @@ def _bind_forward(
         y = allocate(shape, input, memory_format)
         if bias is not None and bias.stride(0) != 1:  # one gradient that is expanded, in a second derivative
             bias = bias.contiguous()
+        if packs is not None:
+            input, weight = _packed(packs, call, input, weight)
         if not add:
             call(launch, input, weight, bias, residual, y)
             return y
@@ -214,27 +263,35 @@ def _bind_grad_input(
 
 
 def _bind_grad_weight(
-    problem: ConvProblem, operands: Operands, tile: Tile, call: Callable[..., None]
+    problem: ConvProblem, operands: Operands, tile: Tile, device: torch.device, call: Callable[..., None]
 ) -> Callable[..., Any]:
     without, with_ = (
-        launches(problem, "grad_weight", operands, tile, with_bias=with_bias) for with_bias in (False, True)
+        _with_pack(launches(problem, "grad_weight", operands, tile, with_bias=with_bias)) for with_bias in (False, True)
     )
     shape, memory_format = problem.weight_shape, problem.memory_format
     filters, accumulate = problem.out_channels, accumulator(problem.dtype)
     splits = FAMILIES[tile.kernel].splits_of(problem, tile)
     bias_at = bias_offset(splits, math.prod(shape))
+    not_added = (None,) * (len(without[1].dtypes) - 4)  # no workspace, where the last programs do not add
+    counters = counters_on(device)
 
     def grad_weight(
         grad_output: torch.Tensor, input: torch.Tensor, with_bias: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         gw = allocate(shape, grad_output, memory_format)
         gb = grad_output.new_empty(filters) if with_bias else None
-        product, *add = with_ if with_bias else without
+        packs, product, *add = with_ if with_bias else without
+        if packs is not None:
+            input, _ = _packed(packs, call, input, None)
+        if product.workspace.counters:
+            partials = grad_output.new_empty(product.workspace.partials, dtype=accumulate)
+            call(product, grad_output, input, gw, gb, partials, counters(product.workspace.counters))
+            return gw, gb
         if not add:
-            call(product, grad_output, input, gw, gb)
+            call(product, grad_output, input, gw, gb, *not_added)
             return gw, gb
         partials = grad_output.new_empty(bias_at + splits * filters, dtype=accumulate)
-        call(product, grad_output, input, partials, partials[bias_at:] if with_bias else None)
+        call(product, grad_output, input, partials, partials[bias_at:] if with_bias else None, *not_added)
         call(add[0], partials, gw, gb)
         return gw, gb
 

@@ -161,7 +161,8 @@ def test_sanitizer_finds_nothing(direction: Direction, mode: str, tmp_path: Path
 def test_zeros_that_are_written_without_a_barrier_are_a_race(tmp_path: Path) -> None:
     record = recorded("forward").records[0]
     text = source(record.launch.instance.file)
-    barrier = "  __syncthreads();\n\n  // ---- what a step copies"
-    assert barrier in text
-    result = replay(record, "thread", 2, tmp_path, text.replace(barrier, "  // ---- what a step copies"))
+    zeros, barrier = "#if PACK > 1\n  for (int chunk", "  __syncthreads();\n\n  // ---- what a thread copies"
+    assert zeros in text and barrier in text
+    text = text.replace(barrier, "  //").replace(zeros, f"  __syncthreads();\n{zeros}")  # too early
+    result = replay(record, "thread", 2, tmp_path, text)
     assert "data race" in result.complaint

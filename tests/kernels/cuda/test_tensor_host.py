@@ -46,6 +46,7 @@ _PROBLEMS = {
     "1x2-stride3-untouched-pixels": ((2, 16, 9, 8), (8, 16, 1, 2), {"stride": 3}),
     "1d": ((2, 24, 37), (16, 24, 5), {"padding": 2}),
     "1d-stride2": ((2, 24, 37), (16, 24, 5), {"padding": 1, "stride": 2}),
+    "1d-more-taps-than-a-word-has-bits": ((2, 16, 50), (24, 16, 37), {"padding": 18}),
     "3d": ((1, 16, 4, 6, 5), (24, 16, 3, 3, 3), {"padding": 1}),
     "3d-deep-filter": ((2, 16, 6, 3, 4), (8, 16, 3, 1, 1), {"padding": (1, 0, 0), "dilation": (2, 1, 1)}),
     "3d-strided": ((1, 16, 5, 6, 7), (16, 8, 2, 3, 3), {"stride": (2, 1, 2), "groups": 2, "padding": 1}),
@@ -106,6 +107,8 @@ def assert_right(
     problem: ConvProblem, direction: Direction, tile: Tile, name: str, layout: str, activation: str = "none"
 ) -> None:
     given = tensors(problem, name, problem.dtype, "cpu", layout)
+    if layout == "channels_last":  # of the operands; the residual lies as the result
+        given["residual"] = given["residual"].contiguous(memory_format=problem.memory_format)
     act = Activation.parse(activation)
     got = compute(problem, direction, tile, given, act)
     x, w, bias, residual, gy = (
@@ -154,6 +157,25 @@ def test_other_layouts_are_within_the_bound(kind: str, name: str, layout: str) -
     direction, kernel = kind.split("-")
     problem = typed(PROBLEMS[name], torch.float16, layout)
     assert_right(problem, direction, small(direction, kernel, torch.float16), name, layout)
+
+
+# By how many pixels of a channel are stored as one: of an image, and of a line of it.
+IMAGES = {"4-4": (7, 12), "8-8": (5, 16), "8-1": (8, 7)}
+
+
+@pytest.mark.parametrize("kind", KINDS[:4])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=["float16", "tf32"])
+def test_contiguous_results_of_channels_last_operands_are_within_the_bound(kind: str, dtype: torch.dtype) -> None:
+    direction, kernel = kind.split("-")
+    tile = small(direction, kernel, dtype)
+    for name in IMAGES if dtype is torch.float16 else ("4-4",):
+        problem = typed(ConvProblem.of((3, 24, *IMAGES[name]), (24, 24, 3, 3), padding=1), dtype, "contiguous")
+        operands = Operands(strides(typed(problem, dtype, "channels_last"), direction))
+        together = cuda_tensor.pixels_together(problem, direction, operands, tile)
+        assert together == min(int(name.split("-")[kernel == "halo"]), problem.vector_unit)
+        assert_right(problem, direction, tile, name, "channels_last", "relu" if direction == "forward" else "none")
+    if kind == "grad_input-tensor":
+        assert_right(typed(PROBLEMS["3x3-stride2"], dtype, "contiguous"), direction, tile, "stride 2", "channels_last")
 
 
 @pytest.mark.parametrize("name", CURATED)

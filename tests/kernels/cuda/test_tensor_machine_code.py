@@ -78,6 +78,21 @@ def test_tf32(direction: Direction, kernel: str, architecture: str, pytestconfig
         assert_moves_16_bytes(code, architecture)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "most"),
+    [("tensor", 280), ("halo", 350)],  # with the copy of a window, once for all taps, and its loop
+    ids=["tensor", "halo"],
+)
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_a_step_of_the_loop_is_little_more_than_its_products(direction: Direction, kernel: str, most: int) -> None:
+    problem, operands, (tile, *_) = offered(GPUS["sm_80"], direction, kernel, torch.float16)
+    assert (tile.rows, tile.columns, tile.depth) == (256, 128, 64)
+    code = assert_compiles_well(cuda_tensor.instance(problem, direction, operands, tile, wide=False), "sm_80")
+    assert code.loop_instructions["HMMA"] == 128
+    assert code.loop_instructions["LDSM"] == 32
+    assert sum(code.loop_instructions.values()) <= most, code.loop_instructions
+
+
 @pytest.mark.parametrize(("direction", "kernel"), KINDS)
 def test_bfloat16_with_wide_offsets(direction: Direction, kernel: str) -> None:
     problem, operands, (tile, *_) = offered(GPUS["sm_90a"], direction, kernel, torch.bfloat16)

@@ -61,11 +61,36 @@ def made(sizes: tuple, at: int) -> ConvProblem:
     return ConvProblem.of(x, w, **settings, dtype=dtype)
 
 
+def with_taps(problem: ConvProblem, tile: Tile, taps: int) -> Tile:
+    """The tile with so many taps for each program of grad_weight, where neighbouring taps meet neighbouring pixels."""
+    return dataclasses.replace(tile, taps=taps if problem.stride[0] == problem.dilation[0] == 1 else 1)
+
+
 @pytest.mark.parametrize("name", few(CURATED, 3))
 def test_windows(name: str) -> None:
     at = list(CURATED).index(name)
     tile = dataclasses.replace(SMALL, splits=1 + at % 2, persistent=3 if at % 4 == 0 else 0)
-    check(made(CURATED[name], at), name, "channels_last", tile, ACTIVATIONS[at % 7])
+    problem = made(CURATED[name], at)
+    check(problem, name, "channels_last", with_taps(problem, tile, 1 + at % 3), ACTIVATIONS[at % 7])
+
+
+WINDOWS = {  # input; the window, by row or whole
+    "of an image": ((1, 16, 5, 15), (1, 2, 16), True),
+    "across images": ((15, 16, 4, 3), (16, 4, 1), True),
+    "whole": ((6, 16, 4, 3), (2, 4, 4), False),
+}
+
+
+@pytest.mark.parametrize("name", few(WINDOWS, 3))
+def test_taps_that_one_program_sums(name: str) -> None:
+    """Two of three at once: a fourth is beyond the last."""
+    sizes, window, by_row = WINDOWS[name]
+    pixels, dtype = math.prod(window), torch.float16 if by_row else torch.float32
+    problem = ConvProblem.of(sizes, (24, 16, 3, 2), padding=((1, 0), (0, 2)), dtype=dtype)
+    tile = Tile(32, 16, pixels, 4, 2, splits=2, kernel="window", taps=2)
+    found = window_launch.weight_window(problem, tile)
+    assert (found[:3], found.by_row) == (window, by_row)
+    check(problem, name, "channels_last", tile, directions=("grad_weight",))
 
 
 @pytest.mark.parametrize("name", few(["3x3-stride2-odd", "3x3", "1x2-stride3-untouched-pixels"], 1))
@@ -134,17 +159,22 @@ def test_split_sums_give_the_same_bits_every_time(kernel: str) -> None:
         assert torch.equal(first, again)
 
 
-def test_tensors_that_are_not_aligned_are_left_to_gather() -> None:
+def test_tensors_that_are_not_aligned_are_copied_and_residuals_left_to_gather() -> None:
     """Sliced off by an element: no stride says so."""
     problem = ConvProblem.of((1, 8, 4, 5), (8, 8, 3, 3), padding=1, memory_format=torch.channels_last)
     t = tensors(problem, "unaligned", torch.float32, "cpu", "channels_last")
-    x = torch.empty(t["input"].numel() + 1)[1:].as_strided(problem.input_shape, t["input"].stride()).copy_(t["input"])
-    assert x.data_ptr() % 16 and x.stride() == t["input"].stride()
-    operands = plan.contiguous_operands(problem, "forward", torch.channels_last)
-    y = backend.TritonBackend().bind(problem, "forward", CPU, Activation("none"), operands, SMALL)(
-        x, t["weight"], None, None
-    )
-    assert_close_to_oracle(y, reference.forward(problem, as_numpy(x), as_numpy(t["weight"])))
+
+    def moved(name: str) -> torch.Tensor:
+        return torch.empty(t[name].numel() + 1)[1:].as_strided(t[name].shape, t[name].stride()).copy_(t[name])
+
+    x, w, residual = moved("input"), t["weight"], moved("residual")
+    assert x.data_ptr() % 16 and residual.data_ptr() % 16
+    plain = plan.contiguous_operands(problem, "forward", torch.channels_last)
+    for added in (None, residual):
+        operands = plain._replace(residual=None if added is None else added.stride())
+        run = backend.TritonBackend().bind(problem, "forward", CPU, Activation("none"), operands, SMALL)
+        exact = reference.forward(problem, as_numpy(x), as_numpy(w), None, None if added is None else as_numpy(added))
+        assert_close_to_oracle(run(x, w, None, added), exact)
 
 
 def sparse(shape: tuple[int, ...], strides: tuple[int, ...], path: Path) -> torch.Tensor:
@@ -172,7 +202,7 @@ def test_images_2_to_the_31_elements_apart(direction: Direction, tmp_path: Path)
     (launch,) = backend.launches(problem, direction, plan.Operands((a.stride(), b.stride())), SMALL)
     if direction == "grad_weight":
         got = torch.full_like(t["weight"], math.nan)
-        launch(None, a, b, got, None)
+        launch(None, a, b, got, None, None, None)
     else:
         scalars = [name for name in launch.kernel.arg_names if not name.startswith("p_")]
         rest = list(launch.rest)
@@ -213,4 +243,4 @@ def test_random_problems(kernel: str, seed: int) -> None:
         tile = dataclasses.replace(tile, columns=32)
     if problem.groups > 1:
         tile = dataclasses.replace(tile, depth=16)
-    check(problem, f"{kernel} {seed}", "channels_last", tile, ACTIVATIONS[seed % 7])
+    check(problem, f"{kernel} {seed}", "channels_last", with_taps(problem, tile, 1 + seed % 3), ACTIVATIONS[seed % 7])

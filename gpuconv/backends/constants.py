@@ -1,0 +1,110 @@
+"""The constants of the planner's formulas (`gpuconv.backends.roofline`), each with its source, or the word guess.
+
+None was measured by us on a GPU. What is counted was counted without one: registers and shared memory in what the
+compilers make, instructions and bytes on the virtual GPU. `python -m gpuconv.bench.calibrate` counts anew, and prints
+`COSTS`. What differs from GPU to GPU is in `gpuconv.gpu`.
+"""
+
+from typing import NamedTuple
+
+SHARED_BYTES = 128  # a clock and multiprocessor: 32 banks of 4 (NVIDIA, CUDA C++ Programming Guide, 'Shared Memory')
+SCHEDULERS = 4  # that issue an instruction a clock each (CUDA C++ Programming Guide, 'Compute Capabilities')
+AHEAD = 45  # instructions of a warp in a step, to fetch across tiles; counted
+MEMORY = 0.87  # of device memory's bandwidth that is reached; a guess
+FIRST_FETCH = 2.0  # latencies of the L2 cache that a tile's first fetch takes, from device memory; a guess
+BY_THREADS = 0.8  # of what the copy engine gets from L2, what threads that fetch by themselves get; a guess
+ISSUE_CLOCKS = 2.0  # between two instructions of one warp, whose results depend on each other; a guess
+BETWEEN_STEPS = 100  # clocks that a program multiplies nothing: barriers, and operands not yet in registers; a guess
+ONE_MORE_LAUNCH = 3e-6  # seconds; a guess
+ARRIVAL = 1e-6  # seconds in which a program's partial sums reach the L2 cache, and the last program learns it; a guess
+DESCRIPTOR = 0.8e-6  # seconds to make one in a kernel: 420 instructions, counted, of one warp; their time is a guess
+# What of the peak rate mma.sync reaches where newer instructions reach all of it: on Hopper 0.63 (Luo et al. 2024,
+# 'Benchmarking and dissecting the Nvidia Hopper GPU architecture via microbenchmarking'); on sm_100 a guess.
+MMA_SYNC = {(9, 0): 0.63, (10, 0): 0.3}
+L1_BYTES = 128  # a clock and multiprocessor, of loads that hit (Volta's white paper, 'L1'); of later ones a guess
+NOT_HIDDEN = 0.1  # of the shorter of two times that pass together, what does not pass while the longer does; a guess
+DEPTHWISE_RATE = 0.5  # of the peak rate, what is left to depthwise kernels beside loads and conversions; a guess
+
+# Which operands Triton's kernels turn round in shared memory before wgmma multiplies them as TF32, for which terms
+# must be innermost: the rows, the columns; seen in what they compile to.
+TURNED = {
+    ("planes", "forward"): "rows", ("planes", "grad_input"): "rows columns",
+    ("gather", "grad_input"): "columns", ("gather", "grad_weight"): "rows columns",
+    ("window", "grad_input"): "columns", ("window", "grad_weight"): "columns",
+    ("pointwise", "grad_input"): "columns", ("pointwise", "grad_weight"): "rows columns",
+}  # fmt: skip
+
+
+class Cost(NamedTuple):
+    """Instructions of a warp, and registers of a thread, of a kernel; counted."""
+
+    step: float  # in a step, whatever the tile
+    product: float  # for each product: of 16 × 8 × 32 bytes on tensor cores, or a multiply-add of a thread
+    operand: float  # for each 512 bytes that a warp reads from shared memory to multiply
+    left: float  # for each 16 bytes of the left operand that a thread fetches
+    right: float  # … of the right one
+    element: float  # for each element that a thread fetches by itself
+    tile: float  # before and after the loop
+    result: float  # for each result of a thread
+    registers: float  # beside the sums, and what copies need
+
+
+PLACES = Cost._fields[:-1]  # names of what instructions are counted for
+
+
+REGISTERS_A_FETCH = 5.0  # of a thread, for each fetch of a step: data, address, and whether it is inside; counted
+REGISTERS_A_TAP = 4.5  # of the kernels that load a window anew for each tap; counted
+# Sectors for each 32 bytes that kernels fetch element by element; counted.
+SECTORS_AN_ELEMENT: dict[str, float] = {}
+# In the order of `Cost`; counted, with `python -m gpuconv.bench.calibrate --fit`.
+COSTS: dict[tuple[str, str, str], Cost] = {
+    ("depthwise", "forward", "fma"): Cost(115.92, 1.61, 2, 38.81, 10, 10, 897.89, 0, 114),
+    ("depthwise", "grad_input", "fma"): Cost(100.85, 2.13, 2, 30.46, 10, 10, 521.19, 0, 112),
+    ("depthwise", "grad_weight", "fma"): Cost(337.76, 3.02, 2, 0, 10, 10, 2038.17, 7.67, 136),
+    ("depthwise of planes", "forward", "fma"): Cost(118.11, 0, 2, 263.59, 10, 10, 952.82, 56.13, 78),
+    ("depthwise of planes", "grad_input", "fma"): Cost(103.65, 4.33, 2, 121.83, 10, 10, 591.37, 15.39, 61),
+    ("depthwise of planes", "grad_weight", "fma"): Cost(489.65, 2.91, 2, 226.61, 10, 10, 1064.94, 11.35, 80),
+    ("gather", "forward", "mma"): Cost(55.2, 1.18, 0, 10.31, 8.12, 8.86, 268.62, 5.27, 77),
+    ("gather", "forward", "wgmma"): Cost(69.98, 0.1, 2, 11.59, 4.96, 8.24, 249.31, 5.22, 64),
+    ("gather", "grad_input", "mma"): Cost(75.01, 1.92, 1.24, 8.27, 3.97, 6.48, 452.59, 6.88, 132),
+    ("gather", "grad_input", "wgmma"): Cost(68.48, 0.65, 2, 9.04, 2.79, 9.37, 419.22, 5.69, 96),
+    ("gather", "grad_weight", "mma"): Cost(50.72, 2.48, 1.72, 35.09, 11.54, 23.06, 608.77, 8.81, 130),
+    ("gather", "grad_weight", "wgmma"): Cost(49.51, 0.61, 3.34, 41.48, 7.4, 28.87, 616.93, 10.17, 130),
+    ("grouped", "forward", "mma"): Cost(59.26, 2.08, 1.95, 11, 8.28, 10.69, 386.84, 5.22, 54),
+    ("grouped", "grad_input", "mma"): Cost(59.41, 2.23, 2.1, 12.83, 8.27, 10.86, 387.26, 5.63, 49),
+    ("grouped", "grad_weight", "mma"): Cost(2.4, 9.62, 19.23, 4.81, 4.81, 10, 0.18, 5.92, 46),
+    ("grouped_halo", "forward", "mma"): Cost(58.5, 2.48, 2.35, 10.07, 8.38, 9.72, 384.71, 6.35, 71),
+    ("grouped_halo", "grad_input", "mma"): Cost(63.12, 2.67, 2.55, 10.25, 8.52, 10.04, 397.56, 6.86, 70),
+    ("halo", "forward", "mma"): Cost(48.74, 1.07, 4.54, 13.92, 11.85, 16.01, 512.31, 8.27, 77),
+    ("halo", "grad_input", "mma"): Cost(42.6, 1.21, 4.42, 11.56, 13.11, 17.27, 683.12, 7.86, 86),
+    ("pointwise", "grad_weight", "wgmma"): Cost(69.97, 0.77, 1.8, 10, 10, 10, 392.73, 3.9, 26),
+    ("runs", "forward", "mma"): Cost(13.27, 0.53, 1.69, 6.53, 6.42, 10, 383.22, 4.36, 59),
+    ("runs", "forward", "wgmma"): Cost(33.02, 0.1, 2, 7.32, 2.35, 10, 371.44, 4.08, 22),
+    ("runs", "grad_weight", "mma"): Cost(101.01, 1.28, 2.29, 7.2, 17.5, 10, 390.88, 12.81, 120),
+    ("runs", "grad_weight", "wgmma"): Cost(101.28, 0, 0, 0, 23.16, 10, 434.43, 9.92, 117),
+    ("simt", "forward", "fma"): Cost(153.35, 1.05, 2.04, 12.11, 10.16, 10, 380.62, 4.56, 84),
+    ("simt", "grad_input", "fma"): Cost(92.85, 1.27, 1.99, 9.86, 9.96, 10, 517.64, 5.03, 81),
+    ("simt", "grad_weight", "fma"): Cost(92.2, 1.2, 1.99, 9.84, 9.96, 10, 292.23, 4.67, 67),
+    ("stem", "forward", "mma"): Cost(178.28, 1.28, 1.86, 10, 10, 6.89, 273.53, 11.15, 56),
+    ("stem", "forward", "wgmma"): Cost(224.93, 0.99, 2, 10, 10, 8.14, 247.6, 13.08, 64),
+    ("stem", "grad_weight", "mma"): Cost(126.58, 2.17, 2.09, 10, 10, 18.5, 492.97, 4.98, 45),
+    ("stem", "grad_weight", "wgmma"): Cost(130.3, 2.19, 2.02, 10, 10, 19.7, 532.67, 5.1, 56),
+    ("taps", "forward", "fma"): Cost(88.89, 5.71, 2, 2.95, 10, 10, 222.17, 0, 82),
+    ("taps", "grad_input", "fma"): Cost(108.19, 5.07, 2, 10.94, 10, 10, 704.8, 5.33, 78),
+    ("taps", "grad_weight", "fma"): Cost(211.64, 2.31, 2, 4.38, 10, 10, 1091.36, 5.23, 112),
+    ("taps of planes", "forward", "fma"): Cost(82.39, 8.32, 2, 10, 10, 27.53, 59.71, 9.38, 117),
+    ("taps of planes", "grad_input", "fma"): Cost(87.99, 8.17, 2, 10, 10, 37.34, 199.86, 11.83, 110),
+    ("taps of planes", "grad_weight", "fma"): Cost(0, 11.78, 2, 10, 10, 24.75, 439.17, 8.32, 90),
+    ("tensor", "forward", "mma"): Cost(33.02, 0.38, 3.51, 16.07, 18.89, 13.33, 483.39, 7.75, 78),
+    ("tensor", "grad_input", "mma"): Cost(34.19, 0.74, 2.08, 17.2, 18.99, 8.91, 678.48, 7.75, 58),
+    ("tensor", "grad_weight", "mma"): Cost(74, 1.5, 1.8, 7.75, 9.46, 7.94, 580.33, 6.66, 57),
+    ("window", "forward", "wgmma"): Cost(97.68, 0.05, 2, 10, 10, 10, 407.23, 2.33, 72),
+    ("window", "grad_input", "wgmma"): Cost(83.32, 0.07, 2, 10, 10, 10, 418.56, 1.97, 69),
+    ("window", "grad_weight", "wgmma"): Cost(134.76, 0.64, 1.96, 10, 10, 10, 619.55, 4.01, 58),
+}
+UNKNOWN = Cost(100, 2, 2, 10, 10, 10, 500, 5, registers=100)  # a guess
+
+
+def cost_of(family: str, direction: str, multiplies: str) -> Cost:
+    """The cost of a family's kernel for a direction. multiplies: with "mma", "wgmma" or "fma"."""
+    return COSTS.get((family, direction, multiplies), UNKNOWN)
