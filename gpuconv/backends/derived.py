@@ -93,8 +93,10 @@ def with_splits(
 
 
 def programs_of_grad_weight(problem: ConvProblem, tile: Tile) -> int:
-    """How many programs compute a grad_weight that is not split: one for each tile, tap and group."""
-    return tiles_of_weight(problem, tile) * problem.taps * problem.groups
+    """How many programs compute a grad_weight that is not split: one for each tile, tap (or `tile.taps` of them below
+    each other), and group."""
+    rows = problem.filter_size[0]
+    return tiles_of_weight(problem, tile) * math.ceil(rows / tile.taps) * (problem.taps // rows) * problem.groups
 
 
 def tiles_of_weight(problem: ConvProblem, tile: Tile) -> int:

@@ -4,13 +4,13 @@ To add one: a kernel file, a module here that ends in `FAMILY = Family(…)`, an
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from gpuconv.activations import Activation
-from gpuconv.backends import derived
+from gpuconv.backends import derived, packing
 from gpuconv.backends.base import Backend, Operands, Tile
 from gpuconv.backends.roofline import Prediction, implicit_gemm
 from gpuconv.gpu import Gpu
@@ -45,16 +45,33 @@ def by_name(*families: Family[Launch]) -> dict[str, Family[Launch]]:
 
 
 class FamilyBackend(Backend, Generic[Launch]):
-    """A backend whose kernels come in families. The tile that the planner has chosen names one."""
+    """A backend whose kernels come in families. The tile that the planner has chosen names one.
+
+    Where operands are such that kernels would fetch them element by element, it offers the families' tiles for copies
+    of them instead (`gpuconv.backends.packing`).
+    """
 
     families: Mapping[str, Family[Launch]]
 
     def tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
+        as_they_lie = self._tiles(problem, direction, gpu, operands)
+        packs = packing.worth_packing(problem, direction, gpu, operands)
+        if not packs:
+            return as_they_lie
+        copied = packing.packed(problem, direction, operands, packs)
+        better = [tile for tile in self._tiles(problem, direction, gpu, copied) if tile not in as_they_lie]
+        if not all(tile.addressed for tile in better):
+            as_they_lie = tuple(tile for tile in as_they_lie if not tile.addressed)
+        return (*as_they_lie, *(replace(tile, packs=packs) for tile in better))
+
+    def _tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
+        """The tiles of all families for operands that lie so."""
         found = (family.tiles(problem, direction, gpu, operands) for family in self.families.values())
         return tuple(tile for tiles in found for tile in tiles)
 
     def predict(self, problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
-        return self.families[tile.kernel].predict(problem, direction, tile, gpu, tf32)
+        prediction = self.families[tile.kernel].predict(problem, direction, tile, gpu, tf32)
+        return packing.with_copies(prediction, problem, direction, tile, gpu) if tile.packs else prediction
 
     def bind(
         self,

@@ -127,6 +127,13 @@ def share_of_rate(tile: Tile) -> float:
     return reuse_of(tile) / (reuse_of(tile) + _REUSE_FOR_HALF_THE_RATE)
 
 
+def copying(size: int, gpu: Gpu) -> float:
+    """Seconds to copy so many bytes by a launch of its own. What it writes stays in the L2 cache as far as half of that
+    has room, and is read there by the launch that follows."""
+    kept = min(size, gpu.l2 / 2)
+    return (2 * size - kept) / gpu.bandwidth + kept / (L2_SPEEDUP * gpu.bandwidth) + _ONE_MORE_LAUNCH
+
+
 def adding_splits(tile: Tile, results: int, gpu: Gpu) -> float:
     """Seconds to write, read and add the partial sums of so many results; 0 where sums are not split."""
     return 2 * 4 * tile.splits * results / gpu.bandwidth + _ONE_MORE_LAUNCH if tile.splits > 1 else 0.0

@@ -24,12 +24,25 @@ class Tile:
     width: int = 0  # of a window, where a family lets it be chosen
     persistent: int = 0  # programs that take tiles in turn, of each phase and split; 0: one program for each tile
     addressed: int = 0  # elements of a step that are fetched one by one, each with an address of its own
+    taps: int = 1  # of the filter, below each other, that a program of grad_weight sums at once
+    packs: str = ""  # the operands that are copied, channels last, before its kernel runs: "input", "input+weight", …
+
+    @property
+    def family(self) -> str:
+        """Its kind of kernels: 'window', or 'packed window' where copies of the operands are made first."""
+        return f"packed {self.kernel}" if self.packs else self.kernel
+
+    @property
+    def without_packs(self) -> "Tile":
+        """The tile of the kernel that reads the copies."""
+        return dataclasses.replace(self, packs="")
 
     @property
     def sizes(self) -> str:
         """Sizes, warps and stages, in a few words."""
         splits = f", {self.splits} splits" if self.splits > 1 else ""
-        return f"{self.rows}×{self.columns}×{self.depth}, {self.warps} warps, {self.stages} stages{splits}"
+        taps = f", {self.taps} taps" if self.taps > 1 else ""
+        return f"{self.rows}×{self.columns}×{self.depth}, {self.warps} warps, {self.stages} stages{taps}{splits}"
 
     def __str__(self) -> str:
-        return f"{self.kernel} {self.sizes}"
+        return f"{self.family} {self.sizes}"

@@ -87,9 +87,9 @@ def cases(backend: backends.Backend, device: torch.device) -> Iterator[Case]:
             continue
         smallest: dict[str, Tile] = {}
         for tile in backend.tiles(problem, direction, Gpu.of(device), operands):
-            least = smallest.setdefault(tile.kernel, tile)
+            least = smallest.setdefault(tile.family, tile)
             if tile.rows * tile.columns < least.rows * least.columns:
-                smallest[tile.kernel] = tile
+                smallest[tile.family] = tile
         for chosen in smallest.values() or [None]:
             if chosen is not None and direction == "grad_weight":
                 chosen = dataclasses.replace(chosen, splits=_SPLITS)
@@ -124,7 +124,7 @@ def run_all(options: argparse.Namespace) -> int:
         if time.monotonic() - start > options.seconds:
             print(f"time is up after {done} problems", file=sys.stderr)
             break
-        kernel = "" if case.tile is None else f" {case.tile.kernel} {case.tile.rows}×{case.tile.columns}"
+        kernel = "" if case.tile is None else f" {case.tile.family} {case.tile.rows}×{case.tile.columns}"
         try:
             check(case, backend, device)
         except Exception as error:  # the others are still tried

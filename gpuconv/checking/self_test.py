@@ -120,7 +120,7 @@ def _trials_in(
         for tile, prediction in ranked(backend, tiles, problem, direction, gpu, operands.tf32):
             if on_cpu and prediction.seconds > _MOST_SECONDS_ON_CPU:
                 continue
-            first.setdefault((tile.kernel, tile.splits > 1), tile)
+            first.setdefault((tile.family, tile.splits > 1), tile)
         for kind, tile in first.items():
             offered.setdefault(kind, []).append((name, tile))
         if not tiles:

@@ -84,13 +84,13 @@ def _lines(
         f"{name} {direction}, batch {problem.batch}, {dtype}, {layout}, on {gpu.name} (sm_{major}{minor}); "
         "times are predicted, not measured"
     )
-    yield f"    {'backend':8}{'kernel':13}{'tile':38}{'programs':>9}{'waves':>7}{'predicted':>15}  bound by"
-    first = {(c.backend, c.tile.kernel): c for c in reversed(found)}  # of each kind of kernel
-    shown = found[:most] + [c for c in found[most:] if c is chosen or c is first[c.backend, c.tile.kernel]]
+    yield f"    {'backend':8}{'kernel':20}{'tile':38}{'programs':>9}{'waves':>7}{'predicted':>15}  bound by"
+    first = {(c.backend, c.tile.family): c for c in reversed(found)}  # of each kind of kernel
+    shown = found[:most] + [c for c in found[most:] if c is chosen or c is first[c.backend, c.tile.family]]
     for c in shown:
         p = c.prediction
         yield (
-            f"  {'→' if c is chosen else ' '} {c.backend:8}{c.tile.kernel:13}{c.tile.sizes:38}{p.programs:9,}"
+            f"  {'→' if c is chosen else ' '} {c.backend:8}{c.tile.family:20}{c.tile.sizes:38}{p.programs:9,}"
             f"{p.waves:7,}{p.seconds * 1e6:12,.1f} µs  {p.bound}"
         )
     if len(found) > len(shown):

@@ -34,6 +34,11 @@ BACKENDS = ("triton", "cuda")
 _SHOWN = (
     "HGMMA", "UTCHMMA", "HMMA", "DMMA", "FFMA", "DFMA", "UTMALDG", "LDGSTS", "LDG", "LDSM", "LDS", "STS", "LDL", "STL",
 )  # fmt: skip
+# Kernels that run before or after the one that multiplies.
+_ROLES = {
+    "pack": "copies operands to channels last",
+    **dict.fromkeys(("sum_partials", "window_sum"), "adds partial sums in order"),
+}
 _REGISTERS = 65536  # of a multiprocessor, allocated to warps in units of 256
 _BLOCKS = 32  # on a multiprocessor at most, from sm_80
 _RESERVED = 1024  # bytes of shared memory that the driver takes of each block, from sm_80
@@ -54,7 +59,7 @@ class Kernel:
     threads: int  # of a block
     code: MachineCode
     ptx: str
-    prediction: Prediction | None  # None for the kernel that adds partial sums
+    prediction: Prediction | None  # of the whole call; None for the kernels before and after the one with the tile
     # After a run: its counters, and the largest error of all results, as a fraction of the bound.
     counters: "Counters | None" = None
     error: float | None = None
@@ -119,7 +124,7 @@ class Kernel:
         lines = [
             f"{self.name}  {self.backend} {self.direction} {numbers(self.problem.dtype, self.operands.tf32)}"
             f"  {self.architecture} ({self.gpu.name})"
-            + (f"  tile {tile.sizes}" if predicted else "  adds partial sums in order"),
+            + (f"  tile {tile.sizes}" if predicted else f"  {_ROLES[self.name]}"),
             f"  {code.registers} registers, {code.stack} bytes spilled, {code.shared:,} bytes of shared memory:"
             f" {self.blocks} blocks of {self.threads} threads a multiprocessor"
             f" ({self.blocks * self.threads / self.gpu.threads:.0%} of its threads)",
@@ -176,7 +181,7 @@ def inspect_kernels(
     kernels = [
         Kernel(
             name, backend, direction, problem, operands, gpu, architecture, tile, threads, code, text,
-            None if name.startswith("sum_partials") else prediction,
+            None if name in _ROLES else prediction,
         )
         for name, architecture, threads, code, text in compiled
     ]  # fmt: skip

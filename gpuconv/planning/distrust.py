@@ -31,7 +31,7 @@ class Kernels(NamedTuple):
     """The unit of judgement: a family of a backend, in one direction, on one type of numbers."""
 
     backend: str
-    family: str  # the `kernel` of its tiles; "act_backward"; "" of a backend that offers no tiles
+    family: str  # that of its tiles; "act_backward"; "" of a backend that offers no tiles
     direction: str
     numbers: str  # "float16", …, "tf32"
 
@@ -185,7 +185,7 @@ def sift(
         return tiles, {}
     left, reasons = [], {}
     for tile in tiles or (None,):
-        family = tile.kernel if tile else ""
+        family = tile.family if tile else ""
         known = failures.get(Kernels(backend, family, direction, numbers))
         if known is not None:
             reasons[family] = known.reason

@@ -11,33 +11,12 @@
 //   masks  →  pixels beyond the split's last, taps outside the image; filters and channels beyond the last
 //
 // A thread fetches, for one of the BK pixels of a step, always the same, a run of filters of gy and a run of channels
-// of x. Its pixel of the next step is BK further: (n, z, p, q) are counted on like the digits of a number, by adding
-// those of BK (`pixel_step`) and carrying at most one from each to the next. Nothing is divided in the loop.
+// of x. Its pixel of the next step is BK further (pixel_counter.cuh).
+#include "pixel_counter.cuh"
 #include "simt.cuh"
 #include "sum_partials.cuh"
 
 static_assert(THREADS >= BM, "one thread for each filter sums the bias's gradient");
-
-// A pixel of the batch, as digits: image n and coordinates.
-struct PixelCounter {
-  int n;
-  Pixel at;
-};
-
-__device__ __forceinline__ PixelCounter counter_of(long long pixel, const int (&size)[3]) {
-  const int image = size[0] * size[1] * size[2];
-  return {static_cast<int>(pixel / image), split_pixel(pixel % image, size[1], size[2])};
-}
-
-__device__ __forceinline__ void advance(PixelCounter& counter, const int (&step)[4], const int (&size)[3]) {
-  counter.n += step[0];
-  counter.at.d += step[1];
-  counter.at.h += step[2];
-  counter.at.w += step[3];
-  if (counter.at.w >= size[2]) counter.at.w -= size[2], ++counter.at.h;
-  if (counter.at.h >= size[1]) counter.at.h -= size[1], ++counter.at.d;
-  if (counter.at.d >= size[0]) counter.at.d -= size[0], ++counter.n;
-}
 
 // Store a thread's share of a tile into row k of s_tile from column `first` on, 16 bytes at a time.
 template <int RUN, int WIDTH>

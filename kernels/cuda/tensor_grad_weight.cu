@@ -1,4 +1,4 @@
-// Gradient of the weight on tensor cores, and of the bias in the same pass; then the ordered sum of partial results.
+// Gradient of the weight on tensor cores, and of the bias in the same launch; then the ordered sum of partial results.
 //
 //   gw[k, c, t, r, s] = Σ_m gy[m, k] · x[pixel(m, t, r, s), c]      gb[k] = Σ_m gy[m, k]      m counts output pixels
 //
@@ -6,63 +6,67 @@
 // small as a filter. To keep a GPU busy the pixels are divided over `splits` blocks, each of which writes its partial
 // sum to a workspace; `sum_partials` then adds them in order. No atomics, so the same inputs give the same bits.
 //
-//   block   →  split, then group, tap, a tile of BM filters × BN channels; loops over the split's pixels, BK at a time
+//   block   →  split, then group, tap, a tile of BM filters × BN channels; loops over the split's pixels, BK at a time.
+//              Blocks beyond the last of these sum the bias: split, then BM filters of all groups (`sum_bias`)
 //   warp    →  WM × WN of them; thread  →  as in tensor_forward.cu
 //   masks   →  pixels beyond the split's last, taps outside the image, filters and channels beyond the last: zeros
 //
-// The rows of both tiles are pixels, so the terms lie DOWN in both (tensor_tile.cuh). Where a step's pixels are in gy
-// and in x is worked out once, a step before they are copied, and written to shared memory (`Offsets`). The bias's sum
-// is taken from the fragments of gy on their way to the tensor cores, so its terms are not cut off to TF32.
+// The rows of both tiles are pixels, so the terms lie DOWN in both (tensor_tile.cuh). A thread copies chunks of always
+// the same rows, and counts on where their pixels are (`Walker`).
 //
-//   shared memory  →  STAGES tiles of gy, STAGES tiles of x, the offsets of two steps
+//   shared memory  →  STAGES tiles of gy, STAGES tiles of x; or what the threads of `sum_bias` have summed
 #include "sum_partials.cuh"
+#include "tensor_pixels.cuh"
 #include "tensor_tile.cuh"
 
 constexpr int GY_BYTES = BK * SharedTile<DOWN, BM>::PITCH, X_BYTES = BK * SharedTile<DOWN, BN>::PITCH;  // of a tile
 
-// The offset of a pixel in gy, negative beyond the split's last; and in x, negative outside the image.
-struct Offsets {
-  offset_t gy, x;
-};
-
-// The i-th element of a fragment's register.
-template <typename T>
-__device__ __forceinline__ float term(unsigned word, int i) {
-  return widen(T{static_cast<unsigned short>(word >> (16 * i))});
-}
-template <>
-__device__ __forceinline__ float term<float>(unsigned word, int) {
-  return __uint_as_float(word);
-}
-
-// bias[i] += the elements of row g + 8i in this thread's fragment of 16 rows.
-__device__ __forceinline__ void add_terms(float (&bias)[2], const unsigned (&a)[4]) {
+// The bias's sums over a split, for BM filters of all groups: each thread those of its share of the pixels, then one
+// thread for each filter adds them in order.
+__device__ __forceinline__ void sum_bias(const TYPE* p_gy, void* p_gb, int block, float* s_sums, const Conv& a) {
+  typedef Share<A_VECTOR, BM> Of;
+  constexpr int PITCH = BM + 4;  // of rows of sums, so that they lie in different banks
+  const int filters = a.groups * a.K, blocks = ceil_div(filters, BM), k0 = block % blocks * BM;
+  const offset_t split = block / blocks;
+  const int pixels = pixels_of(a), begin = split * a.per_split, end = min(begin + int(a.per_split), pixels);
+  Walker<A_VECTOR> walker(begin, end, a);
+  float sums[Of::COUNT][UNIT] = {};
+#pragma unroll 2
+  for (int m = begin; m < end; m += BK, walker.advance(a)) {
 #pragma unroll
-  for (int word = 0; word < 4; ++word) {
+    for (int j = 0; j < Of::PIXELS; ++j) {
+      const TYPE* const p = p_gy + k0 * offset_t(a.y[1]) + walker.offset_in_gy(j, a);
 #pragma unroll
-    for (int i = 0; i < 4 / int(sizeof(TYPE)); ++i) bias[word % 2] += term<TYPE>(a[word], i);
+      for (int i = 0; i < Of::COUNT; ++i) {
+        const Vector<TYPE> terms = Of::load(p, walker.in_gy(j), i, filters - k0, a.y[1]);
+#pragma unroll
+        for (int e = 0; e < UNIT; ++e) sums[i][e] += widen(terms.at[e]);
+      }
+    }
   }
-}
-
-// Store the sums of the warp's rows that lie below `filters`, each the sum of what four threads have.
-template <typename Result>
-__device__ __forceinline__ void store_bias(Result* base, int filters, const float (&bias)[MI][2]) {
 #pragma unroll
-  for (int i = 0; i < 2 * MI; ++i) {
-    float sum = bias[i / 2][i % 2];
-    sum += exchange(sum, 1);
-    sum += exchange(sum, 2);
-    const int k = warp_row() + i / 2 * 16 + i % 2 * 8 + lane() / 4;
-    if (lane() % 4 == 0 && k < filters) base[k] = narrow<Result>(sum);
+  for (int i = 0; i < Of::COUNT; ++i)
+    if (Of::chunk(i) < Of::CHUNKS) {
+#pragma unroll
+      for (int e = 0; e < UNIT; e += 4)
+        *reinterpret_cast<Run<4>*>(s_sums + Of::row(0) * PITCH + Of::chunk(i) * UNIT + e) =
+            *reinterpret_cast<const Run<4>*>(sums[i] + e);
+    }
+  __syncthreads();
+  for (int k = threadIdx.x; k < min(BM, filters - k0); k += THREADS) {
+    float sum = 0;
+    for (int row = 0; row < Of::ROWS; ++row) sum += s_sums[row * PITCH + k];
+    if (a.splits > 1)
+      static_cast<float*>(p_gb)[split * a.gb_split + k0 + k] = sum;
+    else
+      static_cast<TYPE*>(p_gb)[k0 + k] = narrow<TYPE>(sum);
   }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 tensor_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, void* p_gw, void* p_gb /* or null */,
                    const Conv a) {
-  extern __shared__ __align__(16) unsigned char shared_memory[];
-  unsigned char *const gy_tiles = shared_memory, *const x_tiles = shared_memory + STAGES * GY_BYTES;
-  Offsets* const offsets = reinterpret_cast<Offsets*>(x_tiles + STAGES * X_BYTES);  // [2][BK]
+  extern __shared__ __align__(128) unsigned char shared_memory[];
 
   // ---- which split, group, tap, tile; tiles vary fastest, then taps: they share gy and x in the L2 cache
   const int column_blocks = ceil_div(a.C, BN), tiles = ceil_div(a.K, BM) * column_blocks;
@@ -70,68 +74,54 @@ tensor_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, 
   const int tile = blockIdx.x % tiles, tap = blockIdx.x / tiles % taps;
   const offset_t group = blockIdx.x / tiles / taps % a.groups;
   const int split = blockIdx.x / tiles / taps / a.groups;
+  if (split >= a.splits) {
+    sum_bias(p_gy, p_gb, blockIdx.x - a.splits * a.groups * taps * tiles, reinterpret_cast<float*>(shared_memory), a);
+    return;
+  }
   const int k0 = tile / column_blocks * BM, c0 = tile % column_blocks * BN;
   const Pixel at_tap = split_pixel(tap, a.filter[1], a.filter[2]);
   const Pixel shift = {at_tap.d * a.dilation[0] - a.pad[0], at_tap.h * a.dilation[1] - a.pad[1],
                        at_tap.w * a.dilation[2] - a.pad[2]};
 
-  // ---- which pixels, and where a step's are
-  const int image = a.out[0] * a.out[1] * a.out[2], pixels = a.N * image;
-  const int begin = split * int(a.per_split), end = min(begin + int(a.per_split), pixels);
+  // ---- which pixels, and what this thread copies of them
+  const int begin = split * int(a.per_split), end = min(begin + int(a.per_split), pixels_of(a));
   const int steps = ceil_div(max(end - begin, 0), BK);
-  const auto find = [&](int i) {
-    for (int row = threadIdx.x; row < BK; row += THREADS) {
-      const int pixel = begin + i * BK + row, n = pixel / image;
-      const Pixel out = split_pixel(pixel % image, a.out[1], a.out[2]);
-      const Pixel in = {out.d * a.stride[0] + shift.d, out.h * a.stride[1] + shift.h, out.w * a.stride[2] + shift.w};
-      const bool m_pixel = pixel < end;
-      offsets[i % 2 * BK + row] = {m_pixel ? offset_of<offset_t>(n, out, a.y) : -1,
-                                   m_pixel && inside(in, a.in) ? offset_of<offset_t>(n, in, a.x) : -1};
+  const TYPE* const p_gy_tile = p_gy + (group * a.K + k0) * offset_t(a.y[1]);
+  const TYPE* const p_x_tile = p_x + (group * a.C + c0) * offset_t(a.x[1]);
+  Walker<A_VECTOR> walker(begin, end, a);
+  [[maybe_unused]] Walker<B_VECTOR> other(begin, end, a);  // of x, unless both move alike
+  const auto start_copying = [&](unsigned char* gy_tile, unsigned char* x_tile) {
+    walker.copy_gy<A_WHOLE>(gy_tile, p_gy_tile, a.K - k0, a);
+    if constexpr (A_VECTOR == B_VECTOR) {
+      walker.copy_x<B_WHOLE>(x_tile, p_x_tile, a.C - c0, shift, a);
+    } else {
+      other.copy_x<B_WHOLE>(x_tile, p_x_tile, a.C - c0, shift, a);
+      other.advance(a);
     }
-  };
-
-  // ---- what a step copies
-  const offset_t y_k = a.y[1], x_c = a.x[1];
-  const TYPE* const p_gy_tile = p_gy + (group * a.K + k0) * y_k;
-  const TYPE* const p_x_tile = p_x + (group * a.C + c0) * x_c;
-  const auto start_copying = [&](int i) {
-    const Offsets* const step = offsets + i % 2 * BK;
-    stage<DOWN, BM, A_VECTOR>(gy_tiles + i % STAGES * GY_BYTES, BK, p_gy_tile, a.K - k0, y_k,
-                              [&](int row) { return step[row].gy; });
-    stage<DOWN, BN, B_VECTOR>(x_tiles + i % STAGES * X_BYTES, BK, p_x_tile, a.C - c0, x_c,
-                              [&](int row) { return step[row].x; });
-  };
-
-  // ---- the loop: STAGES − 1 steps are being copied while one is multiplied
-  const bool sums_bias = p_gb && tap == 0 && c0 == 0 && warp_column() == 0;
-  Sums acc = {};
-  float bias[MI][2] = {};
-  find(0);
-#pragma unroll 1
-  for (int i = 0; i < STAGES - 1; ++i) {
-    __syncthreads();
-    if (i < steps) start_copying(i);
+    walker.advance(a);
     close_group();
-    find(i + 1);
-  }
+  };
+
+  // ---- the loop: STAGES − 1 steps are being copied while one is multiplied; beyond the last one zeros
+  unsigned char *const gy_tiles = shared_memory, *const x_tiles = shared_memory + STAGES * GY_BYTES;
+  Sums acc = {};
+#pragma unroll 1
+  for (int i = 0; i < STAGES - 1; ++i) start_copying(gy_tiles + i * GY_BYTES, x_tiles + i * X_BYTES);
+  int slot = 0, free = STAGES - 1;
+#pragma unroll 1
   for (int i = 0; i < steps; ++i) {
     wait_for_groups<STAGES - 2>();
-    __syncthreads();  // step i has arrived, step i − 1 has been multiplied, and step i + STAGES − 1 has been found
-    if (i + STAGES - 1 < steps) start_copying(i + STAGES - 1);
-    close_group();
-    find(i + STAGES);
+    __syncthreads();  // step i has arrived, and step i − 1, whose place the next one takes, has been multiplied
+    start_copying(gy_tiles + free * GY_BYTES, x_tiles + free * X_BYTES);
 #pragma unroll
     for (int k = 0; k < K_STEPS; ++k) {
       unsigned left[MI][4];
 #pragma unroll
-      for (int m = 0; m < MI; ++m) left_down(left[m], gy_tiles + i % STAGES * GY_BYTES, warp_row() + 16 * m, k);
-      multiply_piece<DOWN>(acc, left, x_tiles + i % STAGES * X_BYTES, k,
+      for (int m = 0; m < MI; ++m) left_down(left[m], gy_tiles + slot * GY_BYTES, warp_row() + 16 * m, k);
+      multiply_piece<DOWN>(acc, left, x_tiles + slot * X_BYTES, k,
                            [](int c) { return share_group<WM, 16>(warp_row(), c); });
-      if (sums_bias) {
-#pragma unroll
-        for (int m = 0; m < MI; ++m) add_terms(bias[m], left[m]);
-      }
     }
+    free = slot, slot = slot == STAGES - 1 ? 0 : slot + 1;
   }
   wait_for_groups<0>();
   __syncthreads();  // shared memory is free for another use
@@ -143,16 +133,12 @@ tensor_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, 
         k0 + row < a.K ? (group * a.K + k0 + row) * offset_t(a.w[0]) - first_channel(row) * offset_t(a.w[1]) : -1;
   __syncthreads();
   const offset_t o_tile = split * offset_t(a.gw_split) + offset_of<offset_t>(0, at_tap, a.w) + c0 * offset_t(a.w[1]);
-  const offset_t o_bias = split * offset_t(a.gb_split) + group * a.K + k0;
   const auto finish = [](float*, int, int, Nothing) {};
   const auto m_group = [](int row, int column) { return share_group<1, 1>(row, column); };
-  if (a.splits > 1) {
+  if (a.splits > 1)
     store<Y_VECTOR>(acc, shared_memory, static_cast<float*>(p_gw) + o_tile, o_row, a.C - c0, offset_t(a.w[1]), finish,
                     m_group);
-    if (sums_bias) store_bias(static_cast<float*>(p_gb) + o_bias, a.K - k0, bias);
-  } else {
+  else
     store<Y_VECTOR>(acc, shared_memory, static_cast<TYPE*>(p_gw) + o_tile, o_row, a.C - c0, offset_t(a.w[1]), finish,
                     m_group);
-    if (sums_bias) store_bias(static_cast<TYPE*>(p_gb) + o_bias, a.K - k0, bias);
-  }
 }

@@ -58,14 +58,15 @@ def gather_grad_input(
     BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BAND: tl.constexpr,
     INSIDE: tl.constexpr, EVEN_K: tl.constexpr,  # see gather_product
     GY_ROWS_FAST: tl.constexpr, GX_ROWS_FAST: tl.constexpr,  # pixels lie closer than channels
-    VECTOR: tl.constexpr,  # see common: C, K and all strides are divided by it
+    VECTOR: tl.constexpr,  # see common: C, K and the strides of gy and w are divided by it
+    GX_VECTOR: tl.constexpr,  # the strides of gx are
     WIDE: tl.constexpr, ACCUMULATE: tl.constexpr, PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
     C, K = C * VECTOR, K * VECTOR
     gy = vectors(Operand(p_gy, gy_n, gy_k, Axes(gy_z, gy_p, gy_q)), VECTOR)
     w = vectors(Operand(p_w, w_k, w_c, Axes(w_t, w_r, w_s)), VECTOR)
-    gx_n, gx_pixel = gx_n * VECTOR, gx_pixel * VECTOR
-    if VECTOR > 1:
+    gx_n, gx_pixel = gx_n * GX_VECTOR, gx_pixel * GX_VECTOR
+    if GX_VECTOR > 1:
         gx_c = 1
     stride, pad = Axes(stride_d, stride_h, stride_w), Axes(pad_d, pad_h, pad_w)
     dilation = Axes(dilation_d, dilation_h, dilation_w)

@@ -51,14 +51,15 @@ def gather_grad_weight(
     BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr,
     MASKED: tl.constexpr,  # some tap of some pixel is outside the image
     GY_PIXELS_FAST: tl.constexpr, X_PIXELS_FAST: tl.constexpr,
-    VECTOR: tl.constexpr,  # see common: K, C and all strides but gb's are divided by it
+    VECTOR: tl.constexpr,  # see common: K, C and the strides of gy and x are divided by it
+    GW_VECTOR: tl.constexpr,  # the strides of gw are
     WIDE: tl.constexpr, ACCUMULATE: tl.constexpr, PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
     C, K = C * VECTOR, K * VECTOR
     gy = vectors(Operand(p_gy, gy_n, gy_k, Axes(gy_z, gy_p, gy_q)), VECTOR)
     x = vectors(Operand(p_x, x_n, x_c, Axes(x_d, x_h, x_w)), VECTOR)
-    gw_split, gw_k, gw_tap = gw_split * VECTOR, gw_k * VECTOR, gw_tap * VECTOR
-    if VECTOR > 1:
+    gw_split, gw_k, gw_tap = gw_split * GW_VECTOR, gw_k * GW_VECTOR, gw_tap * GW_VECTOR
+    if GW_VECTOR > 1:
         gw_c = 1
     size, out = Axes(D, H, W), Axes(Z, P, Q)
     stride, dilation = Axes(stride_d, stride_h, stride_w), Axes(dilation_d, dilation_h, dilation_w)

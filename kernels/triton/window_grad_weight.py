@@ -6,18 +6,46 @@ For one tap this is the product gyᵀ · x, summed over windows of TN × TH × T
 shifted by the tap, taken from the view of the pixels u apart (see `window_common`). A result is as small as a filter,
 so the windows are divided over `splits` programs, whose partial sums `sum_partials` adds in order.
 
-    program  →  split, then group, tap, a tile of BK filters × BC channels; loops over the split's windows
-    masks    →  at the store filters and channels beyond the last; the copy engine reads zeros outside both images
+    program  →  split, then group, TAPS taps below each other, a tile of BK filters × BC channels; loops over the
+                split's windows
+    masks    →  at the store filters, channels and taps beyond the last; the copy engine reads zeros outside both images
+
+Taps below each other (u = d = 1 there) share what is fetched of gy. A window of one image or of one column may be
+fetched row by row, one product for each: then they share rows of x too, TH + TAPS − 1 instead of TH · TAPS. And gyᵀ is
+the left operand: a block of a descriptor with but one axis of pixels is read from shared memory as it is; with more of
+them it goes through registers, for which each product has to wait.
 
 A window that reaches beyond gy reads zeros there, and multiplies them with what x has: where that is not finite, the
 sum of the window's tap becomes NaN even if no output pixel meets it.
 """
 
+import triton
 import triton.language as tl
 
 from .common import HW, Axes, Operand, block_indices, kernel, multiply, store_tile, wide
 from .grad_bias import sum_bias
-from .window_common import image_view
+
+
+@triton.jit
+def view_of(image, a, N, size, C, u, TN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr):
+    """The descriptor of an image's pixels (a.h + i·u.h, a.w + j·u.w). The axis that a window is longest on comes last
+    but the channels: images where it has one column."""
+    p = image.p + a.h.to(tl.int64) * image.axis.h + a.w.to(tl.int64) * image.axis.w
+    rows = tl.maximum(size.h - a.h + u.h - 1, u.h) // u.h
+    columns = tl.maximum(size.w - a.w + u.w - 1, u.w) // u.w
+    row, column = u.h * image.axis.h, u.w * image.axis.w
+    if TW == 1:
+        view = tl.make_tensor_descriptor(p, [rows, columns, N, C], [row, column, image.row, 1], [TH, TW, TN, BC])
+    else:
+        view = tl.make_tensor_descriptor(p, [N, rows, columns, C], [image.row, row, column, 1], [TN, TH, TW, BC])
+    return view
+
+
+@triton.jit
+def pixels_of(view, n, h, w, c, TN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr):
+    """A block of a view, as [pixels, channels]."""
+    b = view.load([h, w, n, c]) if TW == 1 else view.load([n, h, w, c])
+    return b.reshape(TN * TH * TW, BC)
 
 
 @kernel
@@ -30,26 +58,27 @@ def window_grad_weight(
     gw_split, gw_k, gw_c, gw_tap, gb_split,
     windows, windows_h, windows_w, splits,
     TN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
+    TAPS: tl.constexpr,
+    BY_ROW: tl.constexpr,
     PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
     WIDE: tl.constexpr,  # offsets into gw, and the bias's into gy, need 64 bits
 ):  # fmt: skip
-    PIXELS: tl.constexpr = TN * TH * TW
+    ROWS: tl.constexpr = 1 if BY_ROW else TH  # of a fetch
     zero = tl.full((), 0, tl.int32)
-    zeros, ones = HW(zero, zero), HW(1, 1)
     gy = Operand(p_gy, gy_n, 1, HW(gy_p, gy_q))
     x = Operand(p_x, x_n, 1, HW(x_h, x_w))
     stride, pad, dilation = HW(stride_h, stride_w), HW(pad_h, pad_w), HW(dilation_h, dilation_w)
 
-    # ---- which split, group, tap, tile; tiles vary fastest, then taps: they share gy and x in the L2 cache
+    # ---- which split, group, taps, tile; tiles vary fastest, then taps: they share gy and x in the L2 cache
     column_blocks = tl.cdiv(group_channels, BC)
-    tiles = tl.cdiv(group_filters, BK) * column_blocks
+    tiles, runs = tl.cdiv(group_filters, BK) * column_blocks, tl.cdiv(R, TAPS) * S
     program = tl.program_id(0)
     OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gw.dtype.element_ty == tl.bfloat16
     if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
-        if program >= tiles * R * S * G * splits:
+        if program >= tiles * runs * G * splits:
             # filters and strides are multiples of 16 bytes, which the compiler is to see
             UNIT: tl.constexpr = 128 // p_gy.dtype.element_ty.primitive_bitwidth
-            beyond, pixels, filters = program - tiles * R * S * G * splits, wide(N, WIDE) * P * Q, K // UNIT * UNIT
+            beyond, pixels, filters = program - tiles * runs * G * splits, wide(N, WIDE) * P * Q, K // UNIT * UNIT
             gy_all = Operand(p_gy, gy_n // UNIT * UNIT, 1, Axes(0, gy_p // UNIT * UNIT, gy_q // UNIT * UNIT))
             sum_bias(
                 gy_all, p_gb, gb_split, beyond, splits, pixels, filters, Axes(1, P, Q),
@@ -57,35 +86,45 @@ def window_grad_weight(
             )  # fmt: skip
             return
     tile = program % tiles
-    tap = program // tiles % (R * S)
-    group = program // tiles // (R * S) % G
-    split = program // tiles // (R * S) // G
+    r, s = program // tiles % runs // S * TAPS, program // tiles % S
+    group = program // tiles // runs % G
+    split = program // tiles // runs // G
     o_filter, _ = block_indices(tile // column_blocks, BK, group_filters, WIDE)  # [BK]
     o_channel, _ = block_indices(tile % column_blocks, BC, group_channels, WIDE)  # [BC]
     k = group * group_filters + tile // column_blocks * BK
     c = group * group_channels + tile % column_blocks * BC
 
-    # ---- where the tap finds the first pixel: pixel a of each stride, up further
-    shift_h, shift_w = tap // S * dilation.h - pad.h, tap % S * dilation.w - pad.w
+    # ---- where the first tap finds the first pixel: pixel a of each stride, up further
+    shift_h, shift_w = r * dilation.h - pad.h, s * dilation.w - pad.w
     lift_h, lift_w = (pad.h + stride.h - 1) // stride.h, (pad.w + stride.w - 1) // stride.w
     a_h, a_w = (shift_h + lift_h * stride.h) % stride.h, (shift_w + lift_w * stride.w) % stride.w
     up_h, up_w = (shift_h - a_h) // stride.h, (shift_w - a_w) // stride.w  # exact
 
-    b_acc = tl.zeros((BK, BC), tl.float32)
     begin = (wide(windows, True) * split // splits).to(tl.int32)
     end = (wide(windows, True) * (split + 1) // splits).to(tl.int32)
     tl.assume(begin < end)  # no split without windows: else ptxas waits for each product before the next (C7515)
     inside = (a_h < H) & (a_w < W)  # else the tap meets no pixel: x is read beyond its last image, as zeros
-    gy_view = image_view(gy, zeros, N, HW(P, Q), K, ones, ones, TN, TH, TW, BK)
+    gy_view = view_of(gy, HW(zero, zero), N, HW(P, Q), K, HW(1, 1), TN, ROWS, TW, BK)
     a = HW(tl.where(inside, a_h, 0), tl.where(inside, a_w, 0))
-    x_view = image_view(x, a, N, HW(H, W), C, stride, ones, TN, TH, TW, BC)
+    x_view = view_of(x, a, N, HW(H, W), C, stride, TN, ROWS, TW, BC)
     n0 = tl.where(inside, 0, N)
     window_w, window_h, window_n = begin % windows_w, begin // windows_w % windows_h, begin // windows_w // windows_h
+    b_acc = ()  # [BK, BC] for each tap
+    for _ in tl.static_range(TAPS):
+        b_acc += (tl.zeros((BK, BC), tl.float32),)
     for _ in range(begin, end):
         n, p, q = window_n * TN, window_h * TH, window_w * TW
-        b_gy = gy_view.load([n, p, 0, q, k]).reshape(PIXELS, BK)
-        b_x = x_view.load([n0 + n, up_h + p, 0, up_w + q, c]).reshape(PIXELS, BC)
-        b_acc = multiply(b_gy.T, b_x, b_acc, PRECISION, EMULATE_BF16)  # [BK, PIXELS] · [PIXELS, BC]
+        b_gy, b_x = (), ()
+        for i in tl.static_range(TH // ROWS):
+            b_gy += (pixels_of(gy_view, n, p + i, q, k, TN, ROWS, TW, BK),)
+        for i in tl.static_range(TH // ROWS + TAPS - 1):
+            b_x += (pixels_of(x_view, n0 + n, up_h + p + i, up_w + q, c, TN, ROWS, TW, BC),)
+        for i in tl.static_range(TH // ROWS):
+            b_sum = ()
+            for t in tl.static_range(TAPS):  # innermost: two products in turn do not wait for each other's sum
+                b_tap = multiply(b_gy[i].T, b_x[i + t], b_acc[t], PRECISION, EMULATE_BF16)
+                b_sum += (b_tap,)  # [BK, pixels] · [pixels, BC]
+            b_acc = b_sum
         # ---- the next window
         next_row = window_w + 1 == windows_w
         next_image = next_row & (window_h + 1 == windows_h)
@@ -95,5 +134,9 @@ def window_grad_weight(
 
     # ---- store; the workspace has the type of the sum, a single split rounds to the result's
     m_filter, m_channel = o_filter < group_filters, o_channel < group_channels
-    p_tile = p_gw + split.to(tl.int64) * gw_split + wide(group, WIDE) * group_filters * gw_k + wide(tap, WIDE) * gw_tap
-    store_tile(p_tile, o_filter * gw_k, o_channel * gw_c, m_filter, m_channel, b_acc, False, OUT_BF16)
+    p_tile = p_gw + split.to(tl.int64) * gw_split + wide(group, WIDE) * group_filters * gw_k
+    for t in tl.static_range(TAPS):
+        p_tap = p_tile + wide((r + t) * S + s, WIDE) * gw_tap
+        store_tile(
+            p_tap, o_filter * gw_k, o_channel * gw_c, m_filter & (r + t < R), m_channel, b_acc[t], False, OUT_BF16
+        )

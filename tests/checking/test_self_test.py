@@ -90,7 +90,7 @@ def test_whatever_the_planner_may_choose_is_tried(name: str, gpu: str, monkeypat
                     for tile in backend.tiles(
                         problem, direction, KNOWN[gpu], operands._replace(tf32=numbers == "tf32")
                     ):
-                        assert (tile.kernel, direction, numbers, layout, tile.splits > 1) in tried
+                        assert (tile.family, direction, numbers, layout, tile.splits > 1) in tried
 
 
 def test_there_is_something_to_compute_and_it_is_small() -> None:

@@ -68,7 +68,7 @@ class Case(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        return self.backend, self.gpu, self.tile.kernel, self.direction, self.numbers, self.layout
+        return self.backend, self.gpu, self.tile.family, self.direction, self.numbers, self.layout
 
     @property
     def dtype(self) -> torch.dtype:
@@ -192,9 +192,8 @@ def smallest(case: Case) -> Case:
             tiles = [dataclasses.replace(case.tile, splits=min(case.tile.splits, 2), persistent=3)]
         else:
             problem, operands = as_planned(plain, case.direction, case.numbers, case.layout)
-            family = MODULES[case.backend].FAMILIES[case.tile.kernel]
-            menu = family.tiles(problem, case.direction, KNOWN[case.gpu], operands)
-            tiles = [tile for tile in menu if sizes_of(tile) == sizes_of(case.tile)]
+            offered = backends.get(case.backend).tiles(problem, case.direction, KNOWN[case.gpu], operands)
+            tiles = [tile for tile in offered if sizes_of(tile) == sizes_of(case.tile)]
             tiles.sort(key=lambda t: ((t.splits > 1) != (case.tile.splits > 1), t.splits))
         for tile in tiles[:1]:
             less = case._replace(plain=plain, tile=tile)
@@ -254,7 +253,7 @@ def with_epilogues(cases: Sequence[Case], full: bool) -> list[Case]:
         elif full:
             found += [case._replace(epilogue=epilogue) for epilogue in EPILOGUES]
         else:
-            left.setdefault(case.tile.kernel, []).append(case)
+            left.setdefault(case.tile.family, []).append(case)
     for some in left.values():
         taken = [at * len(some) // len(EPILOGUES) for at in range(len(EPILOGUES))]  # far apart
         found += [some[at]._replace(epilogue=epilogue) for at, epilogue in zip(taken, EPILOGUES, strict=True)]
@@ -268,8 +267,8 @@ def cases(backend: str, randoms: int = 20, full: bool = False) -> tuple[tuple[Ca
     lanes = [lane for lane in LANES if lane[0] == backend]
     tiles = tiles_of_layers(backend, full)
     small = [case for lane in lanes for case in chosen(lane, randoms, full)]
-    families = {case.tile.kernel for case in small}  # what is left of these takes its epilogues from the others
-    others = [case for case in tiles if case.direction != "forward" or case.tile.kernel in families]
+    families = {case.tile.family for case in small}  # what is left of these takes its epilogues from the others
+    others = [case for case in tiles if case.direction != "forward" or case.tile.family in families]
     covered = {case.kind for case in (*small, *others)}
     small += [case for lane in lanes for case in of_kinds(lane, covered)]
     return tuple(with_epilogues(small, full)), tuple(tiles)

@@ -14,8 +14,20 @@ import torch
 
 from gpuconv import gpu as gpus
 from gpuconv.activations import IDENTITY, Activation
+from gpuconv.backends import packing
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import act_backward, banded, depthwise, grouped, grouped_halo, halo, planes, simt, tensor
+from gpuconv.backends.cuda import (
+    act_backward,
+    banded,
+    depthwise,
+    grouped,
+    grouped_halo,
+    halo,
+    pack,
+    planes,
+    simt,
+    tensor,
+)
 from gpuconv.backends.cuda.cupy_runtime import CupyRuntime
 from gpuconv.backends.cuda.launch import Launch, Runtime
 from gpuconv.backends.derived import accumulator, all_aligned
@@ -91,6 +103,10 @@ class CudaBackend(FamilyBackend[Launch]):
         tile: Tile,
     ) -> Callable[..., Any]:
         call = self._call(device)
+        if tile.packs:
+            copied, tile_of_copies = packing.packed(problem, direction, operands, tile.packs), tile.without_packs
+            run = self.bind_tile(problem, direction, device, activation, copied, tile_of_copies)
+            return _pack_first(packing.sources(problem, direction, operands, tile.packs), problem.dtype, run, call)
         if direction == "forward":
             return _bind_forward(problem, activation, operands, tile, call)
         if direction == "grad_input":
@@ -117,7 +133,12 @@ def launches(
 
     with_bias: grad_weight gives grad-bias too. aligned: all tensors begin at multiples of 16 bytes.
     """
-    return FAMILIES[tile.kernel].launches(problem, direction, operands, tile, activation, with_bias, aligned)
+    first: tuple[Launch, ...] = ()
+    if tile.packs:
+        first = (pack.launch(packing.sources(problem, direction, operands, tile.packs), problem.dtype, aligned),)
+        operands = packing.packed(problem, direction, operands, tile.packs)
+        tile = tile.without_packs
+    return (*first, *FAMILIES[tile.kernel].launches(problem, direction, operands, tile, activation, with_bias, aligned))
 
 
 # ---- from launches to functions of tensors ---------------------------------------------------------------------------
@@ -132,6 +153,22 @@ class _Call:
     def __call__(self, launch: Launch, *tensors: torch.Tensor | None) -> None:
         if launch.blocks:
             self.runtime.launch(launch, self.device, tensors)
+
+
+def _pack_first(
+    sources: packing.Sources, dtype: torch.dtype, run: Callable[..., Any], call: _Call
+) -> Callable[..., Any]:
+    """`run`, called with copies of the operands that are to be packed."""
+    by_alignment = [pack.launch(sources, dtype, aligned) for aligned in (False, True)]
+    memory = packing.memory_for(sources)
+
+    def packed(a: torch.Tensor, b: torch.Tensor, *rest: Any) -> Any:
+        copy_a, copy_b = memory(a, b)
+        given = None if copy_a is None else a, None if copy_b is None else b
+        call(by_alignment[all_aligned(*given)], *given, copy_a, copy_b)
+        return run(a if copy_a is None else copy_a, b if copy_b is None else copy_b, *rest)
+
+    return packed
 
 
 def _bind_forward(

@@ -60,6 +60,8 @@ def _grad_weight(
     params["pixel_step"] = _digits(tile.depth, problem)
     params["per_split"] = math.ceil(math.ceil(pixels / tile.depth) / splits) * tile.depth
     blocks = splits * programs_of_grad_weight(merged, tile)
+    if with_bias and instance.function == "tensor_grad_weight":  # it has blocks for the bias's sum
+        blocks += splits * math.ceil(filters / tile.rows)
     product = params.copy()
     product["K"], product["C"], product["groups"] = k, c, merged.groups
     if splits == 1:

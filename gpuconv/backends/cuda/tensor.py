@@ -87,7 +87,7 @@ def shared_memory(problem: ConvProblem, direction: Direction, tile: Tile, wide: 
     left, right = tile.rows * tile.depth * size, tile.columns * tile.depth * size
     if direction == "grad_weight":
         tiles = tile.stages * (left + right + 2 * longer)
-        tables = 2 * tile.depth * 2 * offset
+        tables = 0
     else:
         source = halo_rows(problem, direction, tile.rows) if tile.halo else tile.rows
         sources = 2 if tile.halo else tile.stages
@@ -123,7 +123,7 @@ def vectorized(
 
 
 def pixels_together(problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile) -> int:
-    """How many pixels of a result's channel are stored as one, given aligned pointers, where channels are no neighbours.
+    """How many pixels of a result's channel move as one, given aligned pointers, where channels are no neighbours.
 
     Rows of a block are pixels in their order, with a window only along its width; those of a strided grad_input's phase
     are no neighbours. A residual is fetched in the same way.
@@ -172,7 +172,10 @@ def instance(
         "WARPS_M": warps_m, "WARPS_N": warps_n, "STAGES": tile.stages, "WIDE": int(wide),
         **{name: int(aligned and v) for name, v in zip(("A_VECTOR", "B_VECTOR", "Y_VECTOR"), vectors, strict=True)},
     }  # fmt: skip
-    if direction != "grad_weight":
+    if direction == "grad_weight":
+        macros |= {"A_WHOLE": int(merged.group_filters % tile.rows == 0)}
+        macros |= {"B_WHOLE": int(merged.group_channels % tile.columns == 0)}
+    else:
         macros |= {"HALO": int(tile.halo > 0), "TAP_MASKS": int(taps_fit_a_word(problem, tile))}
         macros["Y_RUN"] = pixels_together(problem, direction, operands, tile) if aligned and not vectors[2] else 1
     if packs:

@@ -13,11 +13,12 @@ import torch
 
 from gpuconv import gpu as gpus
 from gpuconv.activations import IDENTITY, Activation
+from gpuconv.backends import packing
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import accumulator, all_aligned
 from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.backends.family import FamilyBackend, by_name
-from gpuconv.backends.triton import depthwise, gather, planes, pointwise, stem, window
+from gpuconv.backends.triton import depthwise, gather, pack, planes, pointwise, stem, window
 from gpuconv.backends.triton.launch import INTERPRETING, Launch, bias_offset, why_not
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction, allocate
@@ -81,6 +82,10 @@ class TritonBackend(FamilyBackend[Launch]):
         tile: Tile,
     ) -> Callable[..., Any]:
         call = _on(device)
+        if tile.packs:
+            copied, tile_of_copies = packing.packed(problem, direction, operands, tile.packs), tile.without_packs
+            run = self.bind_tile(problem, direction, device, activation, copied, tile_of_copies)
+            return _pack_first(packing.sources(problem, direction, operands, tile.packs), problem.dtype, run, call)
 
         def bind(tile: Tile) -> Callable[..., Any]:
             if direction == "forward":
@@ -119,7 +124,12 @@ def launches(
     with_bias: bool = False,
 ) -> tuple[Launch, ...]:
     """What one call of `direction` launches, in order. `with_bias`: grad_weight gives grad-bias too. Needs no GPU."""
-    return FAMILIES[tile.kernel].launches(problem, direction, operands, tile, activation, with_bias)
+    first: tuple[Launch, ...] = ()
+    if tile.packs:
+        first = (pack.launch(packing.sources(problem, direction, operands, tile.packs), problem.dtype),)
+        operands = packing.packed(problem, direction, operands, tile.packs)
+        tile = tile.without_packs
+    return (*first, *FAMILIES[tile.kernel].launches(problem, direction, operands, tile, activation, with_bias))
 
 
 # ---- from launches to functions of tensors ---------------------------------------------------------------------------
@@ -168,6 +178,20 @@ def _by_alignment(
         return (aligned if all_aligned(a, b) else otherwise)(a, b, *with_bias)
 
     return gradient
+
+
+def _pack_first(
+    sources: packing.Sources, dtype: torch.dtype, run: Callable[..., Any], call: Callable[..., None]
+) -> Callable[..., Any]:
+    """`run`, called with copies of the operands that are to be packed."""
+    launch, memory = pack.launch(sources, dtype), packing.memory_for(sources)
+
+    def packed(a: torch.Tensor, b: torch.Tensor, *rest: Any) -> Any:
+        copy_a, copy_b = memory(a, b)
+        call(launch, None if copy_a is None else a, None if copy_b is None else b, copy_a, copy_b)
+        return run(a if copy_a is None else copy_a, b if copy_b is None else copy_b, *rest)
+
+    return packed
 
 
 def _bind_forward(

@@ -62,12 +62,17 @@ def launches(
 
 
 def _operands(problem: ConvProblem, direction: Direction, operands: Operands) -> tuple[Layout, Layout, int]:
-    """The layouts of the two tensors that `direction` multiplies, and the VECTOR of `gpuconv.kernels.triton.common`."""
+    """The layouts of the tensors that `direction` multiplies, and their VECTOR (`gpuconv.kernels.triton.common`)."""
     a, b = layouts(problem, direction, operands)
     unit = problem.vector_unit
     channels = problem.group_channels, *(() if direction == "forward" else (problem.group_filters,))
     together = a.vectors(unit) and b.vectors(unit) and not any(count % unit for count in channels)
-    return a, b, unit if together and problem.memory_format is not torch.contiguous_format else 1
+    return a, b, unit if together else 1
+
+
+def _vector_of_result(problem: ConvProblem, vector: int) -> int:
+    """The VECTOR of a result, where that of the operands is `vector`."""
+    return 1 if problem.memory_format is torch.contiguous_format else vector
 
 
 def _masks_show(problem: ConvProblem, operands: Operands, vector: int) -> bool:
@@ -116,7 +121,7 @@ def _forward(problem: ConvProblem, activation: Activation, operands: Operands, t
     x, w, vector = _operands(problem, "forward", operands)
     quick = _masks_show(problem, operands, vector)
     y_n, y_k, y_pixel = result_strides(problem.output_shape, problem)
-    y_vector = 1 if k % vector else vector
+    y_vector = 1 if k % vector else _vector_of_result(problem, vector)
     channels_last = problem.memory_format is not torch.contiguous_format
     residual = residual_layout(problem, operands)
     pixels = problem.output_pixels
@@ -145,6 +150,7 @@ def _grad_input(problem: ConvProblem, operands: Operands, tile: Tile) -> Launch:
     gy, w, vector = _operands(problem, "grad_input", operands)
     quick = _masks_show(problem, operands, vector)
     gx_n, gx_c, gx_pixel = result_strides(problem.input_shape, problem)
+    gx_vector = _vector_of_result(problem, vector)
     common, inverse = phase_steps(problem)
     phase = [math.ceil(h / u) for h, u in zip(problem.input_size, problem.stride, strict=True)]  # the largest
     phase_blocks = math.ceil(problem.batch * math.prod(phase) / tile.rows)
@@ -154,13 +160,13 @@ def _grad_input(problem: ConvProblem, operands: Operands, tile: Tile) -> Launch:
         "INSIDE": _inside(problem, quick and _scatters_inside(problem)),
         "EVEN_K": quick and k % tile.depth == 0,
         "GY_ROWS_FAST": not gy.channels_fast, "GX_ROWS_FAST": problem.memory_format is torch.contiguous_format,
-        "VECTOR": vector,
+        "VECTOR": vector, "GX_VECTOR": gx_vector,
         "WIDE": overflows(gy.extent, w.extent, math.prod(problem.input_shape)),
         **arithmetic_of(problem, operands),
     }  # fmt: skip
     scalars = (
         problem.batch, c // vector, k // vector, *axis_scalars(problem), *axes(common, 1), *axes(inverse, 0),
-        *gy.divided(vector), *w.divided(vector), gx_n // vector, gx_c, gx_pixel // vector, phase_blocks,
+        *gy.divided(vector), *w.divided(vector), gx_n // gx_vector, gx_c, gx_pixel // gx_vector, phase_blocks,
     )  # fmt: skip
     return Launch(gather_grad_input, programs, (problem.dtype,) * 3, scalars, constants, tile)
 
@@ -176,17 +182,19 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     gw_split, gw_k, gw_c, gw_tap = (
         (size, c, 1, problem.out_channels * c) if splits > 1 else (0, fresh_k, fresh_c, fresh_tap)
     )
+    gw_vector = vector if splits > 1 else _vector_of_result(problem, vector)
     constants = {
         "BM": tile.rows, "BN": tile.columns, "BC": tile.depth,
         "MASKED": not (_masks_show(problem, operands, vector) and _reads_inside(problem)),
         "GY_PIXELS_FAST": not gy.channels_fast, "X_PIXELS_FAST": not x.channels_fast,
-        "VECTOR": vector,
+        "VECTOR": vector, "GW_VECTOR": gw_vector,
         "WIDE": overflows(gy.extent, x.extent, size, pixels),
         **arithmetic_of(problem, operands),
     }  # fmt: skip
     scalars = (
         pixels, k // vector, c // vector, problem.groups, *axis_scalars(problem), *gy.divided(vector),
-        *x.divided(vector), gw_split // vector, gw_k // vector, gw_c, gw_tap // vector, problem.out_channels, splits,
+        *x.divided(vector), gw_split // gw_vector, gw_k // gw_vector, gw_c, gw_tap // gw_vector,
+        problem.out_channels, splits,
     )  # fmt: skip
     programs = splits * programs_of_grad_weight(problem, tile) + programs_of_bias(problem, splits, with_bias)
     return grad_weight_launches(gather_grad_weight, programs, problem, splits, scalars, constants, tile, with_bias)

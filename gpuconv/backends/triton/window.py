@@ -15,13 +15,15 @@ from gpuconv.backends.derived import WORKSPACE, programs_of_grad_weight, with_sp
 from gpuconv.backends.family import Family
 from gpuconv.backends.roofline import L2_SPEEDUP, Prediction, adding_splits, in_waves, resident, reuse_of
 from gpuconv.backends.triton import window_launch
-from gpuconv.backends.triton.launch import RELEASE, programs_of_bias
+from gpuconv.backends.triton.launch import programs_of_bias
 from gpuconv.backends.triton.window_launch import (
     folds,
     launches,
     not_described,
     placed,
     splits_of,
+    step_bytes,
+    weight_window,
     window_of,
 )
 from gpuconv.gpu import Gpu
@@ -39,9 +41,6 @@ _DESCRIPTORS = 1e-6  # seconds for a program to make its own; a guess
 
 def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
     """Why these kernels cannot do it; None if they can."""
-    through_registers = direction == "grad_weight" and problem.dtype.itemsize == 2  # gyᵀ, on its way to the product
-    if through_registers and gpu.capability[0] == 9 and RELEASE < (3, 8):
-        return "Triton before 3.8 overwrites the registers that its products on sm_90 still read (PyTorch 2.14 has 3.8)"
     return refuses_descriptors(problem, direction, gpu, operands)
 
 
@@ -87,6 +86,7 @@ def refuses_descriptors(problem: ConvProblem, direction: Direction, gpu: Gpu, op
 # that the tests compile for.
 _TILES = ((256, 128, 8), (128, 256, 8), (128, 128, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4))
 _WEIGHT_TILES = ((128, 128, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4))
+_TAPS_TILES = {(128, 64): 8, (64, 64): 4}  # filters, channels: warps of those of grad_weight that sum several taps
 _BARRIERS = 2048  # bytes of shared memory, at most, for what is not tiles
 
 
@@ -105,11 +105,14 @@ def menu(
     depth = _depth(problem, direction)
     chosen = []
     residual = operands.residual is not None
-    for rows, columns, warps in _shapes(problem, direction, residual):
-        tile = _staged(Tile(rows, columns, depth, warps, 0, kernel=kernel), problem, direction, gpu, residual)
+    made = [Tile(*shape[:2], depth, shape[2], 0, kernel=kernel) for shape in _shapes(problem, direction, residual)]
+    if weighs:
+        made += _with_taps(problem, gpu, made)
+    for each in made:
+        tile = _staged(each, problem, direction, gpu, residual)
         if tile is None:
             continue
-        window = window_of(problem, direction, tile.depth if weighs else tile.rows)
+        window = weight_window(problem, tile) if weighs else window_of(problem, direction, tile.rows)
         tile = dataclasses.replace(tile, windows=window.number)
         if weighs:
             programs, most = programs_of_grad_weight(problem, tile), tile.windows // _FEWEST_STEPS
@@ -117,6 +120,21 @@ def menu(
         else:
             chosen += _walks(problem, direction, tile, gpu, operands, images)
     return chosen
+
+
+def _with_taps(problem: ConvProblem, gpu: Gpu, tiles: list[Tile]) -> list[Tile]:
+    """Those tiles of grad_weight that can sum several taps at once, doing so: in as few turns as three at once take,
+    and in deeper steps, of whose rows of x fewer are fetched twice. (Of one of them Triton 3.8 makes for sm_100 nothing
+    but a trap, and for sm_120 there are too few registers.)"""
+    rows = problem.filter_size[0]
+    if rows == 1 or problem.stride[0] != 1 or problem.dilation[0] != 1 or gpu.capability[0] != 9:
+        return []
+    taps = min((2, 3), key=lambda n: (math.ceil(rows / n), n))
+    return [
+        dataclasses.replace(tile, depth=2 * tile.depth, warps=_TAPS_TILES[tile.rows, tile.columns], taps=taps)
+        for tile in tiles
+        if (tile.rows, tile.columns) in _TAPS_TILES
+    ]
 
 
 def _depth(problem: ConvProblem, direction: Direction) -> int:
@@ -171,7 +189,10 @@ def _staged(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu, re
     if size == 4 and direction == "grad_input":
         kept += (tile.rows + tile.columns) * tile.depth * size  # weights are turned round by way of shared memory
     while True:
-        stage = (tile.rows + tile.columns) * tile.depth * size
+        if direction == "grad_weight":
+            stage = step_bytes(problem, tile, weight_window(problem, tile))
+        else:
+            stage = (tile.rows + tile.columns) * tile.depth * size
         for blocks in (2, 1):
             stages = min(5, (gpu.shared_memory // blocks - kept - _BARRIERS) // stage)
             if stages >= 3:
@@ -228,21 +249,23 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
     phases = math.prod(problem.stride) if direction == "grad_input" else 1
     if direction == "grad_weight":
         tiles, steps = programs_of_grad_weight(problem, tile), float(tile.windows)
+        fetched = step_bytes(problem, tile, weight_window(problem, tile))
     else:
+        fetched = (tile.rows + tile.columns) * tile.depth * size
         tiles = phases * tile.windows * math.ceil(view.columns / tile.columns) * problem.groups
         steps = problem.taps / phases * math.ceil(view.terms / tile.depth)
     tiles, steps = tiles * tile.splits, steps / tile.splits
     programs = min(tiles, tile.persistent * phases) if tile.persistent else tiles
-    fetched = (tile.rows + tile.columns) * tile.depth * size
-    stored = tile.rows * tile.columns * (4 if tile.splits > 1 else size)
+    results = tile.rows * tile.columns * tile.taps
+    stored = results * (4 if tile.splits > 1 else size)
     held = fetched * tile.stages + (0 if direction == "grad_weight" else stored)
-    registers = 32 * tile.warps * 64 + tile.rows * tile.columns
+    registers = 32 * tile.warps * 64 + results
     together, waves = in_waves(tiles, resident(tile, gpu, held, registers), gpu)
     reuse = reuse_of(tile)
     rate = gpu.rate(problem.dtype, tf32) * reuse / (reuse + _REUSE_FOR_HALF_THE_RATE) / gpu.multiprocessors
     share = _COPY_ENGINE * L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors
     step, bound = max(
-        (together * 2 * tile.rows * tile.columns * tile.depth / rate, "products"),
+        (together * 2 * results * tile.depth / rate, "products"),
         (together * fetched / share, "L2 fetches"),
         (gpu.step_latency / max(1, tile.stages - 1), "fetch latency"),
     )
@@ -252,7 +275,7 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
         (problem.least_bytes(direction) / gpu.bandwidth, "memory bandwidth"),
     )
     seconds += adding_splits(tile, math.prod(view.shape), gpu)
-    intensity = 2 * tile.rows * tile.columns * tile.depth / fetched
+    intensity = 2 * results * tile.depth / fetched
     return Prediction(seconds, bound, programs, steps, together, waves, intensity)
 
 

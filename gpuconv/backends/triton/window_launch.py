@@ -21,6 +21,7 @@ from gpuconv.backends.derived import (
 from gpuconv.backends.triton.launch import (
     BAND,
     INTERPRETING,
+    RELEASE,
     Launch,
     arithmetic_of,
     epilogue_of,
@@ -48,6 +49,11 @@ MOST_PROGRAMS = (64 << 20) // SCRATCH
 _SHAPES = ((8, 8), (4, 4), (2, 2), (1, 8), (1, 1))
 _LONG = ((8, 16), (4, 32), (4, 16), (2, 32), (2, 16), (1, 64), (1, 32), (1, 16), (4, 8), (2, 8), (2, 4))
 _COLUMNS = 128  # of a tile, about
+_SHORTEST_RUN = 32  # bytes of pixels that a product of a grad_weight sums at least
+# Times as long as a step whose left operand is read from shared memory; a guess. On sm_90 Triton before 3.8 overwrites
+# registers that products still read.
+_THROUGH_REGISTERS = 1.2 if RELEASE >= (3, 8) else math.inf
+_MANY_ROWS = 128  # the square of so many rows doubles a step's time, each waiting for the product before; a guess
 
 
 class Window(NamedTuple):
@@ -57,6 +63,7 @@ class Window(NamedTuple):
     rows: int
     columns: int
     blocks: tuple[int, int, int]
+    by_row: bool = False  # each row of it is fetched by itself (`gpuconv.kernels.triton.window_grad_weight`)
 
     @property
     def number(self) -> int:
@@ -155,6 +162,33 @@ def not_described(name: str, shape: tuple[int, ...], strides: tuple[int, ...], u
     return None
 
 
+def weight_window(problem: ConvProblem, tile: Tile) -> Window:
+    """The window of `tile.depth` pixels with which a grad_weight takes least time, by what its steps fetch.
+
+    Best are those of one image or one column, row by row; unless they waste too much.
+    """
+    sizes = (problem.batch, *problem.output_size)
+    whole = window_of(problem, "grad_weight", tile.depth)
+    through = _THROUGH_REGISTERS if problem.dtype.itemsize == 2 else 1.0  # TF32's go through them in any case
+    found = [(through * whole.number * step_bytes(problem, tile, whole), whole)]
+    rows = 1
+    while (run := tile.depth // rows) * problem.dtype.itemsize >= _SHORTEST_RUN:
+        for images, columns in ((run, 1), (1, run)):
+            counts = (math.ceil(n / of) for n, of in zip(sizes, (images, rows, columns), strict=True))
+            window = Window(images, rows, columns, tuple(counts), True)  # type: ignore[arg-type]  # three of them
+            slower = 1 + rows**2 / _MANY_ROWS
+            found.append((slower * window.number * step_bytes(problem, tile, window), window))
+        rows *= 2
+    return min(found, key=lambda each: each[0])[1]
+
+
+def step_bytes(problem: ConvProblem, tile: Tile, window: Window) -> int:
+    """Bytes that a step of a grad_weight fetches: of gy a window, of x one for each tap, or all their rows once."""
+    row, by_row = tile.depth // window.rows, window.by_row
+    of_x = row * (window.rows + tile.taps - 1) if by_row else tile.depth * tile.taps
+    return (tile.rows * tile.depth + tile.columns * of_x) * problem.dtype.itemsize
+
+
 def folds(problem: ConvProblem, tile: Tile) -> bool:
     """Whether one view of the input has the pixels of all remainders (`gpuconv.kernels.triton.window_common`), and no
     block of channels reaches into the next pixel."""
@@ -187,7 +221,7 @@ def launches(
 
 def splits_of(problem: ConvProblem, tile: Tile) -> int:
     """How many programs share a sum of grad_weight: `tile.splits`, or fewer, so that each has a window."""
-    return max(1, min(tile.splits, window_of(problem, "grad_weight", tile.depth).number))
+    return max(1, min(tile.splits, weight_window(problem, tile).number))
 
 
 def descriptor_strides(shape: tuple[int, ...], strides: tuple[int, ...] | None, unit: int) -> tuple[int, int, int]:
@@ -321,14 +355,18 @@ def _sum(
 def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias: bool) -> tuple[Launch, ...]:
     unit, k, c = problem.vector_unit, problem.group_filters, problem.group_channels
     size, splits = math.prod(problem.weight_shape), splits_of(problem, tile)
-    window = window_of(problem, "grad_weight", tile.depth)
+    window = weight_window(problem, tile)
     fresh_k, fresh_c, fresh_tap = result_strides(problem.weight_shape, problem)
     # The workspace holds [taps, K, C/G] for each split, so that a tile of it lies together.
     gw = (size, c, 1, problem.out_channels * c) if splits > 1 else (0, fresh_k, fresh_c, fresh_tap)
-    constants = _constants(problem, operands, tile, window) | {"BK": tile.rows, "BC": tile.columns}
-    del constants["BAND"]
     gy, _ = layouts(problem, "grad_weight", operands)
-    constants = constants | {"WIDE": overflows(size, gy.extent)}
+    numbers = arithmetic_of(problem, operands)
+    constants = {
+        "TN": window.images, "TH": window.rows, "TW": window.columns, "BK": tile.rows, "BC": tile.columns,
+        "TAPS": tile.taps, "BY_ROW": window.by_row,
+        "PRECISION": numbers["PRECISION"], "EMULATE_BF16": numbers["EMULATE_BF16"],
+        "WIDE": overflows(size, gy.extent),
+    }  # fmt: skip
     scalars = (
         problem.batch, problem.in_channels, problem.out_channels, c, k, problem.groups, *_settings(problem),
         *descriptor_strides(problem.output_shape, operands.strides[0], unit),

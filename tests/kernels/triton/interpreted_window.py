@@ -61,11 +61,36 @@ def made(sizes: tuple, at: int) -> ConvProblem:
     return ConvProblem.of(x, w, **settings, dtype=dtype)
 
 
+def with_taps(problem: ConvProblem, tile: Tile, taps: int) -> Tile:
+    """The tile with so many taps for each program of grad_weight, where neighbouring taps meet neighbouring pixels."""
+    return dataclasses.replace(tile, taps=taps if problem.stride[0] == problem.dilation[0] == 1 else 1)
+
+
 @pytest.mark.parametrize("name", few(CURATED, 3))
 def test_windows(name: str) -> None:
     at = list(CURATED).index(name)
     tile = dataclasses.replace(SMALL, splits=1 + at % 2, persistent=3 if at % 4 == 0 else 0)
-    check(made(CURATED[name], at), name, "channels_last", tile, ACTIVATIONS[at % 7])
+    problem = made(CURATED[name], at)
+    check(problem, name, "channels_last", with_taps(problem, tile, 1 + at % 3), ACTIVATIONS[at % 7])
+
+
+WINDOWS = {  # input; the window, by row or whole
+    "of an image": ((1, 16, 5, 15), (1, 2, 16), True),
+    "across images": ((15, 16, 4, 3), (16, 4, 1), True),
+    "whole": ((6, 16, 4, 3), (2, 4, 4), False),
+}
+
+
+@pytest.mark.parametrize("name", few(WINDOWS, 3))
+def test_taps_that_one_program_sums(name: str) -> None:
+    """Two of three at once: a fourth is beyond the last."""
+    sizes, window, by_row = WINDOWS[name]
+    pixels, dtype = math.prod(window), torch.float16 if by_row else torch.float32
+    problem = ConvProblem.of(sizes, (24, 16, 3, 2), padding=((1, 0), (0, 2)), dtype=dtype)
+    tile = Tile(32, 16, pixels, 4, 2, splits=2, kernel="window", taps=2)
+    found = window_launch.weight_window(problem, tile)
+    assert (found[:3], found.by_row) == (window, by_row)
+    check(problem, name, "channels_last", tile, directions=("grad_weight",))
 
 
 @pytest.mark.parametrize("name", few(["3x3-stride2-odd", "3x3", "1x2-stride3-untouched-pixels"], 1))
@@ -213,4 +238,4 @@ def test_random_problems(kernel: str, seed: int) -> None:
         tile = dataclasses.replace(tile, columns=32)
     if problem.groups > 1:
         tile = dataclasses.replace(tile, depth=16)
-    check(problem, f"{kernel} {seed}", "channels_last", tile, ACTIVATIONS[seed % 7])
+    check(problem, f"{kernel} {seed}", "channels_last", with_taps(problem, tile, 1 + seed % 3), ACTIVATIONS[seed % 7])

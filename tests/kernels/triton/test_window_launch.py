@@ -2,7 +2,7 @@
 
 import contextvars
 import dataclasses
-from typing import Any
+import math
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="Triton is not installed (it is on Linux al
 import triton
 from triton.runtime import _allocation
 
-from gpuconv.backends.base import Operands
+from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.triton import (
     backend,
     launch as triton_launch,
@@ -185,17 +185,23 @@ def test_descriptors_take_64_mib_at_most_whatever_the_size(direction: Direction,
     assert found or "more tiles than descriptors" in (refusal or "")
 
 
-def test_old_triton_computes_no_16_bit_weight_gradient_through_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("taps", [1, 3])
+@pytest.mark.parametrize("batch", [1, 8, 16, 32, 100])
+def test_windows_of_a_weight_are_fetched_by_row_where_that_wastes_little(batch: int, taps: int) -> None:
+    tile = Tile(128, 64, 64 * min(2, taps), 4, 3, kernel="window", taps=taps)
+    for size in (112, 56, 28):
+        problem = dataclasses.replace(LAYER, input_size=(size, size), batch=batch)
+        window = window_launch.weight_window(problem, tile)
+        assert window.by_row and tile.depth == window.images * window.rows * window.columns
+        assert window.number * tile.depth <= 1.31 * batch * size * size, window
+
+
+def test_old_triton_multiplies_no_16_bit_window_through_registers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton 3.6, sm_90: gyᵀ of the next step is loaded into registers that a product under way still reads."""
-    problem = dataclasses.replace(HUGE["1x1"], batch=8, dtype=torch.float16, memory_format=torch.channels_last)
-
-    def told(family: Any, problem: ConvProblem, direction: Direction = "grad_weight") -> str | None:
-        operands = strides(problem, direction)._replace(tf32=problem.dtype is torch.float32)
-        return family.refuses(problem, direction, H100, operands)
-
-    monkeypatch.setattr(triton_window, "RELEASE", (3, 8))
-    assert told(triton_window, problem) is None
-    monkeypatch.setattr(triton_window, "RELEASE", (3, 7))
-    assert "before 3.8" in (told(triton_window, problem) or "")
-    assert told(triton_window, problem, "forward") is None and told(triton_pointwise, problem) is None
-    assert told(triton_window, dataclasses.replace(problem, dtype=torch.float32)) is None
+    problem = dataclasses.replace(LAYER, input_size=(7, 7), batch=33)
+    tile = Tile(128, 128, 64, 8, 3, kernel="window")
+    monkeypatch.setattr(window_launch, "_THROUGH_REGISTERS", 1.2)
+    assert not window_launch.weight_window(problem, tile).by_row
+    monkeypatch.setattr(window_launch, "_THROUGH_REGISTERS", math.inf)
+    assert window_launch.weight_window(problem, tile).by_row
+    assert not window_launch.weight_window(dataclasses.replace(problem, dtype=torch.float32), tile).by_row

@@ -1,0 +1,161 @@
+"""Packing: copies of a call's operands that lie channels last, so that kernels can fetch them in vectors.
+
+"Pack, then the fast kernel" is a candidate like any other: a tile of some family, for operands that lie like the copies
+(`packed`), with the operands that are copied (`Tile.packs`) and the time that copying takes (`with_copies`). One launch
+copies all that a call needs, into memory of PyTorch's allocator; results are written as the problem says, as always.
+
+A kernel sees an operand as images × channels × pixels (`Source`); a weight's filters are images, its taps are pixels.
+Nothing here needs a GPU.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from gpuconv.backends.base import Operands
+from gpuconv.backends.derived import axes
+from gpuconv.backends.roofline import Prediction, copying
+from gpuconv.backends.tile import Tile
+from gpuconv.gpu import Gpu
+from gpuconv.problem import ConvProblem, Direction
+
+_NAMES: dict[Direction, tuple[str, str]] = {
+    "forward": ("input", "weight"), "grad_input": ("grad_output", "weight"), "grad_weight": ("grad_output", "input"),
+}  # fmt: skip
+_FEWEST_CHANNELS = 8  # with no more, vectors of channels would be mostly zeros in the kernels' tiles
+
+
+# ---- which operands --------------------------------------------------------------------------------------------------
+
+
+def worth_packing(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str:
+    """The operands that kernels would fetch element by element as they lie, and in vectors if they were copied, as in
+    `Tile.packs`; "" if there are none, or where the numbers are not those of tensor cores."""
+    if gpu.capability < (7, 5) or not (problem.dtype.itemsize == 2 or operands.tf32):
+        return ""
+    shapes = problem.operand_shapes(direction)
+    if problem.in_channels == problem.groups or not all(map(math.prod, shapes)):  # depthwise kernels read any layout
+        return ""
+    unit = problem.vector_unit
+    given = zip(_NAMES[direction], shapes, operands.strides, strict=True)
+    return "+".join(
+        name
+        for name, shape, strides in given
+        if shape[1] > _FEWEST_CHANNELS and shape[1] % unit == 0 and not _in_vectors(shape, strides, unit)
+    )
+
+
+def _in_vectors(shape: tuple[int, ...], strides: tuple[int, ...], unit: int) -> bool:
+    """Whether the channels of each pixel are vectors of `unit` elements, and no two pixels share any."""
+    _, channels, *_ = shape
+    n, c, *pixel = (None if size == 1 else stride for size, stride in zip(shape, strides, strict=True))
+    return c == 1 and all(stride is None or (stride % unit == 0 and stride >= channels) for stride in (n, *pixel))
+
+
+def packed(problem: ConvProblem, direction: Direction, operands: Operands, packs: str) -> Operands:
+    """The operands after packing: with the strides of the copies."""
+    given = zip(_NAMES[direction], problem.operand_shapes(direction), operands.strides, strict=True)
+    first, second = (_strides(shape) if name in packs.split("+") else strides for name, shape, strides in given)
+    return operands._replace(strides=(first, second))
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a dense tensor whose channels are innermost."""
+    _, channels, *pixels = shape
+    inner = [channels * math.prod(pixels[i:]) for i in range(len(pixels) + 1)]
+    return (inner[0], 1, *inner[1:])
+
+
+def bytes_of(problem: ConvProblem, direction: Direction, packs: str) -> dict[str, int]:
+    """The bytes of each copy, by the operand's name."""
+    named = zip(_NAMES[direction], problem.operand_shapes(direction), strict=True)
+    return {name: math.prod(shape) * problem.dtype.itemsize for name, shape in named if name in packs.split("+")}
+
+
+def seconds(problem: ConvProblem, direction: Direction, packs: str, gpu: Gpu) -> float:
+    """How long packing is predicted to take."""
+    return copying(sum(bytes_of(problem, direction, packs).values()), gpu) if packs else 0.0
+
+
+def with_copies(prediction: Prediction, problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu) -> Prediction:
+    """The prediction for the kernels of a tile, with the copies that are made first."""
+    return prediction._replace(seconds=prediction.seconds + seconds(problem, direction, tile.packs, gpu))
+
+
+# ---- what is copied --------------------------------------------------------------------------------------------------
+
+
+class Source(NamedTuple):
+    """An operand that is copied: how many images of how many channels it has, and how they lie."""
+
+    images: int
+    channels: int
+    sizes: tuple[int, int, int]  # of its pixels; axes that lie as one are one
+    strides: tuple[int, int, int, int, int]  # of images, channels and the three axes; 0 for an axis of size 1
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of one image."""
+        return math.prod(self.sizes)
+
+    @property
+    def numel(self) -> int:
+        return self.images * self.channels * self.pixels
+
+    @property
+    def extent(self) -> int:
+        """One more than the largest offset of an element."""
+        counts = (self.images, self.channels, *self.sizes)
+        return 1 + sum((count - 1) * stride for count, stride in zip(counts, self.strides, strict=True))
+
+    @property
+    def in_rows(self) -> bool:
+        """Whether the pixels of a channel lie side by side."""
+        return self.pixels == 1 or (self.sizes[:2] == (1, 1) and self.strides[4] == 1)
+
+    @property
+    def dense(self) -> bool:
+        """Whether it is contiguous: pixels side by side, then channels, then images."""
+        n, c = (
+            stride if count > 1 else 0
+            for stride, count in zip(self.strides[:2], (self.images, self.channels), strict=True)
+        )
+        return self.in_rows and c in (0, self.pixels) and n in (0, self.channels * self.pixels)
+
+
+Sources = tuple[Source | None, Source | None]  # of two operands, in their order; None of one that is read as it lies
+
+
+def sources(problem: ConvProblem, direction: Direction, operands: Operands, packs: str) -> Sources:
+    """What is copied of the two operands."""
+    given = zip(_NAMES[direction], problem.operand_shapes(direction), operands.strides, strict=True)
+    first, second = (_source(shape, strides) if name in packs.split("+") else None for name, shape, strides in given)
+    return first, second
+
+
+def _source(shape: tuple[int, ...], strides: tuple[int, ...]) -> Source:
+    n, c, *pixel = (0 if size == 1 else stride for size, stride in zip(shape, strides, strict=True))
+    merged: list[tuple[int, int]] = []  # size and stride of an axis, outermost first
+    for size, stride in zip(shape[2:], pixel, strict=True):
+        if size == 1:
+            continue
+        if merged and merged[-1][1] == size * stride:
+            size *= merged.pop()[0]
+        merged.append((size, stride))
+    sizes, steps = (tuple(axis[i] for axis in merged) for i in (0, 1))
+    return Source(shape[0], shape[1], axes(sizes, 1), (n, c, *axes(steps, 0)))  # type: ignore[arg-type]  # three axes
+
+
+Copies = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor | None, torch.Tensor | None]]
+
+
+def memory_for(of: Sources) -> Copies:
+    """A function that allocates the copies of two operands; None for one that is not copied."""
+    first, second = (None if source is None else source.numel for source in of)
+
+    def allocate(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        return None if first is None else a.new_empty(first), None if second is None else b.new_empty(second)
+
+    return allocate

@@ -1,0 +1,118 @@
+// Copies of one or two tensors whose channels then lie side by side: copy[n, p, c] = x[n, c, p], p counting pixels.
+//
+// Memory-bound: everything is read once and written once. A weight's filters are images here, and its taps are pixels.
+// Channels come in groups of UNIT, 16 bytes of them. A block reads a tile along its pixels, keeps it so in shared
+// memory, and writes it along the channels, 16 bytes a thread; eight threads write eight groups of a pixel. There each
+// group begins an odd number of 16 bytes after the one before, so that the eight read from different banks.
+//
+//   block   →  BG groups × BP pixels of an image, groups fastest; first those of a, then those of b
+//   block   →  where FLAT, `many` groups × all pixels, which lie together in memory as one run of vectors: an image
+//              whose rows of pixels begin anywhere, as filters of 3 × 3 taps do
+//   masks   →  pixels and groups beyond the last
+#include "common.cuh"
+
+struct Source {
+  long long n, c, d, h, w;  // strides
+  int groups, groups_of_image;
+  int pixels, height, width;  // pixels of an image; sizes of its last two axes
+  int many;  // FLAT: groups of a block
+};
+struct Pack {
+  Source of[2];
+  long long blocks_of_a;
+};
+static_assert(sizeof(Source) == 5 * 8 + 6 * 4 && sizeof(Pack) == 2 * sizeof(Source) + 8, "the launcher fills them in");
+
+constexpr int THREADS = 256, UNIT = Vector<TYPE>::SIZE;
+constexpr int BG = 8, BP = 256 / sizeof(TYPE);
+constexpr int PITCH = (BP + 1) * UNIT;  // from group to group of a tile, in elements
+// What is read side by side: the pixels of a channel, which lie side by side; those that do not; the channels of one.
+enum How { NONE, FLAT, ROWS, PIXELS, CHANNELS };
+
+// UNIT rows of pixels, turned into a vector of channels: element `pixel` of each.
+__device__ __forceinline__ Vector<TYPE> channels_of(const TYPE* s_row, int row_pitch) {
+  Vector<TYPE> channels;
+#pragma unroll
+  for (int c = 0; c < UNIT; ++c) channels.at[c] = s_row[c * row_pitch];
+  return channels;
+}
+
+template <int RUN>
+__device__ __forceinline__ void move(TYPE* to, const TYPE* from) {
+  *reinterpret_cast<Run<RUN, TYPE>*>(to) = *reinterpret_cast<const Run<RUN, TYPE>*>(from);
+}
+
+__device__ __forceinline__ void store(TYPE* p_copy, const Source& x, int n, int group, int pixel, Vector<TYPE> b) {
+  const long long at = (wide(n) * x.pixels + pixel) * x.groups_of_image + group;
+  reinterpret_cast<Vector<TYPE>*>(p_copy)[at] = b;
+}
+
+// TOGETHER: groups that a row of threads writes side by side.
+template <int RUN, int TOGETHER>
+__device__ __forceinline__ void copy_flat(int block, const TYPE* p_x, TYPE* p_copy, const Source& x, TYPE* s_x) {
+  const int first = block * x.many, groups = min(x.many, x.groups - first);
+  const int length = x.pixels * UNIT, pitch = (x.pixels | 1) * UNIT;  // of a group, and from one to the next
+  const TYPE* const p = p_x + wide(first) * length;
+#pragma unroll 4
+  for (int i = threadIdx.x * RUN; i < groups * length; i += THREADS * RUN)
+    move<RUN>(s_x + i + i / length * (pitch - length), p + i);
+  __syncthreads();
+#pragma unroll 2
+  for (int i = threadIdx.x; i < ceil_div(groups, TOGETHER) * TOGETHER * x.pixels; i += THREADS) {
+    const int row = i / TOGETHER, pixel = row % x.pixels, group = row / x.pixels * TOGETHER + i % TOGETHER;
+    if (group >= groups) continue;
+    const int n = (first + group) / x.groups_of_image, of_image = (first + group) % x.groups_of_image;
+    store(p_copy, x, n, of_image, pixel, channels_of(s_x + group * pitch + pixel, x.pixels));
+  }
+}
+
+__device__ __forceinline__ long long offset_of_pixel(int pixel, const Source& x) {
+  const Pixel at = split_pixel(pixel, x.height, x.width);
+  return at.d * x.d + at.h * x.h + at.w * x.w;
+}
+
+template <int RUN, int HOW>
+__device__ __forceinline__ void copy_tile(int block, const TYPE* p_x, TYPE* p_copy, const Source& x, TYPE* s_x) {
+  const int group_blocks = ceil_div(x.groups_of_image, BG), pixel_blocks = ceil_div(x.pixels, BP);
+  const int n = block / group_blocks / pixel_blocks;
+  const int first_group = block % group_blocks * BG, first_pixel = block / group_blocks % pixel_blocks * BP;
+  const int groups = min(BG, x.groups_of_image - first_group), pixels = min(BP, x.pixels - first_pixel);
+  const TYPE* const p = p_x + n * x.n + wide(first_group) * UNIT * x.c;
+#pragma unroll(RUN > 1 ? BG * UNIT * BP / RUN / THREADS : 8)
+  for (int i = threadIdx.x * RUN; i < BG * UNIT * BP; i += THREADS * RUN) {
+    const int c = HOW == CHANNELS ? i % (BG * UNIT) : i / BP, pixel = HOW == CHANNELS ? i / (BG * UNIT) : i % BP;
+    if (c >= groups * UNIT || pixel >= pixels) continue;
+    if (HOW == CHANNELS)
+      move<RUN>(s_x + i, p + offset_of_pixel(first_pixel + pixel, x) + c);
+    else
+      move<RUN>(s_x + c / UNIT * PITCH + c % UNIT * BP + pixel,
+                p + c * x.c + (HOW == ROWS ? first_pixel + pixel : offset_of_pixel(first_pixel + pixel, x)));
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = threadIdx.x; i < BG * BP; i += THREADS) {
+    const int group = i % BG, pixel = i / BG;
+    if (group >= groups || pixel >= pixels) continue;
+    const Vector<TYPE> b =
+        HOW == CHANNELS ? reinterpret_cast<const Vector<TYPE>*>(s_x)[i] : channels_of(s_x + group * PITCH + pixel, BP);
+    store(p_copy, x, n, first_group + group, first_pixel + pixel, b);
+  }
+}
+
+template <int HOW, int RUN, int TOGETHER>
+__device__ __forceinline__ void copy(int block, const TYPE* p_x, TYPE* p_copy, const Source& x, TYPE* s_x) {
+  if constexpr (HOW == FLAT) copy_flat<RUN, TOGETHER>(block, p_x, p_copy, x, s_x);
+  if constexpr (HOW > FLAT) copy_tile<RUN, HOW>(block, p_x, p_copy, x, s_x);
+}
+
+// What is not copied is null, with its copy.
+extern "C" __global__ void __launch_bounds__(THREADS)
+pack(const TYPE* __restrict__ p_a, const TYPE* __restrict__ p_b, TYPE* __restrict__ p_copy_a,
+     TYPE* __restrict__ p_copy_b, const Pack x) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  TYPE* const s_x = reinterpret_cast<TYPE*>(shared_memory);
+  if (blockIdx.x < x.blocks_of_a)
+    copy<A_HOW, A_RUN, A_TOGETHER>(blockIdx.x, p_a, p_copy_a, x.of[0], s_x);
+  else
+    copy<B_HOW, B_RUN, B_TOGETHER>(blockIdx.x - x.blocks_of_a, p_b, p_copy_b, x.of[1], s_x);
+}
