@@ -1,6 +1,7 @@
 """GPUs as the planner sees them: `Gpu.of(device)` from the driver, and `KNOWN`, a few to plan for without one.
 
-Rates are peak dense rates from the vendors' data sheets, in operations a second; only their proportions matter here.
+What they can do is what NVIDIA publishes, or else others have measured: the table says whose figures they are, and
+which are guesses. What the planner's formula takes to be alike on all of them is in `gpuconv.backends.constants`.
 """
 
 import dataclasses
@@ -23,13 +24,16 @@ class Gpu:
     multiprocessors: int
     shared_memory: int  # bytes that one block may have
     threads: int  # resident on one multiprocessor
+    blocks: int  # resident on one multiprocessor
+    clock: float  # of multiprocessors and L2 cache, in Hz
     l2: int  # bytes
-    bandwidth: float  # bytes a second
-    rate_16: float  # float16 and bfloat16 on tensor cores
+    l2_per_clock: float  # bytes that a multiprocessor gets from the L2 cache in a clock, while all of them read
+    bandwidth: float  # bytes of device memory a second
+    rate_16: float  # float16 and bfloat16 on tensor cores, summed in float32
     rate_tf32: float
     rate_32: float  # float32 without tensor cores
-    rate_64: float
-    step_latency: float = 0.6e-6  # seconds from the load of a tile to its arrival: the least time of one loop step
+    rate_64: float  # float64 without tensor cores
+    step_latency: float  # seconds from the load of a tile to its arrival from the L2 cache
 
     def rate(self, dtype: torch.dtype, tf32: bool) -> float:
         """Peak operations a second on operands of `dtype`; `tf32`: float32 on tensor cores."""
@@ -38,6 +42,17 @@ class Gpu:
         if dtype.itemsize == 2 and (dtype is torch.float16 or self.capability >= (8, 0)):
             return self.rate_16
         return self.rate_tf32 if tf32 else self.rate_32
+
+    def resident(self, threads: int, registers: int, shared: int) -> int:
+        """Blocks that fit on a multiprocessor at once: by registers of each of their threads, bytes of shared memory,
+        threads, and the limit on blocks. 0 if not even one does."""
+        warps = threads // 32
+        of_block = math.ceil(registers * 32 / _UNIT) * _UNIT * warps
+        reserved = _RESERVED if self.capability >= (8, 0) else 0
+        return min(
+            _REGISTERS // max(1, of_block), (self.shared_memory + reserved) // max(1, shared + reserved),
+            self.threads // threads, self.blocks,
+        )  # fmt: skip
 
     @staticmethod
     def of(device: torch.device) -> "Gpu":
@@ -49,37 +64,62 @@ class Gpu:
         return _properties(torch.cuda.current_device() if device.index is None else device.index)
 
 
-def _gpu(name: str, capability: tuple[int, int], sms: int, l2_mb: float, gbs: float, tflops: tuple[float, ...]) -> Gpu:
+# Of a multiprocessor: registers, which warps are given in units, and the shared memory that the driver takes of each
+# block (NVIDIA, CUDA C++ Programming Guide, 'Compute Capabilities', and for the units the CUDA occupancy calculator).
+_REGISTERS, _UNIT, _RESERVED = 65536, 256, 1024
+# Shared memory of a block, threads and blocks of a multiprocessor (the same table).
+_LIMITS = {
+    (7, 5): (64 << 10, 1024, 16),
+    (8, 0): (163 << 10, 2048, 32),
+    (8, 6): (99 << 10, 1536, 16),
+    (8, 9): (99 << 10, 1536, 24),
+    (9, 0): (227 << 10, 2048, 32),
+    (10, 0): (227 << 10, 2048, 32),
+    (12, 0): (99 << 10, 1536, 24),
+}
+_FETCH_CLOCKS = (
+    430  # from the load of a tile to its arrival from the L2 cache, while other loads are under way: a guess
+)
+
+
+def _gpu(
+    name: str,
+    capability: tuple[int, int],
+    sms: int,
+    mhz: float,
+    l2_mb: float,
+    l2_per_clock: float,
+    gbs: float,
+    tflops: tuple[float, ...],
+) -> Gpu:
     """A Gpu with the limits of its capability.
 
     l2_mb in MiB, gbs in 10⁹ bytes a second, tflops in 10¹² operations a second: 16-bit (before sm_80 float16), TF32,
     float32, float64.
     """
-    shared, threads = _LIMITS[capability]
-    return Gpu(name, capability, sms, shared, threads, int(l2_mb * 2**20), gbs * 1e9, *(t * 1e12 for t in tflops))
+    clock, rates = mhz * 1e6, (t * 1e12 for t in tflops)
+    l2, fetch = int(l2_mb * 2**20), _FETCH_CLOCKS / clock
+    return Gpu(name, capability, sms, *_LIMITS[capability], clock, l2, l2_per_clock, gbs * 1e9, *rates, fetch)
 
 
-# Shared memory of a block and threads of a multiprocessor (CUDA C++ Programming Guide, 'Compute Capabilities').
-_LIMITS = {
-    (7, 5): (64 << 10, 1024),
-    (8, 0): (163 << 10, 2048),
-    (8, 6): (99 << 10, 1536),
-    (8, 9): (99 << 10, 1536),
-    (9, 0): (227 << 10, 2048),
-    (10, 0): (227 << 10, 2048),
-    (12, 0): (99 << 10, 1536),
-}
+# Dense rates with float32 sums, boost clocks, L2 sizes and bandwidths: NVIDIA's white papers 'Turing' (2018; T4: its
+# data sheet), 'A100' (2020; its 40 GB), 'Ampere GA102' (2020), 'Ada' (2022; L4: its data sheet, halved, which has rates
+# of sparse matrices), 'H100' (2022, SXM5), 'RTX Blackwell' (2025), and the data sheet of HGX B200 (2024; its clock is
+# what its rates make, its L2 size what the driver reports). GeForce cards sum in float32 at half their rate: it is the
+# halved one. Without tensor cores a T4 multiplies TF32 as float32.
+# l2_per_clock: T4, Jia et al. 2019, 'Dissecting the NVidia Turing T4 GPU via Microbenchmarking' (1,270 GB/s); all
+# others are guesses: 36 makes 8.3 TB/s of an H100, where ports allow 64 bytes; GeForce cards and the L4 have less.
 KNOWN = {
     gpu.name: gpu
     for gpu in (
-        _gpu("T4", (7, 5), 40, 4, 320, (65, 8.1, 8.1, 0.25)),  # tensor cores for float16 alone
-        _gpu("A100", (8, 0), 108, 40, 1555, (312, 156, 19.5, 19.5)),
-        _gpu("RTX 3090", (8, 6), 82, 6, 936, (71, 35.6, 35.6, 0.56)),
-        _gpu("L4", (8, 9), 58, 48, 300, (121, 60, 30.3, 0.47)),
-        _gpu("RTX 4090", (8, 9), 128, 72, 1008, (165, 82.6, 82.6, 1.29)),
-        _gpu("H100", (9, 0), 132, 50, 3350, (989, 495, 67, 67)),
-        _gpu("B200", (10, 0), 148, 126, 8000, (2250, 1100, 80, 40)),
-        _gpu("RTX 5090", (12, 0), 170, 96, 1792, (210, 105, 105, 1.64)),
+        _gpu("T4", (7, 5), 40, 1590, 4, 20, 320, (65, 8.1, 8.1, 0.25)),
+        _gpu("A100", (8, 0), 108, 1410, 40, 36, 1555, (312, 156, 19.5, 9.7)),
+        _gpu("RTX 3090", (8, 6), 82, 1695, 6, 20, 936, (71, 35.6, 35.6, 0.56)),
+        _gpu("L4", (8, 9), 58, 2040, 48, 20, 300, (121, 60, 30.3, 0.47)),
+        _gpu("RTX 4090", (8, 9), 128, 2520, 72, 20, 1008, (165.2, 82.6, 82.6, 1.29)),
+        _gpu("H100", (9, 0), 132, 1755, 50, 36, 3350, (989, 495, 67, 34)),
+        _gpu("B200", (10, 0), 148, 1860, 126, 36, 8000, (2250, 1100, 80, 40)),
+        _gpu("RTX 5090", (12, 0), 170, 2407, 96, 20, 1792, (209.5, 104.8, 104.8, 1.64)),
     )
 }
 EMULATED = " (emulated)"  # behind the name of a GPU that is emulated, in what is recorded of it
@@ -122,7 +162,9 @@ def device_called(name: str) -> torch.device:
 
 
 # The interpreter runs one program after the other and takes as long for a small step as for a large one.
-INTERPRETER = Gpu("Triton's interpreter", (0, 0), 1, 1 << 40, 128, 1 << 40, 1e15, 1e15, 1e15, 1e15, 1e15, 4.5e-3)
+INTERPRETER = Gpu(
+    "Triton's interpreter", (0, 0), 1, 1 << 40, 128, 1, 1e15, 1 << 40, 1.0, 1e15, 1e15, 1e15, 1e15, 1e15, 4.5e-3
+)
 
 
 class Emulation(Protocol):

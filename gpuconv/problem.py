@@ -199,6 +199,17 @@ class ConvProblem:
         forward pass, those with padding included, as is usual."""
         return 2 * math.prod(self.output_shape) * self.products("forward")
 
+    @cached_property
+    def meetings(self) -> int:
+        """How often an output pixel of the batch and a filter tap meet at a pixel inside the input."""
+        count = self.batch
+        for h, r, p, s, (low, _), d in zip(
+            self.input_size, self.filter_size, self.output_size, self.stride, self.padding, self.dilation, strict=True
+        ):
+            outputs = ((max(0, -((tap * d - low) // s)), min(p - 1, (h - 1 + low - tap * d) // s)) for tap in range(r))
+            count *= sum(max(0, last - first + 1) for first, last in outputs)
+        return count
+
     def least_bytes(self, direction: Direction) -> int:
         """Bytes that `direction` must move at least: inputs read once, output written once.
 

@@ -61,3 +61,14 @@ def test_a_call_walks_through_six_files_at_most_and_through_none_twice(lane: Lan
     for walk in first, later:
         assert len(walk) == len(set(walk))
         assert len(walk) + len(BEHIND) <= MOST, walk
+
+
+@pytest.mark.parametrize("lane", [Lane("triton", "cpu", "a100"), Lane("cuda", "cpu", "a100")], ids=str)
+def test_a_call_that_packs_walks_no_further(lane: Lane) -> None:
+    x, w = torch.randn(1, 16, 5, 5), torch.randn(16, 16, 3, 3)
+    with lane.entered(), lane.emulated() as gpu:
+        found = [walk for _ in range(2) for walk in walks(lambda: gpuconv.conv2d(x, w, backend=lane.backend))]
+        assert gpu.launches[::2] == ["pack", "pack"] and len(gpu.launches) == len(found) == 4
+    for walk in found:
+        assert len(walk) == len(set(walk))
+        assert len(walk) + len(BEHIND) <= MOST, walk

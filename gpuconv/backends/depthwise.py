@@ -5,15 +5,15 @@ A `Tile` of theirs has as rows the pixels of its results, `width` of them side b
 """
 
 import math
+import operator
 
-from gpuconv.backends.roofline import Prediction, adding_splits, resident
+from gpuconv.backends import constants
+from gpuconv.backends.roofline import SECTOR, Features, Prediction, adding_splits, results_of
 from gpuconv.backends.tile import Tile
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
 _MOST_MEMBERS = 8  # filters for each channel that the kernels are made for
-_MULTIPLY_ADDS = 0.5  # what of the peak rate is left to them beside loads from shared memory and conversions: a guess
-_NOT_HIDDEN = 0.1  # what of the shorter of two times does not pass while the longer does: a guess
 
 
 def refuses(problem: ConvProblem, most_taps: int) -> str | None:
@@ -33,11 +33,22 @@ def refuses(problem: ConvProblem, most_taps: int) -> str | None:
     return None
 
 
-def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+def predict(
+    problem: ConvProblem,
+    direction: Direction,
+    tile: Tile,
+    gpu: Gpu,
+    tf32: bool,
+    *,
+    held: int = 0,
+    reloads: bool = False,
+) -> Prediction:
     """The time of kernels that fetch a window of every channel once for all taps, and multiply without tensor cores.
 
-    As long as the bytes take, those that neighbouring windows share counted again, or the multiply-adds, whichever is
-    longer, and a part of the other; the last wave keeps only some multiprocessors busy; and a window's way takes time
+    held: bytes of shared memory of a program. reloads: a window is loaded anew for every tap, mostly from the L1 cache.
+
+    As long as the slowest of bytes, multiply-adds and instructions takes, bytes that neighbouring windows share counted
+    again, and a part of the next; the last wave keeps only some multiprocessors busy; and a window's way takes time
     that others on the same multiprocessor hide.
     """
     backward, size = direction == "grad_input", problem.dtype.itemsize
@@ -55,22 +66,37 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
     steps = problem.batch * math.prod(counts)  # windows of a channel
     windows = steps * blocks * (1 if direction == "forward" else members)
     programs = members * blocks * tile.splits if direction == "grad_weight" else steps * blocks
-    moved = problem.batch * problem.groups * fetched * (1 if direction == "forward" else members)
-    moved += problem.batch * math.prod(results) * (problem.groups if backward else problem.out_channels)
+    of_windows = problem.batch * problem.groups * fetched * (1 if direction == "forward" else members)
+    of_results = problem.batch * math.prod(results) * (problem.groups if backward else problem.out_channels)
     products = steps * blocks * members * tile.rows * tile.columns * problem.taps
     if backward:
         products /= math.prod(problem.stride)
-    together = resident(tile, gpu, tile.halo * tile.columns * max(size, 4), registers=32 * tile.warps * 96)
-    waves = math.ceil(programs / (gpu.multiprocessors * together))
+    of_taps = problem.meetings * problem.out_channels  # what meets
+    bytes_ = size * ((of_taps if reloads else of_windows) + of_results * (direction == "grad_weight"))
+    cost = constants.cost_of(tile.kernel, direction, "fma")
+    threads = 32 * tile.warps
+    copies = 0 if tile.addressed else tile.halo * tile.columns * size / 16
+    of_window = Features(products / max(1, windows) / threads, 0, copies / threads, 0, tile.addressed / threads)
+    of_step = of_window.instructions(cost)
+    around = cost.tile + cost.result * results_of(tile)
+    instructions = tile.warps * (windows * of_step + programs * around)
+    registers = min(255, math.ceil(cost.registers + constants.REGISTERS_A_TAP * reloads * problem.taps))
+    room = max(1, gpu.resident(threads, registers, held))
+    waves = math.ceil(programs / (gpu.multiprocessors * room))
     idle = math.ceil(programs / gpu.multiprocessors) * gpu.multiprocessors / programs
-    rate = _MULTIPLY_ADDS * (gpu.rate_64 if size == 8 else gpu.rate_32)
-    (shorter, _), (longer, bound) = sorted(
-        [(moved * size / gpu.bandwidth, "memory bandwidth"), (2 * products / rate, "products")]
-    )  # fmt: skip
-    seconds = (longer + _NOT_HIDDEN * shorter) * idle + gpu.step_latency * windows / min(
-        programs, gpu.multiprocessors * together
+    rate = constants.DEPTHWISE_RATE * (gpu.rate_64 if size == 8 else gpu.rate_32)
+    of_all = gpu.multiprocessors * gpu.clock
+    parts = (
+        ("products", 2 * products / rate),
+        ("L1 loads", of_taps * size / (constants.L1_BYTES * of_all) if reloads else 0.0),
+        ("instructions", instructions / (constants.SCHEDULERS * of_all)),
+        ("memory bandwidth", (of_windows + of_results) * size / (constants.MEMORY * gpu.bandwidth)),
     )
+    *_, (_, shorter), (bound, longer) = sorted(parts, key=operator.itemgetter(1))
+    way = constants.FIRST_FETCH * gpu.step_latency * windows / min(programs, gpu.multiprocessors * room)
+    seconds = (longer + constants.NOT_HIDDEN * shorter) * idle + way
     seconds += adding_splits(tile, math.prod(problem.weight_shape), gpu)
     return Prediction(
-        seconds, bound, programs, windows / programs, together, waves, 2 * products / (moved * size)
+        seconds, bound, programs, windows / programs, room, waves, 2 * products / max(1.0, bytes_), bytes_,
+        bytes_ / SECTOR, instructions, (*parts, ("start and end", way)),
     )  # fmt: skip

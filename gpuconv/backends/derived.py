@@ -81,15 +81,16 @@ def with_splits(
     each: tuple[int, ...] = (1, 2, 4),
 ) -> list[Tile]:
     """The tile with the numbers of splits worth considering in grad_weight, where `programs` compute the whole: one,
-    and enough to give each multiprocessor so many programs as `each` lists.
+    and those that give each multiprocessor about so many programs as `each` lists, at most or at least.
 
     most: splits at most, if that is not as many as have a few steps each.
     """
     partial = (math.prod(problem.weight_shape) + problem.out_channels) * accumulator(problem.dtype).itemsize
     most = _steps(problem, tile) // _FEWEST_STEPS if most is None else most
     most = max(1, min(most, WORKSPACE // max(1, partial)))
-    wanted = {1, *(min(most, math.ceil(n * gpu.multiprocessors / max(1, programs))) for n in each)}
-    return [dataclasses.replace(tile, splits=splits) for splits in sorted(wanted)]
+    exact = [n * gpu.multiprocessors / max(1, programs) for n in each]
+    wanted = {1, *(max(1, min(most, splits)) for n in exact for splits in (math.floor(n), math.ceil(n)))}
+    return [tile if n == tile.splits else dataclasses.replace(tile, splits=n) for n in sorted(wanted)]
 
 
 def programs_of_grad_weight(problem: ConvProblem, tile: Tile) -> int:

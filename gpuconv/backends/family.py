@@ -108,8 +108,11 @@ class FamilyBackend(Backend, Generic[Launch]):
     def refused_families(
         self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands
     ) -> dict[str, str]:
-        reasons = {}
+        reasons: dict[str, str] = {}
+        offered = {tile.kernel for tile in self.tiles(problem, direction, gpu, operands)}
         for name, family in self.families.items():
+            if name in offered:
+                continue
             reason = family.refuses(problem, direction, gpu, operands)
             if reason is None and not family.tiles(problem, direction, gpu, operands):
                 reason = f"no tile fits {gpu.shared_memory >> 10} KiB of shared memory"

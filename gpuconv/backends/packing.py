@@ -81,7 +81,8 @@ def seconds(problem: ConvProblem, direction: Direction, packs: str, gpu: Gpu) ->
 
 def with_copies(prediction: Prediction, problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu) -> Prediction:
     """The prediction for the kernels of a tile, with the copies that are made first."""
-    return prediction._replace(seconds=prediction.seconds + seconds(problem, direction, tile.packs, gpu))
+    more = seconds(problem, direction, tile.packs, gpu)
+    return prediction._replace(seconds=prediction.seconds + more, parts=(*prediction.parts, ("packing", more)))
 
 
 # ---- what is copied --------------------------------------------------------------------------------------------------
@@ -131,11 +132,12 @@ Sources = tuple[Source | None, Source | None]  # of two operands, in their order
 def sources(problem: ConvProblem, direction: Direction, operands: Operands, packs: str) -> Sources:
     """What is copied of the two operands."""
     given = zip(_NAMES[direction], problem.operand_shapes(direction), operands.strides, strict=True)
-    first, second = (_source(shape, strides) if name in packs.split("+") else None for name, shape, strides in given)
+    first, second = (source(shape, strides) if name in packs.split("+") else None for name, shape, strides in given)
     return first, second
 
 
-def _source(shape: tuple[int, ...], strides: tuple[int, ...]) -> Source:
+def source(shape: tuple[int, ...], strides: tuple[int, ...]) -> Source:
+    """A tensor of this shape and these strides, to be copied."""
     n, c, *pixel = (0 if size == 1 else stride for size, stride in zip(shape, strides, strict=True))
     merged: list[tuple[int, int]] = []  # size and stride of an axis, outermost first
     for size, stride in zip(shape[2:], pixel, strict=True):
@@ -153,7 +155,7 @@ Copies = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor | None, torch
 
 def memory_for(of: Sources) -> Copies:
     """A function that allocates the copies of two operands; None for one that is not copied."""
-    first, second = (None if source is None else source.numel for source in of)
+    first, second = (None if one is None else one.numel for one in of)
 
     def allocate(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         return None if first is None else a.new_empty(first), None if second is None else b.new_empty(second)

@@ -1,36 +1,73 @@
 """How long a kernel takes with a tile: the roofline of an implicit GEMM, and what the formulas of all families share.
 
 Closed formulas of the problem and of the properties of a GPU. They are there to choose among tiles and to explain the
-choice: their times are predictions, not measurements. A family that is no implicit GEMM has its formula in its file.
+choice: their times are predictions, not measurements. Their constants are in `gpuconv.backends.constants`. A family
+that is no implicit GEMM has its formula in its file.
+
+Programs, or tiles that programs take in turn, are shared out evenly: `each` for the busiest multiprocessor, `together`
+of them at a time, in `waves`. The loop takes as long as the slowest of, and a part of the next,
+
+    products         each · steps · operations of a step / rate of a multiprocessor
+    shared memory    each · steps · bytes of a step, written and read / (128 bytes a clock)
+    L2 fetches       each · sectors of a tile · 32 bytes / (bytes a clock from L2)
+    instructions     each · steps · warps · instructions of a step / (4 schedulers), or what one warp needs for its own
+    fetch latency    waves · steps · latency / stages under way
+
+Between its steps are barriers. Around it come the first fetch, descriptors made in the kernel, and the store of the
+result. Other programs on the same multiprocessor hide all these. The bytes that must cross the memory bus take their
+time beside: the longer of the two counts, and a part of the shorter.
 """
 
 import math
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gpuconv.backends.derived import programs_of_grad_weight
+from gpuconv.backends import constants, last_program
+from gpuconv.backends.constants import Cost
+from gpuconv.backends.derived import accumulator, programs_of_grad_weight
 from gpuconv.backends.tile import Tile
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
-_REUSE_FOR_HALF_THE_RATE = 16.0
-L2_SPEEDUP = 3.0  # over device memory
-INSTRUCTIONS_AN_ELEMENT = 10  # to fetch one by itself, as counted in the loops of the gather kernels
-INSTRUCTIONS = 64 * 1.5e9  # integer ones a second of a multiprocessor
-_ONE_MORE_LAUNCH = 3e-6  # seconds
-_REGISTERS = 65536  # of a multiprocessor
+SECTOR = 32  # bytes of global memory that move as one
 
 
 class Prediction(NamedTuple):
     """The predicted time of a kernel with one tile, and what it comes from."""
 
     seconds: float
-    bound: str  # what takes that long: "products", "addresses", "L2 fetches", "fetch latency", "memory bandwidth", …
+    bound: str  # what takes that long: "products", "shared memory", "L2 fetches", "fetch latency", …
     programs: int
     steps: float  # of the loop of a program, on average
     together: int  # programs on a multiprocessor at a time
     waves: int
-    intensity: float  # operations for each byte that a step fetches
+    intensity: float  # operations for each byte that is fetched
+    # What the kernel would count, without the one that adds partial sums: bytes that its loop fetches from global
+    # memory, the sectors these are in, and instructions executed by warps. 0: not predicted.
+    bytes: float = 0.0
+    sectors: float = 0.0
+    instructions: float = 0.0
+    parts: tuple[tuple[str, float], ...] = ()  # what could bound it, and the seconds that each would take alone
+
+
+class Work(NamedTuple):
+    """What a kernel does with one tile."""
+
+    tiles: int
+    steps: float  # of a tile's loop
+    operations: float  # of a step, but for those that are skipped
+    rate: float  # operations a second that the GPU is capable of
+    shared: float  # bytes that a step moves to and from shared memory
+    bytes: float  # fetched from global memory in all loops
+    sectors: float  # that these are in
+    stored: float  # bytes of a tile's result
+    in_step: float  # instructions of a warp in a step
+    around: float  # instructions of a warp before and after its loop
+    registers: int  # of a thread
+    held: int  # bytes of shared memory of a program
+    descriptors: int = 0  # that a program makes
+    from_l2: float = 1.0  # times what the L2 cache takes for the sectors
 
 
 def programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[int, float]:
@@ -50,6 +87,26 @@ def programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -
     return programs, taps * math.ceil(view.terms / tile.depth)
 
 
+def fetched(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[int, int]:
+    """Elements that all programs of an implicit GEMM fetch of the left operand and of the right one.
+
+    What lies outside the image, or beyond the last row, column or term, is not fetched.
+    """
+    k, c, groups, met = problem.group_filters, problem.group_channels, problem.groups, problem.meetings
+    if direction == "grad_weight":
+        rows, columns = math.ceil(k / tile.rows), math.ceil(c / tile.columns)
+        return problem.output_pixels * problem.taps * k * groups * columns, met * c * groups * rows
+    view = problem.view(direction)
+    columns = math.ceil(view.columns / tile.columns)
+    pixels = view.rows
+    if direction == "grad_input":  # every phase has its own taps
+        pixels = problem.batch * math.prod(
+            math.ceil(h / s) for h, s in zip(problem.input_size, problem.stride, strict=True)
+        )
+    blocks = tile.windows or math.ceil(pixels / tile.rows)
+    return met * view.terms * groups * columns, blocks * problem.taps * k * c * groups
+
+
 def implicit_gemm(
     problem: ConvProblem,
     direction: Direction,
@@ -59,81 +116,201 @@ def implicit_gemm(
     *,
     rate: float | None = None,
     share: float = 1.0,
+    left_rows: int = 0,
+    held: int | None = None,
     count: Callable[[ConvProblem, Direction, Tile], tuple[int, float]] = programs_and_steps,
+    elements: Callable[[ConvProblem, Direction, Tile], tuple[float, float]] = fetched,
+    costs: str = "",
 ) -> Prediction:
-    """The roofline of an implicit GEMM.
+    """The roofline of an implicit GEMM whose threads fetch its operands.
 
     rate: operations a second that the GPU is capable of; its peak for the number type where it is not given. share:
-    which part of a tile's products, and of the weight, is not zeros that are skipped. count: its programs and steps.
-
-    Programs run in waves of as many as fit on the multiprocessors at once. A step of a program takes as long as the
-    slowest of: multiplying its tiles, computing addresses, fetching them from the L2 cache, and the latency of a fetch
-    divided by the fetches under way. The whole takes no less than the bytes that must cross the memory bus; a split
-    sum also moves its partial sums.
-
-    A window with a halo is fetched once for all the taps of a plane, so a step, which is one tap, fetches that part of
-    it; two windows are held, one being multiplied while the next comes.
+    which part of a tile's products, and of the weight, is not zeros that are skipped. left_rows: those of the left
+    operand that a step fetches, where not all of the tile. held: bytes of shared memory of a program, where it is not
+    what Triton's kernels have. count: its programs and steps. elements: what all of them fetch of both operands.
+    costs: whose they are, where it is not the tile's family.
     """
-    programs, steps = count(problem, direction, tile)
     size = problem.dtype.itemsize
-    line = tile.depth * size  # bytes of a row or a column in a step
-    right = tile.columns * (1.0 if direction == "grad_weight" else share)
-    if tile.halo:
-        fetched = (tile.halo / math.prod(problem.filter_size[-2:]) + right) * line
-        held = (2 * tile.halo + max(1, tile.stages - 1) * tile.columns) * line
-    else:
-        fetched = (tile.rows + right) * line
-        held = (tile.rows + tile.columns) * line * max(1, tile.stages - 1)
-    registers = 32 * tile.warps * 64 + tile.rows * tile.columns * (2 if size == 8 else 1)
-    together, waves = in_waves(programs, resident(tile, gpu, held, registers), gpu)
-    rate = gpu.rate(problem.dtype, tf32) if rate is None else rate
-    rate *= share_of_rate(tile) / gpu.multiprocessors
-    step, bound = max(
-        (together * 2 * tile.rows * tile.columns * tile.depth * share / rate, "products"),
-        (together * tile.addressed * INSTRUCTIONS_AN_ELEMENT / INSTRUCTIONS, "addresses"),
-        (together * fetched / (L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors), "L2 fetches"),
-        (gpu.step_latency / max(1, tile.stages - 1), "fetch latency"),
+    programs, steps = count(problem, direction, tile)
+    a, b = elements(problem, direction, tile)
+    a, b = a * size, b * size * (1.0 if direction == "grad_weight" else share)
+    spread = constants.SECTORS_AN_ELEMENT.get(tile.kernel, 1.0) if tile.addressed else 1.0
+    k, c = (spread * _spread(problem, n * size) for n in (problem.group_filters, problem.group_channels))
+    sectors = {"forward": a * c + b * c, "grad_input": a * k + b * c, "grad_weight": a * k + b * c}[direction] / SECTOR
+    multiplies = how_it_multiplies(problem, tile, gpu, tf32, by_mma=held is not None)
+    cost = constants.cost_of(costs or tile.kernel, direction, multiplies)
+    left, right = (left_rows or tile.rows) * tile.depth, tile.columns * tile.depth
+    per_step = Features.of(tile, left, right, size, multiplies, direction, share)
+    if held is None:
+        buffers = tile.stages if multiplies == "wgmma" else max(1, tile.stages - 1)
+        held = max((left + right) * size * buffers, tile.rows * tile.columns * accumulator(problem.dtype).itemsize)
+    work = Work(
+        programs,
+        steps,
+        2 * tile.rows * tile.columns * tile.depth * share,
+        gpu.rate(problem.dtype, tf32) if rate is None else rate,
+        (left + right) * size + read_from_shared(tile, size, multiplies),
+        a + b,
+        sectors,
+        tile.rows * tile.columns * (accumulator(problem.dtype).itemsize if tile.splits > 1 else size),
+        per_step.instructions(cost),
+        cost.tile + cost.result * results_of(tile),
+        registers_of(tile, cost, per_step.fetches, size),
+        held,
+        from_l2=1 / constants.BY_THREADS if gpu.capability >= (9, 0) else 1.0,
     )
-    seconds, bound = max(
-        (waves * (steps + 2) * step, bound),
-        (problem.least_bytes(direction) / gpu.bandwidth, "memory bandwidth"),
+    return predicted(problem, direction, tile, gpu, work)
+
+
+def _spread(problem: ConvProblem, run: int) -> float:
+    """Sectors for each 32 bytes, where so many bytes of channels of a group are neighbours."""
+    return max(1.0, SECTOR / run) if problem.groups > 1 else 1.0
+
+
+def predicted(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, work: Work) -> Prediction:
+    """What work takes on a GPU: the formula at the top of this file."""
+    threads, clock, tiles = 32 * tile.warps, gpu.clock, work.tiles
+    room = max(1, gpu.resident(threads, work.registers, work.held))
+    each = math.ceil(tiles / gpu.multiprocessors) or 1
+    together = min(room, each)
+    waves = math.ceil(each / together)
+    steps = max(work.steps, 1e-9)
+    from_l2 = gpu.l2_per_clock * clock
+    instructions = max(  # that the schedulers issue, or one warp after the other its own
+        each * tile.warps * work.in_step / constants.SCHEDULERS, waves * work.in_step * constants.ISSUE_CLOCKS
     )
-    seconds += adding_splits(tile, math.prod(problem.weight_shape), gpu)
-    intensity = 2 * tile.rows * tile.columns * tile.depth / fetched
-    return Prediction(seconds, bound, programs, steps, together, waves, intensity)
+    parts = (
+        ("products", steps * each * work.operations / (work.rate / gpu.multiprocessors)),
+        ("shared memory", steps * each * work.shared / (constants.SHARED_BYTES * clock)),
+        ("L2 fetches", each / max(1, tiles) * work.sectors * work.from_l2 * SECTOR / from_l2),
+        ("instructions", steps * instructions / clock),
+        ("fetch latency", steps * waves * gpu.step_latency / max(1, tile.stages - 1)),
+    )
+    (_, second), (bound, loop) = sorted(parts, key=operator.itemgetter(1))[-2:]
+    loop += constants.NOT_HIDDEN * second + steps * waves * constants.BETWEEN_STEPS / together / clock
+    made = work.descriptors * constants.DESCRIPTOR
+    begin = constants.FIRST_FETCH * gpu.step_latency + work.around * constants.ISSUE_CLOCKS / clock
+    end = work.stored / from_l2
+    hidden = 1 + (waves - 1) / together  # the first wave's is not, nor what no other program is there to hide
+    around = made * (1 if tile.persistent else hidden) + (begin + together * end) * hidden
+    memory = problem.least_bytes(direction) / (constants.MEMORY * gpu.bandwidth)
+    parts += (("start and end", around), ("memory bandwidth", memory))
+    if around > loop:
+        bound = "start and end"
+    seconds = max(loop + around, memory) + constants.NOT_HIDDEN * min(loop + around, memory)
+    last_adds = direction == "grad_weight" and last_program.adds(tile, tile.splits, tiles // tile.splits)
+    seconds += adding_splits(tile, math.prod(problem.view(direction).shape), gpu, last_adds)
+    if memory > loop + around:
+        bound = "memory bandwidth"
+    operations = tiles * steps * work.operations
+    executed = tiles * tile.warps * (steps * work.in_step + work.around)
+    programs = min(tiles, tile.persistent * phases_of_walk(problem, direction)) if tile.persistent else tiles
+    return Prediction(
+        seconds, bound, programs, work.steps, together, waves, operations / max(1.0, work.bytes), work.bytes,
+        work.sectors, executed, parts,
+    )  # fmt: skip
 
 
 # ---- what formulas share ---------------------------------------------------------------------------------------------
 
 
-def resident(tile: Tile, gpu: Gpu, held: int, registers: int) -> int:
-    """How many programs a multiprocessor has room for: each holds so many bytes of shared memory and registers."""
-    return max(1, min(gpu.shared_memory // max(1, held), gpu.threads // (32 * tile.warps), _REGISTERS // registers))
+def phases_of_walk(problem: ConvProblem, direction: Direction) -> int:
+    """How many output phases have programs of their own."""
+    return math.prod(problem.stride) if direction == "grad_input" else 1
 
 
-def in_waves(programs: int, room: int, gpu: Gpu) -> tuple[int, int]:
-    """How many programs share a multiprocessor, which has room for `room`, and in how many waves all of them run."""
-    together = min(room, max(1, math.ceil(programs / gpu.multiprocessors)))
-    return together, math.ceil(programs / (gpu.multiprocessors * together))
+def how_it_multiplies(problem: ConvProblem, tile: Tile, gpu: Gpu, tf32: bool, by_mma: bool) -> str:
+    """ "mma", "wgmma" (and what sm_100 has instead) or "fma". by_mma: the kernel has no other tensor-core products."""
+    size = problem.dtype.itemsize
+    if size == 8 or (size == 4 and not tf32) or tile.kernel == "simt":
+        return "fma"
+    return "wgmma" if gpu.capability[0] in (9, 10) and not by_mma else "mma"
 
 
-def reuse_of(tile: Tile) -> float:
-    """Products for each element that is read from shared memory."""
-    return tile.rows * tile.columns / (tile.rows + tile.columns)
+class Features(NamedTuple):
+    """What a warp does in a step, in the units of `Cost`."""
+
+    products: float
+    operands: float
+    left: float
+    right: float
+    elements: float
+
+    @staticmethod
+    def of(
+        tile: Tile, left: int, right: int, size: int, multiplies: str, direction: Direction, share: float = 1.0
+    ) -> "Features":
+        """Those of a step that fetches so many elements. share: which part of the products is not skipped."""
+        threads, volume = 32 * tile.warps, tile.rows * tile.columns * tile.taps * tile.depth * share
+        products = volume / threads if multiplies == "fma" else volume * size / (16 * 8 * 32) / tile.warps
+        if multiplies == "wgmma":  # gyᵀ is turned round in registers
+            operands = tile.rows * tile.depth * size if direction == "grad_weight" else 0
+        else:
+            operands = read_from_shared(tile, size, multiplies)
+        if tile.addressed >= left:
+            left, right = 0, max(0, right - tile.addressed + left)
+        else:
+            right = max(0, right - tile.addressed)
+        chunk = threads * 16 / size
+        return Features(products, operands / (512 * tile.warps), left / chunk, right / chunk, tile.addressed / threads)
+
+    def instructions(self, cost: Cost) -> float:
+        """Instructions of a warp in the step."""
+        return (
+            cost.step + cost.product * self.products + cost.operand * self.operands + cost.left * self.left
+            + cost.right * self.right + cost.element * self.elements
+        )  # fmt: skip
+
+    @property
+    def fetches(self) -> float:
+        """Of a thread."""
+        return self.left + self.right + self.elements
 
 
-def share_of_rate(tile: Tile) -> float:
-    """Which part of the peak rate a tile reaches: the more, the more often it uses what it has read."""
-    return reuse_of(tile) / (reuse_of(tile) + _REUSE_FOR_HALF_THE_RATE)
+def results_of(tile: Tile) -> float:
+    """Results of a thread."""
+    return tile.rows * tile.columns * tile.taps / (32 * tile.warps)
+
+
+def registers_of(tile: Tile, cost: Cost, fetches: float, size: int) -> int:
+    """Registers of a thread, rather too many than too few: sums, what is on its way or addressed, and the rest."""
+    wanted = results_of(tile) * (2 if size == 8 else 1) + cost.registers + constants.REGISTERS_A_FETCH * fetches
+    return min(255, math.ceil(wanted))
+
+
+def read_from_shared(tile: Tile, size: int, multiplies: str) -> float:
+    """Bytes that the products of a step read from shared memory: each warp its rows and its columns; wgmma the columns
+    for each 64 rows."""
+    left, right = tile.rows * tile.depth * size, tile.columns * tile.depth * size * tile.taps
+    if multiplies == "wgmma":
+        return left + right * max(1, tile.rows // 64)
+    along, across = 1, 1  # warps, whose part of the tile is as square as can be
+    while along * across < tile.warps:
+        height, width = tile.rows * across, tile.columns * along
+        if height > width or (height == width and along <= across):
+            along *= 2
+        else:
+            across *= 2
+    return left * across + right * along
 
 
 def copying(size: int, gpu: Gpu) -> float:
     """Seconds to copy so many bytes by a launch of its own. What it writes stays in the L2 cache as far as half of that
     has room, and is read there by the launch that follows."""
     kept = min(size, gpu.l2 / 2)
-    return (2 * size - kept) / gpu.bandwidth + kept / (L2_SPEEDUP * gpu.bandwidth) + _ONE_MORE_LAUNCH
+    from_l2 = kept / (gpu.multiprocessors * gpu.l2_per_clock * gpu.clock)
+    return (2 * size - kept) / (constants.MEMORY * gpu.bandwidth) + from_l2 + constants.ONE_MORE_LAUNCH
 
 
-def adding_splits(tile: Tile, results: int, gpu: Gpu) -> float:
-    """Seconds to write, read and add the partial sums of so many results; 0 where sums are not split."""
-    return 2 * 4 * tile.splits * results / gpu.bandwidth + _ONE_MORE_LAUNCH if tile.splits > 1 else 0.0
+def adding_splits(tile: Tile, results: int, gpu: Gpu, last_adds: bool = False) -> float:
+    """Seconds to write, read and add the partial sums of so many results; 0 where sums are not split.
+
+    last_adds: the last program of each tile does it, while others go on elsewhere; else a launch of its own.
+    """
+    if tile.splits == 1:
+        return 0.0
+    write = 4 * tile.splits * results / (constants.MEMORY * gpu.bandwidth)
+    if last_adds:
+        read = 4 * tile.splits * tile.rows * tile.columns * tile.taps
+        return write + read / (gpu.l2_per_clock * gpu.clock) + constants.ARRIVAL
+    return 2 * write + constants.ONE_MORE_LAUNCH

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from gpuconv import backends
+from gpuconv.backends import packing
 from gpuconv.backends.base import contiguous_operands
+from gpuconv.backends.roofline import Prediction
 from gpuconv.cli.layers import Batch, Layers, Layout, Numbers, problems_of
 from gpuconv.cli.options import AsJson, Directions, checked
 from gpuconv.gpu import KNOWN, Gpu, named
@@ -54,6 +56,9 @@ def plan(
                     "layer": name, "direction": where, "dtype": dtype, "layout": layout, "batch": problem.batch,
                     "gpu": device.name, "backend": c.backend, "tile": dataclasses.asdict(c.tile),
                     **{f"predicted_{key}": value for key, value in c.prediction._asdict().items()},
+                    "predicted_parts": dict(c.prediction.parts),
+                    "packed_bytes": packing.bytes_of(problem, where, c.tile.packs),
+                    "predicted_packing_seconds": packing.seconds(problem, where, c.tile.packs, device),
                     "chosen": c is chosen,
                 }
                 for c in found
@@ -93,9 +98,26 @@ def _lines(
             f"  {'→' if c is chosen else ' '} {c.backend:8}{c.tile.family:20}{c.tile.sizes:38}{p.programs:9,}"
             f"{p.waves:7,}{p.seconds * 1e6:12,.1f} µs  {p.bound}"
         )
+    for packs in dict.fromkeys(c.tile.packs for c in shown if c.tile.packs):
+        copies = packing.bytes_of(problem, direction, packs).items()
+        copied = " and ".join(f"{name} ({size / 1e6:,.1f} MB)" for name, size in copies)
+        seconds = packing.seconds(problem, direction, packs, gpu)
+        yield f"    packed: {copied} copied to channels last first, {seconds * 1e6:,.1f} µs of the time"
     if len(found) > len(shown):
         yield f"    … and {len(found) - len(shown)} more"
+    if chosen:
+        yield from _why(chosen.prediction)
     for backend, reason in refused.items():
         if backend.split()[0] in backends.auto_order("cuda") and backend != "aten":
             yield f"    {backend}: {reason}"
     yield "  → what backend 'auto' takes" if chosen else "  no kernel of gpuconv supports it: backend 'auto' takes aten"
+
+
+def _why(p: Prediction) -> Iterator[str]:
+    """Where the predicted time of the chosen tile comes from."""
+    yield f"    chosen: {p.steps:.4g} steps of {p.programs:,} programs, {p.together} at a time on a multiprocessor"
+    if p.bytes:
+        fetched = f"{p.bytes / 1e6:,.1f} MB in {p.sectors / 1e6:,.2f} M sectors"
+        yield f"    fetches {fetched}, {p.intensity:.0f} operations a byte; {p.instructions / 1e6:,.2f} M instructions"
+    if p.parts:
+        yield "    alone, in µs: " + ", ".join(f"{name} {seconds * 1e6:,.1f}" for name, seconds in p.parts)

@@ -39,9 +39,6 @@ _ROLES = {
     "pack": "copies operands to channels last",
     **dict.fromkeys(("sum_partials", "window_sum"), "adds partial sums in order"),
 }
-_REGISTERS = 65536  # of a multiprocessor, allocated to warps in units of 256
-_BLOCKS = 32  # on a multiprocessor at most, from sm_80
-_RESERVED = 1024  # bytes of shared memory that the driver takes of each block, from sm_80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,19 +68,8 @@ class Kernel:
 
     @property
     def blocks(self) -> int:
-        """Blocks that fit on a multiprocessor at once: by registers, shared memory, threads and the limit on blocks.
-
-        (NVIDIA, CUDA C++ Programming Guide, 'Compute Capabilities'.)
-        """
-        warps = self.threads // 32
-        registers = math.ceil(self.code.registers * 32 / 256) * 256 * warps
-        reserved = _RESERVED if self.gpu.capability >= (8, 0) else 0
-        return min(
-            _REGISTERS // max(1, registers),
-            (self.gpu.shared_memory + reserved) // max(1, self.code.shared + reserved),
-            self.gpu.threads // self.threads,
-            _BLOCKS,
-        )
+        """Blocks that fit on a multiprocessor at once."""
+        return self.gpu.resident(self.threads, self.code.registers, self.code.shared)
 
     def facts(self) -> dict[str, Any]:
         """All facts about the kernel, as plain values for JSON."""
@@ -155,12 +141,15 @@ def inspect_kernels(
     tf32: bool = False,
     ptx: bool = False,
     run: bool = False,
+    tile: Tile | None = None,
+    bias: bool = True,
 ) -> list[Kernel]:
-    """The kernels that `backend` would launch for `direction` of `problem` on `gpu`, with a bias, all tensors in the
-    problem's memory format and aligned.
+    """The kernels that `backend` would launch for `direction` of `problem` on `gpu`, all tensors in the problem's
+    memory format and aligned.
 
     ptx: keep the PTX of CUDA C kernels too, which takes one more compilation. run: launch them once on a virtual GPU,
-    with random data, compare the result with the oracle and keep the counters.
+    with random data, compare the result with the oracle and keep the counters. tile: not the one that is predicted to
+    be quickest, but this one of the backend's tiles. bias: add one, or in grad_weight give its gradient.
 
     Raises BackendUnavailable where the backend has no kernels for this GPU, their compiler or the emulator is missing,
     they do not fit, or they have an instruction that the emulator does not know; `gpuconv.emulator.EmulationError`
@@ -175,9 +164,10 @@ def inspect_kernels(
     if reason is not None:
         raise BackendUnavailable(f"backend {backend!r} on {gpu.name}: {reason}")
     operands = contiguous_operands(problem, direction, problem.memory_format)
-    operands = operands._replace(tf32=tf32, bias=direction == "forward")
-    tile, prediction = ranked(chosen, chosen.tiles(problem, direction, gpu, operands), problem, direction, gpu, tf32)[0]
-    compiled = (_triton if backend == "triton" else _cuda)(problem, direction, operands, tile, gpu, ptx)
+    operands = operands._replace(tf32=tf32, bias=bias and direction == "forward")
+    tiles = chosen.tiles(problem, direction, gpu, operands) if tile is None else (tile,)
+    tile, prediction = ranked(chosen, tiles, problem, direction, gpu, tf32)[0]
+    compiled = (_triton if backend == "triton" else _cuda)(problem, direction, operands, tile, gpu, ptx, bias)
     kernels = [
         Kernel(
             name, backend, direction, problem, operands, gpu, architecture, tile, threads, code, text,
@@ -185,10 +175,10 @@ def inspect_kernels(
         )
         for name, architecture, threads, code, text in compiled
     ]  # fmt: skip
-    return _run(kernels) if run else kernels
+    return _run(kernels, bias) if run else kernels
 
 
-def _run(kernels: list[Kernel]) -> list[Kernel]:
+def _run(kernels: list[Kernel], with_bias: bool) -> list[Kernel]:
     """Run the launches of one call once on a virtual GPU; gives the kernels with counters and error."""
     from gpuconv import emulator
 
@@ -205,7 +195,9 @@ def _run(kernels: list[Kernel]) -> list[Kernel]:
 
     a, b = map(draw, problem.operand_shapes(direction))
     bias = draw((problem.out_channels,))
-    rest = {"forward": (bias, None), "grad_input": (), "grad_weight": (True,)}[direction]
+    rest = {
+        "forward": (bias if with_bias else None, None), "grad_input": (), "grad_weight": (with_bias,),
+    }[direction]  # fmt: skip
     backend = backends.get(first.backend)
     with emulator.on(gpu.name) as virtual:
         try:
@@ -218,9 +210,11 @@ def _run(kernels: list[Kernel]) -> list[Kernel]:
     counted = virtual.counters()
     if [counters.kernel for counters in counted] != [kernel.name for kernel in kernels]:
         raise RuntimeError(f"expected launches of {[k.name for k in kernels]}, got {[c.kernel for c in counted]}")
-    exact = reference.results(problem, direction, as_numpy(a), as_numpy(b), as_numpy(bias))
-    results = got if isinstance(got, tuple) else (got,)
-    worst = max(worst_violation(*pair, tf32=first.operands.tf32)[0] for pair in zip(results, exact, strict=True))
+    exact = reference.results(problem, direction, as_numpy(a), as_numpy(b), as_numpy(bias) if with_bias else None)
+    results = [result for result in (got if isinstance(got, tuple) else (got,)) if result is not None]
+    worst = max(
+        worst_violation(*pair, tf32=first.operands.tf32)[0] for pair in zip(results, exact, strict=False)
+    )  # no gb
     return [
         dataclasses.replace(kernel, counters=counters, error=worst)
         for kernel, counters in zip(kernels, counted, strict=True)
@@ -231,13 +225,13 @@ _Compiled = tuple[str, str, int, MachineCode, str]  # name, architecture, thread
 
 
 def _triton(
-    problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile, gpu: Gpu, _ptx: bool
+    problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile, gpu: Gpu, _ptx: bool, bias: bool
 ) -> list[_Compiled]:
     from gpuconv.backends.triton import backend as triton
 
     capability = 10 * gpu.capability[0] + gpu.capability[1]
     found: list[_Compiled] = []
-    for launch in triton.launches(problem, direction, operands, tile, with_bias=True):
+    for launch in triton.launches(problem, direction, operands, tile, with_bias=bias):
         code = machine_code(launch, capability)
         threads = 32 * launch.options["num_warps"]
         found.append((launch.kernel.__name__, f"sm_{capability}", threads, code, code.ptx))
@@ -245,14 +239,14 @@ def _triton(
 
 
 def _cuda(
-    problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile, gpu: Gpu, ptx: bool
+    problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile, gpu: Gpu, ptx: bool, bias: bool
 ) -> list[_Compiled]:
     from gpuconv.backends.cuda import backend as cuda
 
     architecture = cuda_architecture(gpu)
     found: list[_Compiled] = []
     try:
-        for launch in cuda.launches(problem, direction, operands, tile, with_bias=True):
+        for launch in cuda.launches(problem, direction, operands, tile, with_bias=bias):
             instance = launch.instance
             code = cuda_machine_code(instance, architecture)
             text = cuda_ptx(instance, architecture) if ptx else ""

@@ -17,13 +17,15 @@ def ranked(
 ) -> list[tuple[Tile, Prediction]]:
     """Tiles of a backend, those that it predicts to be quickest first.
 
-    Among equals the smallest, of those the most oblong, and of those the first one listed.
+    Among equals the one that fetches least, of those the one of fewest instructions, then the smallest, the most
+    oblong, and the first one listed.
     """
     predicted = [(tile, backend.predict(problem, direction, tile, gpu, tf32)) for tile in tiles]
 
     def order(pair: tuple[Tile, Prediction]) -> tuple[float, ...]:
         tile, prediction = pair
-        return prediction.seconds, tile.splits, tile.rows * tile.columns, tile.depth, -(tile.rows + tile.columns)
+        size = tile.rows * tile.columns, tile.depth, -(tile.rows + tile.columns)
+        return prediction.seconds, tile.splits, prediction.bytes, prediction.instructions, *size
 
     return sorted(predicted, key=order)
 

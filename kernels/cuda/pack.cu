@@ -57,10 +57,12 @@ __device__ __forceinline__ void copy_flat(int block, const TYPE* p_x, TYPE* p_co
   for (int i = threadIdx.x * RUN; i < groups * length; i += THREADS * RUN)
     move<RUN>(s_x + i + i / length * (pitch - length), p + i);
   __syncthreads();
+  constexpr int ROWS_OF_WARP = 32 / TOGETHER;  // a warp's are of the same groups, so that their banks differ
+  const int rows = ceil_div(x.pixels, ROWS_OF_WARP) * ROWS_OF_WARP;
 #pragma unroll 2
-  for (int i = threadIdx.x; i < ceil_div(groups, TOGETHER) * TOGETHER * x.pixels; i += THREADS) {
-    const int row = i / TOGETHER, pixel = row % x.pixels, group = row / x.pixels * TOGETHER + i % TOGETHER;
-    if (group >= groups) continue;
+  for (int i = threadIdx.x; i < ceil_div(groups, TOGETHER) * TOGETHER * rows; i += THREADS) {
+    const int row = i / TOGETHER, pixel = row % rows, group = row / rows * TOGETHER + i % TOGETHER;
+    if (group >= groups || pixel >= x.pixels) continue;
     const int n = (first + group) / x.groups_of_image, of_image = (first + group) % x.groups_of_image;
     store(p_copy, x, n, of_image, pixel, channels_of(s_x + group * pitch + pixel, x.pixels));
   }

@@ -103,30 +103,19 @@ __device__ __forceinline__ void planes_product(Sums& acc, unsigned char* shared,
 template <typename Finish>
 __device__ __forceinline__ void store_planes(const Sums& acc, unsigned char* slabs, TYPE* p, offset_t channel, int rows,
                                              int pixels, Finish finish) {
-  constexpr int ACROSS = WN / EACH;
-  float* slab = reinterpret_cast<float*>(slabs) + threadIdx.x / 32 * 16 * SLAB_PITCH;
-  const int g = lane() / 4, t = lane() % 4;
+  using Way = Slab<true, EACH>;
+  float* const slab = reinterpret_cast<float*>(slabs) + threadIdx.x / 32 * 16 * SLAB_PITCH;
 #pragma unroll
-  for (int i = 0; i < MI; ++i) {
+  for (int pass = 0; pass < MI; ++pass) {
     __syncwarp();  // the slab has been read
-#pragma unroll
-    for (int j = 0; j < NI; ++j) {
-      float* at = slab + g * SLAB_PITCH + 8 * j + 2 * t;
-      *reinterpret_cast<Run<2>*>(at) = {acc[i][j][0], acc[i][j][1]};
-      *reinterpret_cast<Run<2>*>(at + 8 * SLAB_PITCH) = {acc[i][j][2], acc[i][j][3]};
-    }
+    Way::write(slab, acc, pass);
     __syncwarp();  // the slab has been written
 #pragma unroll 1
-    for (int item = lane(); item < 16 * ACROSS; item += 32) {
-      const int slab_row = item / ACROSS, slab_column = item % ACROSS * EACH;
-      const int row = warp_row() + 16 * i + slab_row, pixel = warp_column() + slab_column;
+    for (int item = lane(); item < Way::ITEMS; item += 32) {
+      const int row = warp_row() + 16 * pass + Way::line(item), pixel = warp_column() + Way::first(item);
       if (row >= rows || pixel >= pixels) continue;
-      constexpr int STEP = EACH < 4 ? EACH : 4;
       alignas(16) float values[EACH];
-#pragma unroll
-      for (int e = 0; e < EACH; e += STEP)
-        *reinterpret_cast<Run<STEP>*>(values + e) =
-            *reinterpret_cast<const Run<STEP>*>(slab + slab_row * SLAB_PITCH + slab_column + e);
+      Way::read(values, slab, item);
       finish(values, row, pixel);
       Run<EACH, TYPE> out;
 #pragma unroll

@@ -5,7 +5,8 @@
 //
 // For one tap this is the matrix product gyᵀ · x, with a reduction as long as the batch has pixels and a result as
 // small as a filter. To keep a GPU busy the pixels are divided over `splits` blocks, each of which writes its partial
-// sum to a workspace; `sum_partials` then adds them in order. No atomics, so the same inputs give the same bits.
+// sum to a workspace. The block of a tile that comes last adds them in order (last_block.cuh), or, where there is more to
+// add, a launch of its own does (`sum_partials`); either way the same inputs give the same bits.
 //
 //   block  →  split, then group, tap, a tile of BM filters × BN channels; loops over the split's pixels, BK at a time
 //   masks  →  pixels beyond the split's last, taps outside the image; filters and channels beyond the last
@@ -14,6 +15,7 @@
 // of x. Its pixel of the next step is BK further (pixel_counter.cuh).
 #include "pixel_counter.cuh"
 #include "simt.cuh"
+#include "last_block.cuh"
 #include "sum_partials.cuh"
 
 static_assert(THREADS >= BM, "one thread for each filter sums the bias's gradient");
@@ -61,6 +63,7 @@ __device__ __forceinline__ Where where(int block, const Conv& a) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 simt_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, void* p_gw, void* p_gb /* or null */,
+                 accumulator* p_workspace, int* p_arrived /* of last_block.cuh; null: it does not add */,
                  const Conv a) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
@@ -123,7 +126,18 @@ simt_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, vo
   const int own = threadIdx.x;  // whose bias this thread sums
   const long long o_gb = at.split * a.gb_split + wide(at.group) * a.K + at.k0 + own;
   const bool m_bias = p_gb && at.tap == 0 && at.c0 == 0 && own < min(BM, filters);
-  if (a.splits > 1) {
+  const bool last_adds = LAST_ADDS && p_arrived;
+  if (last_adds) {
+    const int tile = blockIdx.x % (gridDim.x / a.splits);
+    accumulator* const parts = p_workspace + wide(tile) * a.splits * PART;
+    accumulator(&sums)[TM * TN] = reinterpret_cast<accumulator(&)[TM * TN]>(acc);
+    leave(parts + at.split * PART, sums);
+    if (own < BM) parts[at.split * PART + BM * BN + own] = bias;
+    if (!comes_last(p_arrived + tile, a.splits, *reinterpret_cast<int*>(shared_memory))) return;
+    add_parts(sums, parts, a.splits);
+    if (m_bias) bias = add_numbers(parts + BM * BN + own, a.splits);
+  }
+  if (a.splits > 1 && !last_adds) {
     store_tile(static_cast<accumulator*>(p_gw) + o_gw, acc, owns, filters, channels, a.w[0], a.w[1]);
     if (m_bias) static_cast<accumulator*>(p_gb)[o_gb] = bias;
   } else {

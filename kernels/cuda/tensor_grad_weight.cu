@@ -4,7 +4,8 @@
 //
 // For one tap this is the matrix product gyᵀ · x, with a reduction as long as the batch has pixels and a result as
 // small as a filter. To keep a GPU busy the pixels are divided over `splits` blocks, each of which writes its partial
-// sum to a workspace; `sum_partials` then adds them in order. No atomics, so the same inputs give the same bits.
+// sum to a workspace. The block of a tile that comes last adds them in order (last_block.cuh), or, where there is more to
+// add, a launch of its own does (`sum_partials`); either way the same inputs give the same bits.
 //
 //   block   →  split, then group, tap, a tile of BM filters × BN channels; loops over the split's pixels, BK at a time.
 //              Blocks beyond the last of these sum the bias: split, then BM filters of all groups (`sum_bias`)
@@ -18,16 +19,20 @@
 #include "sum_partials.cuh"
 #include "tensor_pixels.cuh"
 #include "tensor_tile.cuh"
+#include "last_block.cuh"
 
 constexpr int GY_BYTES = BK * SharedTile<DOWN, BM>::PITCH, X_BYTES = BK * SharedTile<DOWN, BN>::PITCH;  // of a tile
 
 // The bias's sums over a split, for BM filters of all groups: each thread those of its share of the pixels, then one
 // thread for each filter adds them in order.
-__device__ __forceinline__ void sum_bias(const TYPE* p_gy, void* p_gb, int block, float* s_sums, const Conv& a) {
-  typedef Share<A_VECTOR, BM> Of;
+__device__ __forceinline__ void sum_bias(const TYPE* p_gy, void* p_gb, float* p_workspace, int* p_arrived, int block,
+                                         float* s_sums, const Conv& a) {
+  typedef PixelShare<A_VECTOR, BM> Of;
   constexpr int PITCH = BM + 4;  // of rows of sums, so that they lie in different banks
   const int filters = a.groups * a.K, blocks = ceil_div(filters, BM), k0 = block % blocks * BM;
   const offset_t split = block / blocks;
+  const bool last_adds = LAST_ADDS && p_arrived;
+  float* const parts = p_workspace + wide(block % blocks) * a.splits * PART + BM * BN;  // there are as many tiles
   const int pixels = pixels_of(a), begin = split * a.per_split, end = min(begin + int(a.per_split), pixels);
   Walker<A_VECTOR> walker(begin, end, a);
   float sums[Of::COUNT][UNIT] = {};
@@ -56,16 +61,21 @@ __device__ __forceinline__ void sum_bias(const TYPE* p_gy, void* p_gb, int block
   for (int k = threadIdx.x; k < min(BM, filters - k0); k += THREADS) {
     float sum = 0;
     for (int row = 0; row < Of::ROWS; ++row) sum += s_sums[row * PITCH + k];
-    if (a.splits > 1)
+    if (last_adds)
+      parts[split * PART + k] = sum;
+    else if (a.splits > 1)
       static_cast<float*>(p_gb)[split * a.gb_split + k0 + k] = sum;
     else
       static_cast<TYPE*>(p_gb)[k0 + k] = narrow<TYPE>(sum);
   }
+  if (!last_adds || !comes_last(p_arrived + block % blocks, a.splits, *reinterpret_cast<int*>(s_sums))) return;
+  for (int k = threadIdx.x; k < min(BM, filters - k0); k += THREADS)
+    static_cast<TYPE*>(p_gb)[k0 + k] = narrow<TYPE>(add_numbers(parts + k, a.splits));
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 tensor_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, void* p_gw, void* p_gb /* or null */,
-                   const Conv a) {
+                   float* p_workspace, int* p_arrived /* of last_block.cuh; null: it does not add */, const Conv a) {
   extern __shared__ __align__(128) unsigned char shared_memory[];
 
   // ---- which split, group, tap, tile; tiles vary fastest, then taps: they share gy and x in the L2 cache
@@ -73,9 +83,10 @@ tensor_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, 
   const int taps = a.filter[0] * a.filter[1] * a.filter[2];
   const int tile = blockIdx.x % tiles, tap = blockIdx.x / tiles % taps;
   const offset_t group = blockIdx.x / tiles / taps % a.groups;
-  const int split = blockIdx.x / tiles / taps / a.groups;
+  const int in_split = a.groups * taps * tiles, split = blockIdx.x / in_split;
   if (split >= a.splits) {
-    sum_bias(p_gy, p_gb, blockIdx.x - a.splits * a.groups * taps * tiles, reinterpret_cast<float*>(shared_memory), a);
+    sum_bias(p_gy, p_gb, p_workspace, p_arrived ? p_arrived + in_split : nullptr, blockIdx.x - a.splits * in_split,
+             reinterpret_cast<float*>(shared_memory), a);
     return;
   }
   const int k0 = tile / column_blocks * BM, c0 = tile % column_blocks * BN;
@@ -126,7 +137,18 @@ tensor_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, 
   wait_for_groups<0>();
   __syncthreads();  // shared memory is free for another use
 
-  // ---- store: partial sums as they are, a single split rounded
+  // ---- where the last block adds: all leave their sums, and it takes all
+  const bool last_adds = LAST_ADDS && p_arrived;
+  if (last_adds) {
+    const int at = blockIdx.x % in_split;
+    float* const parts = p_workspace + wide(at) * a.splits * PART;
+    float (&sums)[4 * MI * NI] = reinterpret_cast<float (&)[4 * MI * NI]>(acc);
+    leave(parts + split * PART, sums);
+    if (!comes_last(p_arrived + at, a.splits, *reinterpret_cast<int*>(shared_memory))) return;
+    add_parts(sums, parts, a.splits);
+  }
+
+  // ---- store: partial sums as they are, a single split, or all of them, rounded
   offset_t* const o_row = reinterpret_cast<offset_t*>(shared_memory + SLABS);  // [BM], negative beyond the last filter
   for (int row = threadIdx.x; row < BM; row += THREADS)
     o_row[row] =
@@ -135,7 +157,7 @@ tensor_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, 
   const offset_t o_tile = split * offset_t(a.gw_split) + offset_of<offset_t>(0, at_tap, a.w) + c0 * offset_t(a.w[1]);
   const auto finish = [](float*, int, int, Nothing) {};
   const auto m_group = [](int row, int column) { return share_group<1, 1>(row, column); };
-  if (a.splits > 1)
+  if (a.splits > 1 && !last_adds)
     store<Y_VECTOR>(acc, shared_memory, static_cast<float*>(p_gw) + o_tile, o_row, a.C - c0, offset_t(a.w[1]), finish,
                     m_group);
   else

@@ -5,7 +5,7 @@
 // never changes, and its pixels move on by BK with each step, which costs a few additions (pixel_counter.cuh).
 //
 // Banks. Eight neighbouring lanes, which are served at once, write LANES chunks of each of 8 / LANES rows. The rows of a
-// swizzled tile are in different lines of banks; so the rows begin with different chunks (`Share::chunk`).
+// swizzled tile are in different lines of banks; so the rows begin with different chunks (`PixelShare::chunk`).
 #include "pixel_counter.cuh"
 #include "tensor_tile.cuh"
 
@@ -14,7 +14,7 @@ __device__ __forceinline__ int pixels_of(const Conv& a) { return a.N * a.out[0] 
 // The part that a thread has of a tile of BK rows of WIDTH elements: chunks `chunk(i)`, COUNT of them, of each of the
 // rows `row(j)`, PIXELS of them.
 template <bool VECTOR, int WIDTH>
-struct Share {
+struct PixelShare {
   typedef SharedTile<DOWN, WIDTH> Tiling;
   static constexpr int LANES = VECTOR && THREADS < 2 * BK ? 2 : THREADS / BK, ROWS = THREADS / LANES;
   static constexpr int PIXELS = BK / ROWS, CHUNKS = WIDTH / UNIT, COUNT = ceil_div(CHUNKS, LANES);
@@ -67,14 +67,14 @@ struct Share {
 // The pixels of a thread, in the step that is to be copied next.
 template <bool VECTOR>
 struct Walker {
-  static constexpr int PIXELS = Share<VECTOR, BM>::PIXELS;
+  static constexpr int PIXELS = PixelShare<VECTOR, BM>::PIXELS;
   PixelCounter at[PIXELS];
   int ahead[PIXELS];  // pixels from this one to the split's last, both counted
 
   __device__ __forceinline__ Walker(int begin, int end, const Conv& a) {
 #pragma unroll
     for (int j = 0; j < PIXELS; ++j) {
-      const int pixel = begin + Share<VECTOR, BM>::row(j);
+      const int pixel = begin + PixelShare<VECTOR, BM>::row(j);
       at[j] = counter_of(pixel, a.out), ahead[j] = end - pixel;
     }
   }
@@ -90,7 +90,7 @@ struct Walker {
   __device__ __forceinline__ void copy_gy(unsigned char* tile, const TYPE* p, int filters, const Conv& a) const {
 #pragma unroll
     for (int j = 0; j < PIXELS; ++j)
-      Share<VECTOR, BM>::template copy<WHOLE>(tile, j, p + offset_in_gy(j, a), in_gy(j), filters, a.y[1]);
+      PixelShare<VECTOR, BM>::template copy<WHOLE>(tile, j, p + offset_in_gy(j, a), in_gy(j), filters, a.y[1]);
   }
   // shift: from a pixel of gy, times the stride, to that of x.
   template <bool WHOLE>
@@ -102,7 +102,7 @@ struct Walker {
       const Pixel in = {out.d * a.stride[0] + shift.d, out.h * a.stride[1] + shift.h, out.w * a.stride[2] + shift.w};
       const bool m_inside = in_gy(j) & inside(in, a.in);
       const offset_t offset = offset_of<offset_t>(at[j].n, in, a.x);
-      Share<VECTOR, BN>::template copy<WHOLE>(tile, j, p + (m_inside ? offset : 0), m_inside, channels, a.x[1]);
+      PixelShare<VECTOR, BN>::template copy<WHOLE>(tile, j, p + (m_inside ? offset : 0), m_inside, channels, a.x[1]);
     }
   }
 };

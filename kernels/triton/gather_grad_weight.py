@@ -4,7 +4,8 @@
 
 For one tap this is the matrix product gyᵀ · x, with a reduction as long as the batch has pixels and a result as small
 as a filter. To keep a GPU busy the pixels are divided over `splits` programs, each of which writes its partial sum to
-a workspace; `sum_partials.py` then adds them in order. No atomics, so the same inputs give the same bits.
+a workspace. The program of a tile that comes last adds them in order (`last_program.py`), or, where there is more to
+add, a launch of its own does (`sum_partials.py`); either way the same inputs give the same bits.
 
     program  →  split, then group, tap, a tile of BM filters × BN channels; loops over the split's pixels, BC at a time
     masks    →  pixels beyond the split's last, taps outside the image; at the store filters, channels beyond the last
@@ -31,11 +32,13 @@ from .common import (
     wide,
 )
 from .grad_bias import sum_bias
+from .last_program import sum_of_splits
 
 
 @kernel
 def gather_grad_weight(
-    p_gy, p_x, p_gw, p_gb,  # gw and gb, or the workspace; gb may be None
+    p_gy, p_x, p_gw, p_gb,  # gw and gb, or, where `sum_partials` follows, the workspace; gb may be None
+    p_workspace, p_arrived,  # of `last_program`; None where it does not add
     pixels,  # N·Z·P·Q
     K, C, G,  # filters and channels in one group; groups
     D, H, W,
@@ -67,12 +70,13 @@ def gather_grad_weight(
     # ---- which split, group, tap, tile; tiles vary fastest, then taps: they share gy and x in the L2 cache
     column_blocks = tl.cdiv(C, BN)
     tiles = tl.cdiv(K, BM) * column_blocks
-    program = tl.program_id(0)
+    program, programs = tl.program_id(0), tiles * T * R * S * G  # of a split
     OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gw.dtype.element_ty == tl.bfloat16
     if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
-        if program >= tiles * T * R * S * G * splits:
+        if program >= programs * splits:
             sum_bias(
-                gy, p_gb, gb_split, program - tiles * T * R * S * G * splits, splits, pixels, K * G, out,
+                gy, p_gb, gb_split, p_workspace, p_arrived, programs, BM * BN,
+                program - programs * splits, splits, pixels, K * G, out,
                 not GY_PIXELS_FAST, WIDE, ACCUMULATE, EMULATE_BF16, OUT_BF16,
             )  # fmt: skip
             return
@@ -119,5 +123,8 @@ def gather_grad_weight(
 
     # ---- store; the workspace has the type of the sum, a single split rounds to the result's
     m_filter, m_channel = o_filter < K, o_channel < C
+    if p_arrived is not None:
+        b_acc, adds = sum_of_splits(b_acc, p_workspace, p_arrived, program % programs, program // programs, splits)
+        m_filter &= adds
     p_tile = p_gw + split * gw_split + group * K * gw_k + wide(tap, WIDE) * gw_tap
     store_tile(p_tile, o_filter * gw_k, o_channel * gw_c, m_filter, m_channel, b_acc, False, OUT_BF16)

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from .common import block_indices, load_tile, offset_of, rounded, split_pixel, wide, widened
+from .last_program import sum_of_splits
 
 FILTERS = tl.constexpr(32)  # of a program
 
@@ -25,6 +26,9 @@ FILTERS = tl.constexpr(32)  # of a program
 @triton.jit
 def sum_bias(
     gy, p_gb, gb_split,  # gb, or the workspace, and its stride
+    p_workspace, p_arrived,  # of `last_program`, or None
+    products,  # programs of a split of the product, which has the first places of both
+    SIZE: tl.constexpr,  # of its tiles
     program,  # counted from the product's last on
     splits, pixels, filters,  # N·Z·P·Q, and the filters of all groups
     size,  # Z, P, Q
@@ -47,5 +51,12 @@ def sum_bias(
         m_pixel = o_m < pixels
         b_gy = load_tile(gy.p, o_filter_safe * gy.channel, o_gy, m_pixel, m_pixel, False, True, FILTERS_FAST)
         b_sum += widened(b_gy, ACCUMULATE, EMULATE_BF16)  # [FILTERS, STEP]
-    b_gb = rounded(tl.sum(b_sum, 1), p_gb.dtype.element_ty, OUT_BF16)
-    tl.store(p_gb + split * gb_split + o_filter, b_gb, mask=o_filter < filters)
+    b_gb = tl.sum(b_sum, 1)  # [FILTERS]
+    m_filter = o_filter < filters
+    if p_arrived is not None:
+        p_sums = p_workspace + products * splits * SIZE
+        b_all, adds = sum_of_splits(
+            b_gb[:, None], p_sums, p_arrived + products, program % blocks, program // blocks, splits
+        )
+        b_gb, m_filter = tl.reshape(b_all, (FILTERS,)), m_filter & adds
+    tl.store(p_gb + split * gb_split + o_filter, rounded(b_gb, p_gb.dtype.element_ty, OUT_BF16), mask=m_filter)

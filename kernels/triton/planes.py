@@ -20,6 +20,7 @@ import triton.language as tl
 from .common import Axes, Operand, block_indices, kernel, load_tile, multiply, store_tile, wide
 from .epilogue import epilogue
 from .grad_bias import sum_bias
+from .last_program import sum_of_splits
 
 
 @kernel
@@ -91,7 +92,8 @@ def planes_product(
 
 @kernel
 def planes_grad_weight(
-    p_gy, p_x, p_gw, p_gb,  # gw and gb, or the workspace; gb may be None
+    p_gy, p_x, p_gw, p_gb,  # gw and gb, or, where `sum_partials` follows, the workspace; gb may be None
+    p_workspace, p_arrived,  # of `last_program`; None where it does not add
     pixels,  # of a plane
     K, C, G,  # filters and channels in one group; groups
     gy_n, gy_k, x_n, x_c,
@@ -112,8 +114,8 @@ def planes_grad_weight(
     if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
         if program >= tiles * G * splits:
             sum_bias(
-                Operand(p_gy, gy_n, gy_k, Axes(0, 0, 1)), p_gb, gb_split, program - tiles * G * splits, splits,
-                wide(steps // blocks, WIDE) * pixels, K * G, Axes(1, 1, pixels),
+                Operand(p_gy, gy_n, gy_k, Axes(0, 0, 1)), p_gb, gb_split, p_workspace, p_arrived, tiles * G, BM * BN,
+                program - tiles * G * splits, splits, wide(steps // blocks, WIDE) * pixels, K * G, Axes(1, 1, pixels),
                 False, WIDE, ACCUMULATE, EMULATE_BF16, OUT_BF16,
             )  # fmt: skip
             return
@@ -145,5 +147,8 @@ def planes_grad_weight(
 
     # ---- store; the workspace has the type of the sum, a single split rounds to the result's
     m_filter, m_channel = o_filter < K, o_channel < C
+    if p_arrived is not None:
+        b_acc, adds = sum_of_splits(b_acc, p_workspace, p_arrived, program % (tiles * G), program // tiles // G, splits)
+        m_filter &= adds
     p_tile = p_gw + split * gw_split + group * K * gw_k
     store_tile(p_tile, o_filter * gw_k, o_channel * gw_c, m_filter, m_channel, b_acc, False, OUT_BF16)

@@ -35,6 +35,7 @@ from .common import (
 )
 from .epilogue import epilogue
 from .grad_bias import sum_bias
+from .last_program import sum_of_splits
 
 
 @triton.jit
@@ -153,7 +154,8 @@ def stem_forward(
 
 @kernel
 def stem_grad_weight(
-    p_gy, p_x, p_gw, p_gb,  # gw and gb, or the workspace; gb may be None
+    p_gy, p_x, p_gw, p_gb,  # gw and gb, or, where `sum_partials` follows, the workspace; gb may be None
+    p_workspace, p_arrived,  # of `last_program`; None where it does not add
     pixels,  # N·Z·P·Q
     K, C,
     D, H, W,
@@ -187,7 +189,8 @@ def stem_grad_weight(
     if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
         if program >= tiles * splits:
             sum_bias(
-                gy, p_gb, gb_split, program - tiles * splits, splits, pixels, K, out,
+                gy, p_gb, gb_split, p_workspace, p_arrived, tiles, BM * BJ,
+                program - tiles * splits, splits, pixels, K, out,
                 not GY_PIXELS_FAST, WIDE, ACCUMULATE, EMULATE_BF16, OUT_BF16,
             )  # fmt: skip
             return
@@ -229,5 +232,8 @@ def stem_grad_weight(
 
     # ---- store; the workspace has the type of the sum, a single split rounds to the result's
     m_filter = o_filter < K
+    if p_arrived is not None:
+        b_acc, adds = sum_of_splits(b_acc, p_workspace, p_arrived, tile, program // tiles, splits)
+        m_filter &= adds
     o_gw = (o_j // C) * gw_tap + o_j % C * gw_c
     store_tile(p_gw + split * gw_split, o_filter * gw_k, o_gw, m_filter, o_j < terms, b_acc, False, OUT_BF16)

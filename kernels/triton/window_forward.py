@@ -47,6 +47,7 @@ def window_forward(
     VIEWS: tl.constexpr,  # the stride does not divide the image: one view for each remainder
     FLAT: tl.constexpr, Y_VECTOR: tl.constexpr, RESIDUAL_VECTOR: tl.constexpr,  # `pixels_of_window`; 0: channels last
     WIDE: tl.constexpr,
+    PREFETCH: tl.constexpr,  # fetch for the next tile while one is finished: both loops become one
     ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
 ):  # fmt: skip
     PIXELS: tl.constexpr = TN * TH * TW
@@ -72,7 +73,7 @@ def window_forward(
         steps = R * S * tl.cdiv(group_channels, BC)
         begin, end = steps * split // splits, steps * (split + 1) // splits
 
-    for tile in range(first, tiles, step):
+    for tile in tl.range(first, tiles, step, flatten=PREFETCH):
         n, at, column_block, group = window_of_tile(tile, windows, column_blocks, windows_of, TN, TH, TW, BAND)
         k = group * group_filters + column_block * BK
         b_acc = tl.zeros((BK, PIXELS), tl.float32)

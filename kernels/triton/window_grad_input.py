@@ -43,6 +43,7 @@ def window_grad_input(
     TN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, BAND: tl.constexpr,
     PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
     FLAT: tl.constexpr, GX_VECTOR: tl.constexpr, WIDE: tl.constexpr,  # `pixels_of_window`; 0: channels last
+    PREFETCH: tl.constexpr,  # see `window_forward`
 ):  # fmt: skip
     PIXELS: tl.constexpr = TN * TH * TW
     OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gx.dtype.element_ty == tl.bfloat16
@@ -69,7 +70,7 @@ def window_grad_input(
     gx = moved(Operand(p_gx, gx_n, gx_c, HW(gx_h, gx_w)), split.to(tl.int64) * gx_split * max(GX_VECTOR, 1))
     if GX_VECTOR == 0:
         gx_view = image_view(gx, a, N, HW(H, W), C, stride, ones, TN, TH, TW, BK)
-    for tile in range(first, tiles, step):
+    for tile in tl.range(first, tiles, step, flatten=PREFETCH):
         n, at, column_block, group = window_of_tile(
             tile, windows, column_blocks, HW(windows_h, windows_w), TN, TH, TW, BAND
         )

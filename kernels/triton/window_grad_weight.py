@@ -24,6 +24,7 @@ import triton.language as tl
 
 from .common import HW, Axes, Operand, block_indices, kernel, multiply, store_tile, wide
 from .grad_bias import sum_bias
+from .last_program import added, comes_last, leave
 
 
 @triton.jit
@@ -50,7 +51,8 @@ def pixels_of(view, n, h, w, c, TN: tl.constexpr, TH: tl.constexpr, TW: tl.const
 
 @kernel
 def window_grad_weight(
-    p_gy, p_x, p_gw, p_gb,  # gw and gb, or the workspace; gb may be None
+    p_gy, p_x, p_gw, p_gb,  # gw and gb, or, where `sum_partials` follows, the workspace; gb may be None
+    p_workspace, p_arrived,  # of `last_program`; None where it does not add
     N, C, K, group_channels, group_filters, G,
     H, W, P, Q, R, S,
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
@@ -72,17 +74,17 @@ def window_grad_weight(
     # ---- which split, group, taps, tile; tiles vary fastest, then taps: they share gy and x in the L2 cache
     column_blocks = tl.cdiv(group_channels, BC)
     tiles, runs = tl.cdiv(group_filters, BK) * column_blocks, tl.cdiv(R, TAPS) * S
-    program = tl.program_id(0)
+    program, programs = tl.program_id(0), tiles * runs * G  # of a split
     OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gw.dtype.element_ty == tl.bfloat16
     if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
-        if program >= tiles * runs * G * splits:
+        if program >= programs * splits:
             # filters and strides are multiples of 16 bytes, which the compiler is to see
             UNIT: tl.constexpr = 128 // p_gy.dtype.element_ty.primitive_bitwidth
-            beyond, pixels, filters = program - tiles * runs * G * splits, wide(N, WIDE) * P * Q, K // UNIT * UNIT
+            beyond, pixels, filters = program - programs * splits, wide(N, WIDE) * P * Q, K // UNIT * UNIT
             gy_all = Operand(p_gy, gy_n // UNIT * UNIT, 1, Axes(0, gy_p // UNIT * UNIT, gy_q // UNIT * UNIT))
             sum_bias(
-                gy_all, p_gb, gb_split, beyond, splits, pixels, filters, Axes(1, P, Q),
-                True, WIDE, tl.float32, EMULATE_BF16, OUT_BF16,
+                gy_all, p_gb, gb_split, p_workspace, p_arrived, programs, TAPS * BK * BC,
+                beyond, splits, pixels, filters, Axes(1, P, Q), True, WIDE, tl.float32, EMULATE_BF16, OUT_BF16,
             )  # fmt: skip
             return
     tile = program % tiles
@@ -134,9 +136,18 @@ def window_grad_weight(
 
     # ---- store; the workspace has the type of the sum, a single split rounds to the result's
     m_filter, m_channel = o_filter < group_filters, o_channel < group_channels
+    SIZE: tl.constexpr = BK * BC
+    if p_arrived is not None:
+        p_parts = p_workspace + program % programs * splits * TAPS * SIZE
+        for t in tl.static_range(TAPS):
+            leave(b_acc[t], p_parts + (split * TAPS + t) * SIZE)
+        adds = comes_last(p_arrived + program % programs, splits)
+        m_filter &= adds
     p_tile = p_gw + split.to(tl.int64) * gw_split + wide(group, WIDE) * group_filters * gw_k
     for t in tl.static_range(TAPS):
+        b_tap = b_acc[t]
+        if p_arrived is not None:
+            b_tap = added(p_parts + t * SIZE, tl.where(adds, splits, 0), TAPS * SIZE, BK, BC, tl.float32)
         p_tap = p_tile + wide((r + t) * S + s, WIDE) * gw_tap
-        store_tile(
-            p_tap, o_filter * gw_k, o_channel * gw_c, m_filter & (r + t < R), m_channel, b_acc[t], False, OUT_BF16
-        )
+        m_tap = m_filter & (r + t < R)
+        store_tile(p_tap, o_filter * gw_k, o_channel * gw_c, m_tap, m_channel, b_tap, False, OUT_BF16)

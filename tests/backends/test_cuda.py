@@ -93,11 +93,12 @@ def test_partial_sums_fit_their_workspace(multiprocessors: int) -> None:
     tiles = [tile for tile in cuda_simt.menu(LARGE, "grad_weight", gpu) if tile.splits > 1]
     assert tiles
     for tile in tiles:
-        product, add = launches(LARGE, "grad_weight", operands, tile, with_bias=True)
+        product, *add = launches(LARGE, "grad_weight", operands, tile, with_bias=True)
         splits = int(product.conv["splits"])
-        assert 4 * splits * (int(product.conv["gw_split"]) + int(product.conv["gb_split"])) <= WORKSPACE
+        partials = splits * (int(product.conv["gw_split"]) + int(product.conv["gb_split"]))
+        assert 4 * (partials or product.workspace.partials) <= WORKSPACE
         assert int(product.conv["per_split"]) * splits >= 256 * 112 * 112
-        assert add.instance.function == "sum_partials"
+        assert [launch.instance.function for launch in add] == ["sum_partials"] * (partials > 0)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -191,7 +192,9 @@ def test_a_window_is_fetched_with_its_halo_where_that_fetches_less(direction: Di
     def kernel(name: str) -> str:
         return chosen(suites.layer(f"thirty.{name}", 32, torch.float16, torch.channels_last), direction, gpu).kernel
 
-    assert kernel("resnet50-56-3x3") == kernel("vgg-112-3x3") == kernel("unet-decoder") == "halo"
+    assert kernel("resnet50-56-3x3") == kernel("unet-decoder") == "halo"
+    if gpu.capability >= (8, 0):  # a T4 has shared memory for it in steps half as deep
+        assert kernel("vgg-112-3x3") == "halo"
     assert kernel("deeplab-dilated") == "tensor"  # a margin of 24 pixels around a window of 8 × 16
     assert kernel("resnet50-56-expand") == kernel("resnet50-28-3x3-stride2") == "tensor"  # no halo to share
 
@@ -211,7 +214,7 @@ def test_a_halo_costs_what_it_fetches() -> None:
         return CudaBackend().predict(problem, "forward", tile, gpu, False).seconds
 
     assert seconds(halo) < seconds(tensor) == seconds(dataclasses.replace(halo, kernel="tensor", windows=0, halo=0))
-    assert seconds(dataclasses.replace(halo, halo=2000)) > seconds(tensor)
+    assert seconds(dataclasses.replace(halo, halo=2000)) > seconds(halo)
 
 
 @each_gpu

@@ -313,3 +313,21 @@ def test_dot_products_of_bytes(signs: str) -> None:
     a, b, c = operands("u32", 3)
     dot = lambda a, b, c: c + sum(signed_byte(a, i, first) * signed_byte(b, i, second) for i in range(4))  # noqa: E731
     holds(f"dp4a.{signs} %d, %a, %b, %c;", "u32", dot, a, b, c)
+
+
+@pytest.mark.parametrize("half", ["lo", "hi"])
+@pytest.mark.parametrize("signs", ["u32.u32", "s32.s32", "u32.s32", "s32.u32"])
+def test_dot_products_of_halves_with_bytes(signs: str, half: str) -> None:
+    first, second = (s == "s32" for s in signs.split("."))
+    a, b, c = operands("u32", 3)
+    up = 2 * (half == "hi")
+
+    def dot(a: int, b: int, c: int) -> int:
+        return c + sum(signed_half(a, i, first) * signed_byte(b, i + up, second) for i in range(2))
+
+    holds(f"dp2a.{half}.{signs} %d, %a, %b, %c;", "u32", dot, a, b, c)
+
+
+def signed_half(word: int, i: int, signed: bool) -> int:
+    half = word >> 16 * i & 0xFFFF
+    return half - 0x10000 if signed and half > 0x7FFF else half

@@ -10,7 +10,8 @@ from gpuconv.problem import DIRECTIONS
 
 reason = stubdriver.why_not(runtime=False)
 pytestmark = pytest.mark.skipif(reason is not None, reason=f"no stub of the driver: {reason}")
-FAMILIES = {"gather", "planes", "pointwise", "stem", "taps", "window"}
+FAMILIES = {"gather", "packed_runs", "patches", "planes", "pointwise", "stem", "taps", "window"}
+FEW_CHANNELS = {"packed_runs", "patches", "stem"}  # grad_input is for others
 
 
 @pytest.mark.skipif(emulator.why_not() is not None, reason=f"no launch can be executed: {emulator.why_not()}")
@@ -25,7 +26,9 @@ def test_every_family_gives_the_driver_what_its_kernels_want_either_way(clean_en
             directions = {one["what"].split()[0] for one in found if (one["family"], one["gpu"]) == (family, gpu)}
             # Of 16 bits, by windows: see `triton_window.refuses`.
             old = {"grad_weight"} if RELEASE < (3, 8) else set()
-            assert directions == {*DIRECTIONS} - {"stem": {"grad_input"}, "window": old}.get(family, set())
+            assert directions == {*DIRECTIONS} - (
+                {"grad_input"} if family in FEW_CHANNELS else old if family == "window" else set()
+            )
     for split in ("grad_weight split", "grad_input split", "forward split"):
         assert any(one["what"] == split for one in found)
     # Planted: each is seen in what reaches the driver, and in what is computed.

@@ -12,8 +12,9 @@ import triton.language as tl
 
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile, contiguous_operands
+from gpuconv.backends.constants import SCHEDULERS
 from gpuconv.backends.family import Family
-from gpuconv.backends.roofline import INSTRUCTIONS, INSTRUCTIONS_AN_ELEMENT, Prediction
+from gpuconv.backends.roofline import Prediction
 from gpuconv.backends.triton.launch import Launch, dtypes_of_forward, epilogue_of
 from gpuconv.gpu import Gpu
 from gpuconv.kernels.triton.common import kernel
@@ -94,9 +95,9 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
     """Two elements are fetched one by one for each product; the first of them has to come."""
     programs, steps = math.ceil(math.prod(problem.output_shape) / tile.rows), problem.in_channels * problem.taps
     waves = math.ceil(programs / gpu.multiprocessors)
-    step = 2 * tile.rows * INSTRUCTIONS_AN_ELEMENT / INSTRUCTIONS
+    step = 2 * tile.rows * 10 / 32 / (SCHEDULERS * gpu.clock)  # ten instructions for each
     seconds = gpu.step_latency + waves * steps * step
-    return Prediction(seconds, "addresses", programs, steps, 1, waves, 1 / problem.dtype.itemsize)
+    return Prediction(seconds, "instructions", programs, steps, 1, waves, 1 / problem.dtype.itemsize)
 
 
 FAMILY = Family("direct", refuses, tiles, launches, predict)

@@ -195,7 +195,9 @@ def smallest(case: Case) -> Case:
             offered = backends.get(case.backend).tiles(problem, case.direction, KNOWN[case.gpu], operands)
             tiles = [tile for tile in offered if sizes_of(tile) == sizes_of(case.tile)]
             tiles.sort(key=lambda t: ((t.splits > 1) != (case.tile.splits > 1), t.splits))
-        for tile in tiles[:1]:
+            # The fewest splits; or as many as there are, so many that a launch of its own adds them.
+            tiles = tiles[:1] + [dataclasses.replace(tile, splits=case.tile.splits) for tile in tiles[:1]]
+        for tile in tiles:
             less = case._replace(plain=plain, tile=tile)
             if {key_of(launch) for launch in less.launches} == keys:
                 return less

@@ -33,6 +33,7 @@ from gpuconv.backends.cuda.launch import Launch, Runtime
 from gpuconv.backends.derived import accumulator, all_aligned
 from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.backends.family import FamilyBackend, by_name
+from gpuconv.backends.last_program import counters_on
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction, allocate
 
@@ -111,7 +112,7 @@ class CudaBackend(FamilyBackend[Launch]):
             return _bind_forward(problem, activation, operands, tile, call)
         if direction == "grad_input":
             return _bind_grad_input(problem, operands, tile, call)
-        return _bind_grad_weight(problem, operands, tile, call)
+        return _bind_grad_weight(problem, operands, tile, device, call)
 
     def cannot_build(self, error: Exception) -> bool:
         return any(runtime.cannot_build(error) for runtime in self._runtimes())
@@ -202,7 +203,9 @@ def _bind_grad_input(problem: ConvProblem, operands: Operands, tile: Tile, call:
     return grad_input
 
 
-def _bind_grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, call: _Call) -> Callable[..., Any]:
+def _bind_grad_weight(
+    problem: ConvProblem, operands: Operands, tile: Tile, device: torch.device, call: _Call
+) -> Callable[..., Any]:
     prepared = {
         (with_bias, aligned): launches(
             problem, "grad_weight", operands, tile, with_bias=with_bias, aligned=aligned
@@ -213,6 +216,8 @@ def _bind_grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, call
     shape, memory_format, filters = problem.weight_shape, problem.memory_format, problem.out_channels
     splits = FAMILIES[tile.kernel].splits_of(problem, tile)
     size, accumulate = math.prod(shape), accumulator(problem.dtype)
+    not_added = () if prepared[False, True][0].workspace is None else (None, None)
+    counters = counters_on(device)
 
     def grad_weight(
         grad_output: torch.Tensor, input: torch.Tensor, with_bias: bool
@@ -220,12 +225,17 @@ def _bind_grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, call
         gw = allocate(shape, grad_output, memory_format)
         gb = grad_output.new_empty(filters) if with_bias else None
         product, *add = prepared[with_bias, all_aligned(grad_output, input)]
+        workspace = product.workspace
+        if workspace is not None and workspace.counters:
+            partials = grad_output.new_empty(workspace.partials, dtype=accumulate)
+            call(product, grad_output, input, gw, gb, partials, counters(workspace.counters))
+            return gw, gb
         if not add:
-            call(product, grad_output, input, gw, gb)
+            call(product, grad_output, input, gw, gb, *not_added)
             return gw, gb
         partials = grad_output.new_empty(splits * (size + filters), dtype=accumulate)
         of_weight, of_bias = partials[: splits * size], partials[splits * size :]
-        call(product, grad_output, input, of_weight, of_bias if with_bias else None)
+        call(product, grad_output, input, of_weight, of_bias if with_bias else None, *not_added)
         call(add[0], partials, gw, gb)
         return gw, gb
 

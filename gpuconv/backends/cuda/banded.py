@@ -11,6 +11,7 @@ import math
 import torch
 
 from gpuconv.activations import IDENTITY, Activation
+from gpuconv.backends import constants
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda import tensor
 from gpuconv.backends.cuda.launch import (
@@ -25,16 +26,7 @@ from gpuconv.backends.cuda.launch import (
 )
 from gpuconv.backends.derived import splits_of, with_splits
 from gpuconv.backends.family import Family
-from gpuconv.backends.roofline import (
-    INSTRUCTIONS,
-    INSTRUCTIONS_AN_ELEMENT,
-    L2_SPEEDUP,
-    Prediction,
-    adding_splits,
-    in_waves,
-    resident,
-    share_of_rate,
-)
+from gpuconv.backends.roofline import SECTOR, Features, Prediction, Work, predicted, read_from_shared, results_of
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
@@ -258,25 +250,29 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
         programs, steps = channels * math.ceil(tile.windows / tile.warps), problem.out_channels // channels
         at_once = tile.warps  # windows of a program
     pixels = at_once * (tile.halo + (tile.rows * tile.columns if of_weight else 0))
-    fetched = pixels * (32 if problem.memory_format is torch.channels_last else size)
+    bytes_ = programs * steps * pixels * size
+    spread = SECTOR / size if problem.memory_format is torch.channels_last else 1.0  # a sector for each number
+    cost = constants.cost_of(tile.kernel, direction, "mma")
     operations = 2 * at_once * tile.rows * tile.columns * height * columns
-    held = pixels * size * (tile.stages if of_weight else 1)
-    registers = 32 * tile.warps * (168 if of_weight else 72 + tile.rows * tile.columns // 32)
-    together, waves = in_waves(programs, resident(tile, gpu, held, registers), gpu)
-    rate = tensor.rate_of(problem, gpu, tf32)
-    rate *= share_of_rate(tile) / gpu.multiprocessors
-    step, bound = max(
-        (together * operations / rate, "products"),
-        (together * tile.addressed * INSTRUCTIONS_AN_ELEMENT / INSTRUCTIONS, "addresses"),
-        (together * fetched / (L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors), "L2 fetches"),
-        (gpu.step_latency / (tile.stages - 1 if of_weight else 1), "fetch latency"),
+    products = operations * size / (2 * 16 * 8 * 32) / tile.warps
+    read, threads = height * read_from_shared(tile, size, "mma"), 32 * tile.warps
+    copies = 0 if tile.addressed else pixels * size / 16 / threads
+    per_step = Features(products, read / (512 * tile.warps), copies, 0, tile.addressed / threads)
+    work = Work(
+        programs,
+        steps,
+        operations,
+        tensor.rate_of(problem, gpu, tf32),
+        pixels * size + read,
+        bytes_,
+        bytes_ / SECTOR * spread,
+        tile.rows * tile.columns * at_once * size,
+        per_step.instructions(cost),
+        cost.tile + cost.result * results_of(tile),
+        168 if of_weight else 72 + tile.rows * tile.columns // 32,
+        shared_memory(problem, direction, tile),
     )
-    seconds, bound = max(
-        (waves * (steps * step + 2 * gpu.step_latency), bound),
-        (problem.least_bytes(direction) / gpu.bandwidth, "memory bandwidth"),
-    )
-    seconds += adding_splits(tile, math.prod(problem.weight_shape), gpu)
-    return Prediction(seconds, bound, programs, steps, together, waves, operations / fetched)
+    return predicted(problem, direction, tile, gpu, work)
 
 
 FAMILY = Family("banded", refuses, tiles, launches, predict)

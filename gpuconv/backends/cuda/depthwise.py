@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
+
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends import depthwise
 from gpuconv.backends.base import Operands, Tile
@@ -26,6 +28,7 @@ from gpuconv.backends.cuda.launch import (
 )
 from gpuconv.backends.derived import accumulator, axes, splits_of, with_splits
 from gpuconv.backends.family import Family
+from gpuconv.backends.roofline import Prediction
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
@@ -300,4 +303,10 @@ def _splits(problem: ConvProblem, direction: Direction, plane: _Plane, tile: Til
     return with_splits(tile, problem, gpu, programs, most=tiles_of_all)
 
 
-FAMILY = Family("depthwise", refuses, tiles, launches, depthwise.predict)
+def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """The time of kernels that keep a window in shared memory for all its taps."""
+    held = shared_memory(problem, direction, tile, problem.memory_format is not torch.contiguous_format)
+    return depthwise.predict(problem, direction, tile, gpu, tf32, held=held)
+
+
+FAMILY = Family("depthwise", refuses, tiles, launches, predict)

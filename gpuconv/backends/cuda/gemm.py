@@ -7,10 +7,12 @@ import math
 
 import numpy as np
 
+from gpuconv.backends import last_program
 from gpuconv.backends.base import Tile
 from gpuconv.backends.cuda import windows
 from gpuconv.backends.cuda.launch import Instance, Launch, sum_partials
-from gpuconv.backends.derived import axes, programs_of_grad_weight, splits_of
+from gpuconv.backends.derived import accumulator, axes, programs_of_grad_weight, splits_of
+from gpuconv.backends.last_program import Workspace
 from gpuconv.problem import ConvProblem, Direction
 
 
@@ -59,19 +61,32 @@ def _grad_weight(
     params["splits"] = splits
     params["pixel_step"] = _digits(tile.depth, problem)
     params["per_split"] = math.ceil(math.ceil(pixels / tile.depth) / splits) * tile.depth
-    blocks = splits * programs_of_grad_weight(merged, tile)
-    if with_bias and instance.function == "tensor_grad_weight":  # it has blocks for the bias's sum
-        blocks += splits * math.ceil(filters / tile.rows)
+    of_bias = with_bias and instance.function == "tensor_grad_weight"  # it has blocks for the bias's sum
+    tiles = programs_of_grad_weight(merged, tile)
+    counters = tiles + of_bias * math.ceil(filters / tile.rows)
     product = params.copy()
     product["K"], product["C"], product["groups"] = k, c, merged.groups
-    if splits == 1:
-        return (Launch(instance, blocks, product),)
+    if not adds_apart(problem, merged, tile):
+        part = tile.rows * (tile.columns + 1)  # of last_block.cuh
+        workspace = Workspace(splits * tiles * part, counters) if splits > 1 else Workspace()
+        return (Launch(instance, splits * counters, product, workspace),)
     # The workspace holds [taps, K, C/G] for each split, so that a tile of it lies together.
     _, height, width = (int(taps) for taps in params["filter"])
     tap = filters * problem.group_channels
     product["w"] = (problem.group_channels, 1, height * width * tap, width * tap, tap)
     product["gw_split"], product["gb_split"] = size, filters
-    return Launch(instance, blocks, product), sum_partials(instance, size + with_bias * filters, params)
+    return (
+        Launch(instance, splits * counters, product, Workspace()),
+        sum_partials(instance, size + with_bias * filters, params),
+    )
+
+
+def adds_apart(problem: ConvProblem, merged: ConvProblem, tile: Tile) -> bool:
+    """Whether a launch of its own adds the partial sums of a grad_weight; else, where there are any, the last blocks of
+    its product do."""
+    splits = splits_of(problem, tile)
+    counters = programs_of_grad_weight(merged, tile) + math.ceil(problem.out_channels / tile.rows)
+    return splits > 1 and not last_program.adds(tile, splits, counters, accumulator(problem.dtype).itemsize)
 
 
 def _digits(pixels: int, problem: ConvProblem) -> tuple[int, ...]:

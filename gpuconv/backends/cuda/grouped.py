@@ -9,11 +9,11 @@ import dataclasses
 
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import tensor
+from gpuconv.backends.cuda import tensor, windows
 from gpuconv.backends.cuda.launch import Launch
 from gpuconv.backends.derived import packed, programs_of_grad_weight, with_splits
 from gpuconv.backends.family import Family
-from gpuconv.backends.roofline import Prediction, implicit_gemm
+from gpuconv.backends.roofline import Prediction, fetched, implicit_gemm
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
@@ -102,7 +102,12 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
     wide = max(merged.group_channels, merged.group_filters)
     share = min(1.0, max(16, wide * merged.groups // problem.groups) / wide)
     return implicit_gemm(
-        merged, direction, tile, gpu, tf32, rate=tensor.rate_of(problem, gpu, tf32), share=share
+        merged, direction, tile, gpu, tf32,
+        rate=tensor.rate_of(problem, gpu, tf32),
+        share=share,
+        left_rows=tensor.fetched_rows(tile, problem),
+        held=tensor.shared_memory(problem, direction, tile, wide=True, packs=True),
+        elements=windows.fetched if tile.halo else fetched,
     )  # fmt: skip
 
 

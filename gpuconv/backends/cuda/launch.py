@@ -18,6 +18,7 @@ import torch
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends.base import Operands
 from gpuconv.backends.derived import axes, overflows, phase_steps
+from gpuconv.backends.last_program import Workspace
 from gpuconv.problem import ConvProblem, Direction, allocate
 
 # `struct Conv` of common.cuh, field for field; what the fields mean is said there.
@@ -53,10 +54,11 @@ class Instance:
 class Launch:
     """An instance, the number of blocks, and the struct: everything but the tensors."""
 
-    def __init__(self, instance: Instance, blocks: int, conv: np.ndarray) -> None:
+    def __init__(self, instance: Instance, blocks: int, conv: np.ndarray, workspace: Workspace | None = None) -> None:
         self.instance = instance
         self.blocks = blocks
         self.conv = conv
+        self.workspace = workspace  # of a sum that its last blocks add; None: of a kernel that takes none
         self._conv_address = conv.ctypes.data
 
     def parameters(self, tensors: tuple[torch.Tensor | None, ...]) -> tuple[ctypes.Array, ctypes.Array]:

@@ -23,6 +23,7 @@ from gpuconv.backends.cuda.launch import (
 )
 from gpuconv.backends.family import Family
 from gpuconv.backends.planes import is_pointwise, vector_of_planes
+from gpuconv.backends.roofline import Prediction, implicit_gemm
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
@@ -126,4 +127,14 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
     return found
 
 
-FAMILY = Family("planes", refuses, tiles, launches, tensor.predict)
+def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """The roofline of an implicit GEMM that mma.sync multiplies."""
+    return implicit_gemm(
+        problem, direction, tile, gpu, tf32,
+        rate=tensor.rate_of(problem, gpu, tf32),
+        held=shared_memory(problem, direction, tile),
+        costs="planes in CUDA C",
+    )  # fmt: skip
+
+
+FAMILY = Family("planes", refuses, tiles, launches, predict)

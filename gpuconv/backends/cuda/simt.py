@@ -72,10 +72,16 @@ def instance(
     if direction == "forward":
         macros["ACTIVATION"] = ACTIVATIONS.index(activation.name)
         macros["BIAS"], macros["RESIDUAL"] = int(operands.bias), int(operands.residual is not None)
-    size = 8 if dtype is torch.float64 else 4  # bytes of a number in shared memory, where each row has 16 bytes more
-    shared = 2 * tile.depth * ((tile.rows + tile.columns) * size + 32)
     name = f"simt_{direction}"
-    return Instance(f"{name}.cu", name, tuple(f"-D{key}={value}" for key, value in macros.items()), threads, shared)
+    return Instance(
+        f"{name}.cu", name, tuple(f"-D{key}={value}" for key, value in macros.items()), threads, _shared(problem, tile)
+    )
+
+
+def _shared(problem: ConvProblem, tile: Tile) -> int:
+    """Shared memory of one block, in bytes."""
+    size = 8 if problem.dtype is torch.float64 else 4  # of a number there; each row has 16 bytes more
+    return 2 * tile.depth * ((tile.rows + tile.columns) * size + 32)
 
 
 _OWNED = {64: (8, 8), 32: (8, 4), 16: (4, 4)}  # rows × columns of a thread, by how many outputs it has
@@ -117,7 +123,7 @@ def menu(problem: ConvProblem, direction: Direction, gpu: Gpu) -> list[Tile]:
 def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
     """The roofline of an implicit GEMM without tensor cores. 16-bit numbers are widened to float32."""
     rate = gpu.rate(torch.float32 if problem.dtype.itemsize == 2 else problem.dtype, tf32=False)
-    return implicit_gemm(problem, direction, tile, gpu, tf32, rate=rate)
+    return implicit_gemm(problem, direction, tile, gpu, tf32, rate=rate, held=_shared(problem, tile))
 
 
 FAMILY = Family("simt", refuses, tiles, launches, predict)

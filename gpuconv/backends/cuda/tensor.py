@@ -12,8 +12,9 @@ import math
 import torch
 
 from gpuconv.activations import IDENTITY, Activation
+from gpuconv.backends import constants
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.cuda import gemm
+from gpuconv.backends.cuda import gemm, windows
 from gpuconv.backends.cuda.launch import (
     ACTIVATIONS,
     TYPES,
@@ -27,9 +28,9 @@ from gpuconv.backends.cuda.launch import (
     struct_of,
 )
 from gpuconv.backends.cuda.windows import MOST_TAPS, halo_rows, taps_of_window
-from gpuconv.backends.derived import axes, programs_of_grad_weight, splits_of, with_splits
+from gpuconv.backends.derived import axes, programs_of_grad_weight, with_splits
 from gpuconv.backends.family import Family
-from gpuconv.backends.roofline import Prediction, implicit_gemm
+from gpuconv.backends.roofline import Prediction, fetched, implicit_gemm
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
@@ -113,7 +114,7 @@ def vectorized(
     }[direction]
     a, b = (strides_of(shape, s) for (shape, _), s in zip((left, right), operands.strides, strict=True))
     vectors = [come_in_vectors(a, left[1], unit), come_in_vectors(b, right[1], unit)]
-    if direction == "grad_weight" and splits_of(problem, tile) > 1:
+    if direction == "grad_weight" and gemm.adds_apart(problem, merged, tile):
         vectors.append(group % unit == 0)  # partial sums, whose channels are neighbours
     else:
         vectors.append(come_in_vectors(fresh_strides(result[0], problem), result[1], unit))
@@ -123,7 +124,7 @@ def vectorized(
 
 
 def pixels_together(problem: ConvProblem, direction: Direction, operands: Operands, tile: Tile) -> int:
-    """How many pixels of a result's channel move as one, given aligned pointers, where channels are no neighbours.
+    """How many pixels of a channel of the result are stored as one, given aligned pointers, where channels are apart.
 
     Rows of a block are pixels in their order, with a window only along its width; those of a strided grad_input's phase
     are no neighbours. A residual is fetched in the same way.
@@ -259,7 +260,7 @@ def fitting(tiles: list[Tile], problem: ConvProblem, direction: Direction, gpu: 
             left, right, _ = vectorized(problem, direction, operands, fits, problem)
             rows = fetched_rows(fits, problem)
             addressed = fits.depth * (rows * (not left) + fits.columns * (not right))
-            found.append(dataclasses.replace(fits, addressed=addressed))
+            found.append(dataclasses.replace(fits, addressed=addressed) if addressed else fits)
     return found
 
 
@@ -285,7 +286,7 @@ def _fitting(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu) -
     most = most_stages(tile, problem, gpu)
     while True:
         for stages in range(most, min(most, 3) - 1, -1):
-            deep = dataclasses.replace(tile, stages=stages)
+            deep = tile if stages == tile.stages else dataclasses.replace(tile, stages=stages)
             if shared_memory(problem, direction, deep, wide=True) <= gpu.shared_memory:
                 return [deep]
         if tile.depth * problem.dtype.itemsize <= 32:
@@ -295,19 +296,21 @@ def _fitting(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu) -
 
 # ---- how long they take ----------------------------------------------------------------------------------------------
 
-# What of the peak rate mma.sync reaches where newer instructions reach all of it: on Hopper 0.63 (Luo et al. 2024,
-# 'Benchmarking and dissecting the Nvidia Hopper GPU architecture via microbenchmarking'); on sm_100 a guess.
-_MMA_SYNC = {(9, 0): 0.63, (10, 0): 0.3}
-
 
 def rate_of(problem: ConvProblem, gpu: Gpu, tf32: bool) -> float:
     """Operations a second that mma.sync reaches on `gpu`."""
-    return gpu.rate(problem.dtype, tf32) * _MMA_SYNC.get(gpu.capability, 1.0)
+    return gpu.rate(problem.dtype, tf32) * constants.MMA_SYNC.get(gpu.capability, 1.0)
 
 
 def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
     """The roofline of an implicit GEMM that mma.sync multiplies."""
-    return implicit_gemm(problem, direction, tile, gpu, tf32, rate=rate_of(problem, gpu, tf32))
+    return implicit_gemm(
+        problem, direction, tile, gpu, tf32,
+        rate=rate_of(problem, gpu, tf32),
+        left_rows=fetched_rows(tile, problem),
+        held=shared_memory(problem, direction, tile, wide=True),
+        elements=windows.fetched if tile.halo else fetched,
+    )  # fmt: skip
 
 
 FAMILY = Family("tensor", refuses, tiles, launches, predict)

@@ -81,6 +81,29 @@ def blocks_of(problem: ConvProblem, direction: Direction, rows: int) -> int:
     return math.ceil(images / (rows // (h * w))) * math.ceil(height / h) * math.ceil(width / w)
 
 
+@functools.lru_cache(maxsize=4096)
+def _pixels_fetched(problem: ConvProblem, direction: Direction, rows: int) -> int:
+    """Pixels of the source, of those of each window with its margin, that are inside the image; of all windows."""
+    window, margins = window_of(problem, direction, rows), _margin(problem)
+    sources = (1, *(problem.input_size if direction == "forward" else problem.output_size))[-2:]
+    results = (1, *(problem.output_size if direction == "forward" else problem.input_size))[-2:]
+    lows = (0, *(low for low, _ in problem.padding))[-2:]
+    count = 1
+    for size, n, side, margin, low in zip(sources, results, window, margins, lows, strict=True):
+        first = -low if direction == "forward" else low - margin
+        count *= sum(max(0, min(size, i + first + side + margin) - max(0, i + first)) for i in range(0, n, side))
+    images, _, _ = _grid(problem, direction)
+    return count * images
+
+
+def fetched(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[int, int]:
+    """Elements that all blocks fetch of the left operand and of the right one."""
+    view, planes = problem.view(direction), problem.taps // taps_of_window(problem)
+    columns = math.ceil(view.columns / tile.columns)
+    left = _pixels_fetched(problem, direction, tile.rows) * planes * view.terms * problem.groups * columns
+    return left, tile.windows * problem.taps * view.terms * view.columns * problem.groups
+
+
 def windowed(tile: Tile, problem: ConvProblem, direction: Direction) -> Tile:
     """The tile with a window as its rows."""
     halo, windows = (count(problem, direction, tile.rows) for count in (halo_rows, blocks_of))

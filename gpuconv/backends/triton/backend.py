@@ -18,7 +18,8 @@ from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import accumulator, all_aligned
 from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.backends.family import FamilyBackend, by_name
-from gpuconv.backends.triton import depthwise, gather, pack, planes, pointwise, stem, window
+from gpuconv.backends.last_program import counters_on
+from gpuconv.backends.triton import depthwise, gather, pack, planes, pointwise, runs, stem, window
 from gpuconv.backends.triton.launch import INTERPRETING, Launch, bias_offset, why_not
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction, allocate
@@ -27,6 +28,8 @@ FAMILIES = by_name(
     gather.FAMILY,
     planes.FAMILY,
     pointwise.FAMILY,
+    runs.PATCHES,
+    runs.PACKED,
     stem.FAMILY,
     depthwise.FAMILY,
     window.FAMILY,
@@ -92,7 +95,7 @@ class TritonBackend(FamilyBackend[Launch]):
                 return _bind_forward(problem, activation, operands, tile, call)
             if direction == "grad_input":
                 return _bind_grad_input(problem, operands, tile, call)
-            return _bind_grad_weight(problem, operands, tile, call)
+            return _bind_grad_weight(problem, operands, tile, device, call)
 
         if not FAMILIES[tile.kernel].needs_alignment:
             return bind(tile)
@@ -194,10 +197,24 @@ def _pack_first(
     return packed
 
 
+def _with_pack(found: tuple[Launch, ...]) -> tuple[Any, ...]:
+    """The launches of a call, and before them the one that packs, or None."""
+    return found if isinstance(found[0], runs.Pack) else (None, *found)
+
+
+def _packed(
+    launch: runs.Pack, call: Callable[..., None], input: torch.Tensor, weight: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the product reads in the place of input and weight."""
+    rows, filters = input.new_empty(launch.rows), input.new_empty(launch.filters)
+    call(launch, input, weight, rows, filters if weight is not None else None)
+    return rows, filters
+
+
 def _bind_forward(
     problem: ConvProblem, activation: Activation, operands: Operands, tile: Tile, call: Callable[..., None]
 ) -> Callable[..., Any]:
-    launch, *add = launches(problem, "forward", operands, tile, activation)
+    packs, launch, *add = _with_pack(launches(problem, "forward", operands, tile, activation))
     shape, memory_format = problem.output_shape, problem.memory_format
 
     def forward(
@@ -206,6 +223,8 @@ def _bind_forward(
         y = allocate(shape, input, memory_format)
         if bias is not None and bias.stride(0) != 1:  # one gradient that is expanded, in a second derivative
             bias = bias.contiguous()
+        if packs is not None:
+            input, weight = _packed(packs, call, input, weight)
         if not add:
             call(launch, input, weight, bias, residual, y)
             return y
@@ -238,27 +257,35 @@ def _bind_grad_input(
 
 
 def _bind_grad_weight(
-    problem: ConvProblem, operands: Operands, tile: Tile, call: Callable[..., None]
+    problem: ConvProblem, operands: Operands, tile: Tile, device: torch.device, call: Callable[..., None]
 ) -> Callable[..., Any]:
     without, with_ = (
-        launches(problem, "grad_weight", operands, tile, with_bias=with_bias) for with_bias in (False, True)
+        _with_pack(launches(problem, "grad_weight", operands, tile, with_bias=with_bias)) for with_bias in (False, True)
     )
     shape, memory_format = problem.weight_shape, problem.memory_format
     filters, accumulate = problem.out_channels, accumulator(problem.dtype)
     splits = FAMILIES[tile.kernel].splits_of(problem, tile)
     bias_at = bias_offset(splits, math.prod(shape))
+    not_added = (None,) * (len(without[1].dtypes) - 4)  # no workspace, where the last programs do not add
+    counters = counters_on(device)
 
     def grad_weight(
         grad_output: torch.Tensor, input: torch.Tensor, with_bias: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         gw = allocate(shape, grad_output, memory_format)
         gb = grad_output.new_empty(filters) if with_bias else None
-        product, *add = with_ if with_bias else without
+        packs, product, *add = with_ if with_bias else without
+        if packs is not None:
+            input, _ = _packed(packs, call, input, None)
+        if product.workspace.counters:
+            partials = grad_output.new_empty(product.workspace.partials, dtype=accumulate)
+            call(product, grad_output, input, gw, gb, partials, counters(product.workspace.counters))
+            return gw, gb
         if not add:
-            call(product, grad_output, input, gw, gb)
+            call(product, grad_output, input, gw, gb, *not_added)
             return gw, gb
         partials = grad_output.new_empty(bias_at + splits * filters, dtype=accumulate)
-        call(product, grad_output, input, partials, partials[bias_at:] if with_bias else None)
+        call(product, grad_output, input, partials, partials[bias_at:] if with_bias else None, *not_added)
         call(add[0], partials, gw, gb)
         return gw, gb
 

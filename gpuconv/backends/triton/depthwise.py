@@ -12,17 +12,17 @@ import torch
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends import depthwise
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.derived import axes, overflows, splits_of, with_splits
+from gpuconv.backends.derived import accumulator, axes, overflows, splits_of, with_splits
 from gpuconv.backends.family import Family
-from gpuconv.backends.roofline import INSTRUCTIONS, INSTRUCTIONS_AN_ELEMENT, Prediction
+from gpuconv.backends.roofline import Prediction
 from gpuconv.backends.triton.launch import (
     Launch,
     Layout,
     arithmetic_of,
     dtypes_of_forward,
     epilogue_of,
-    grad_weight_launches,
     layout,
+    ordered_sum,
     residual_layout,
     result_strides,
 )
@@ -38,7 +38,6 @@ _MOST_TAPS = 7  # on an axis
 _WARPS = 4
 _BLOCK = 2048  # results of a program; half as many where each has an address of its own
 _SUMS = 8192  # of a program of grad_weight
-_L1 = 64 * 1.5e9  # bytes a second of a multiprocessor
 
 
 def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str | None:
@@ -117,8 +116,11 @@ def _grad_weight(
     constants |= {"TAPS": _power_of_two(problem.taps), "WIDE": overflows(*extents, splits * size)}
     ordered = ("R", "S", "STRIDE_H", "STRIDE_W", "DILATION_H", "DILATION_W", "MEMBERS", "TAPS")
     constants = {name: constants[name] for name in ordered} | constants
-    programs = splits * blocks
-    return grad_weight_launches(depthwise_grad_weight, programs, problem, splits, scalars, constants, tile, with_bias)
+    dtype = problem.dtype
+    written = accumulator(dtype) if splits > 1 else dtype
+    dtypes = (dtype, dtype, written, written if with_bias else None)
+    product = Launch(depthwise_grad_weight, splits * blocks, dtypes, scalars, constants, tile)
+    return (product,) if splits == 1 else (product, ordered_sum(problem, splits, with_bias))
 
 
 def _operands(problem: ConvProblem, direction: Direction, operands: Operands) -> tuple[Layout, Layout, int]:
@@ -193,13 +195,8 @@ def _halo(problem: ConvProblem, height: int, width: int) -> int:
 
 
 def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
-    """The time of kernels that fetch a window once, and no less than its loads from the L1 cache take for each tap, and
-    their addresses where elements are loaded one by one."""
-    whole = depthwise.predict(problem, direction, tile, gpu, tf32)
-    loaded = math.prod(problem.output_shape) * problem.taps / gpu.multiprocessors
-    by_cache, by_address = loaded * problem.dtype.itemsize / _L1, loaded * INSTRUCTIONS_AN_ELEMENT / INSTRUCTIONS
-    slowest, bound = max((by_cache, "L1 loads"), (by_address if tile.addressed else 0.0, "addresses"))
-    return whole._replace(seconds=slowest, bound=bound) if slowest > whole.seconds else whole
+    """The time of kernels that load a window anew for each tap."""
+    return depthwise.predict(problem, direction, tile, gpu, tf32, reloads=True)
 
 
 FAMILY = Family("taps", refuses, tiles, launches, predict)

@@ -21,15 +21,16 @@ from gpuconv.backends.triton.launch import (
     BAND,
     Launch,
     Layout,
+    adds_apart,
     arithmetic_of,
     axis_scalars,
     dtypes_of_forward,
     epilogue_of,
     grad_weight_launches,
     layouts,
-    programs_of_bias,
     residual_layout,
     result_strides,
+    strides_of_sums,
 )
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
@@ -176,13 +177,10 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     gy, x, vector = _operands(problem, "grad_weight", operands)
     size = math.prod(problem.weight_shape)
     pixels = problem.output_pixels
-    splits = splits_of(problem, tile)
-    fresh_k, fresh_c, fresh_tap = result_strides(problem.weight_shape, problem)
-    # The workspace holds [taps, K, C/G] for each split, so that a tile of it lies together.
-    gw_split, gw_k, gw_c, gw_tap = (
-        (size, c, 1, problem.out_channels * c) if splits > 1 else (0, fresh_k, fresh_c, fresh_tap)
-    )
-    gw_vector = vector if splits > 1 else _vector_of_result(problem, vector)
+    splits, tiles = splits_of(problem, tile), programs_of_grad_weight(problem, tile)
+    apart = adds_apart(problem, tile, splits, tiles)
+    gw_split, gw_k, gw_c, gw_tap, gb_split = strides_of_sums(problem, apart)
+    gw_vector = vector if apart else _vector_of_result(problem, vector)
     constants = {
         "BM": tile.rows, "BN": tile.columns, "BC": tile.depth,
         "MASKED": not (_masks_show(problem, operands, vector) and _reads_inside(problem)),
@@ -194,10 +192,9 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     scalars = (
         pixels, k // vector, c // vector, problem.groups, *axis_scalars(problem), *gy.divided(vector),
         *x.divided(vector), gw_split // gw_vector, gw_k // gw_vector, gw_c, gw_tap // gw_vector,
-        problem.out_channels, splits,
+        gb_split, splits,
     )  # fmt: skip
-    programs = splits * programs_of_grad_weight(problem, tile) + programs_of_bias(problem, splits, with_bias)
-    return grad_weight_launches(gather_grad_weight, programs, problem, splits, scalars, constants, tile, with_bias)
+    return grad_weight_launches(gather_grad_weight, tiles, problem, splits, scalars, constants, tile, with_bias)
 
 
 # ---- which tiles there are -------------------------------------------------------------------------------------------

@@ -18,9 +18,11 @@ import numpy as np
 import torch
 
 from gpuconv.activations import Activation
+from gpuconv.backends import last_program
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.capture import not_loaded
 from gpuconv.backends.derived import accumulator, axes, overflows
+from gpuconv.backends.last_program import Workspace
 from gpuconv.problem import ConvProblem, Direction, allocate
 
 try:
@@ -41,6 +43,7 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 _one_at_a_time = threading.Lock()
 BAND = 8  # rows of tiles that are walked column by column
 _SUM_BLOCK = 1024
+_NO_WORKSPACE = Workspace()
 
 
 def why_not() -> str | None:
@@ -125,6 +128,7 @@ class Launch:
         constants: dict[str, Any],
         tile: Tile,
         descriptors: bool = False,
+        workspace: Workspace = _NO_WORKSPACE,
     ) -> None:
         self.kernel = kernel
         self.programs = programs
@@ -132,6 +136,7 @@ class Launch:
         self.constants = constants
         self.rest = (*scalars, *constants.values())  # what follows the tensors
         self.descriptors = descriptors  # it makes some, and needs memory for them
+        self.workspace = workspace  # of a sum that its last programs add
         # Left alone, ptxas may put a value or two on the stack so that one more block fits; 255 registers are the most.
         self.options = {
             "num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": 255, "enable_fp_fusion": True
@@ -285,9 +290,27 @@ def arithmetic_of(problem: ConvProblem, operands: Operands) -> dict[str, Any]:
     }
 
 
+def adds_apart(problem: ConvProblem, tile: Tile, splits: int, tiles: int) -> bool:
+    """Whether a launch of its own adds the partial sums of a grad_weight of so many tiles; else, where there are any,
+    the last programs of its product do."""
+    counters = tiles + programs_of_bias(problem, 1, True)
+    return splits > 1 and not last_program.adds(tile, splits, counters, accumulator(problem.dtype).itemsize)
+
+
+def strides_of_sums(problem: ConvProblem, apart: bool) -> tuple[int, int, int, int, int]:
+    """Where a grad_weight's product writes: strides of splits, filters, channels and taps, and of the bias's splits.
+
+    apart: to a workspace of [taps, K, C/G] for each split, so that a tile of it lies together; else to the result.
+    """
+    if not apart:
+        return (0, *result_strides(problem.weight_shape, problem), 0)
+    c, filters = problem.group_channels, problem.out_channels
+    return math.prod(problem.weight_shape), c, 1, filters * c, filters
+
+
 def grad_weight_launches(
     kernel: Any,
-    programs: int,
+    tiles: int,
     problem: ConvProblem,
     splits: int,
     scalars: tuple[int, ...],
@@ -296,15 +319,25 @@ def grad_weight_launches(
     with_bias: bool,
     descriptors: bool = False,
 ) -> tuple[Launch, ...]:
-    """The launch of a grad_weight kernel; where its sum is split, also the one that adds the partial sums."""
-    dtype = problem.dtype
-    partial = accumulator(dtype) if splits > 1 else dtype
-    dtypes = (dtype, dtype, partial, partial if with_bias else None)
+    """The launch of a grad_weight kernel; where its sum is split and `adds_apart`, also the one that adds.
+
+    tiles: programs of one split of the product. The scalars end with `splits`.
+    """
+    dtype, sums = problem.dtype, accumulator(problem.dtype)
+    programs = splits * tiles + programs_of_bias(problem, splits, with_bias)
+    if splits > 1 and not adds_apart(problem, tile, splits, tiles):
+        of_bias = programs_of_bias(problem, 1, with_bias)
+        partials = splits * (tiles * tile.rows * tile.columns * tile.taps + of_bias * FILTERS.value)
+        alone = (dtype, dtype, dtype, dtype if with_bias else None, sums, torch.int32)
+        workspace = Workspace(partials, tiles + of_bias)
+        return (Launch(kernel, programs, alone, scalars, constants, tile, descriptors, workspace),)
+    written = sums if splits > 1 else dtype
+    dtypes = (dtype, dtype, written, written if with_bias else None, None, None)
     product = Launch(kernel, programs, dtypes, scalars, constants, tile, descriptors)
-    return (product,) if splits == 1 else (product, _ordered_sum(problem, splits, with_bias))
+    return (product,) if splits == 1 else (product, ordered_sum(problem, splits, with_bias))
 
 
-def _ordered_sum(problem: ConvProblem, splits: int, with_bias: bool) -> Launch:
+def ordered_sum(problem: ConvProblem, splits: int, with_bias: bool) -> Launch:
     """The launch that adds the partial sums of grad_weight, [splits, taps, K, C/G] and from `bias_offset` on
     [splits, K]; called with them, gw, and gb or None."""
     size = math.prod(problem.weight_shape)

@@ -13,14 +13,15 @@ from gpuconv.backends.family import Family
 from gpuconv.backends.planes import is_pointwise, planes, vector_of_planes
 from gpuconv.backends.triton.launch import (
     Launch,
+    adds_apart,
     arithmetic_of,
     dtypes_of_forward,
     epilogue_of,
     grad_weight_launches,
     layouts,
-    programs_of_bias,
     residual_layout,
     result_strides,
+    strides_of_sums,
 )
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
@@ -94,8 +95,8 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     pixels, vector = math.prod(problem.input_size), vector_of_planes(problem, "grad_weight", operands)
     size = math.prod(problem.weight_shape)
     steps, splits = problem.batch * math.ceil(pixels / tile.depth), splits_of(problem, tile)
-    fresh_k, fresh_c, _ = result_strides(problem.weight_shape, problem)
-    gw = (size, c, 1) if splits > 1 else (0, fresh_k, fresh_c)  # the workspace holds [K, C/G] for each split
+    tiles = problem.groups * tiles_of_weight(problem, tile)
+    gw_split, gw_k, gw_c, _, gb_split = strides_of_sums(problem, adds_apart(problem, tile, splits, tiles))
     constants = {
         "BM": tile.rows, "BN": tile.columns, "BC": tile.depth, "VECTOR": vector,
         "WIDE": overflows(gy.extent, x.extent, size, problem.batch * pixels),
@@ -103,10 +104,9 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     }  # fmt: skip
     strides = (stride // vector for stride in (*gy.strides[:2], *x.strides[:2]))
     scalars = (
-        pixels // vector, k, c, problem.groups, *strides, *gw, problem.out_channels, steps, splits,
+        pixels // vector, k, c, problem.groups, *strides, gw_split, gw_k, gw_c, gb_split, steps, splits,
     )  # fmt: skip
-    programs = splits * problem.groups * tiles_of_weight(problem, tile) + programs_of_bias(problem, splits, with_bias)
-    return grad_weight_launches(planes_grad_weight, programs, problem, splits, scalars, constants, tile, with_bias)
+    return grad_weight_launches(planes_grad_weight, tiles, problem, splits, scalars, constants, tile, with_bias)
 
 
 # ---- which tiles there are -------------------------------------------------------------------------------------------

@@ -17,15 +17,16 @@ from gpuconv.backends.roofline import Prediction, implicit_gemm
 from gpuconv.backends.triton.launch import (
     BAND,
     Launch,
+    adds_apart,
     arithmetic_of,
     axis_scalars,
     dtypes_of_forward,
     epilogue_of,
     grad_weight_launches,
     layouts,
-    programs_of_bias,
     residual_layout,
     result_strides,
+    strides_of_sums,
 )
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
@@ -87,18 +88,16 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     gy, x = layouts(problem, "grad_weight", operands)
     size = math.prod(problem.weight_shape)
     pixels = problem.output_pixels
-    splits = splits_of(problem, tile)
-    # The workspace holds [taps, K, C] for each split.
-    gw = (size, c, 1, k * c) if splits > 1 else (0, *result_strides(problem.weight_shape, problem))
+    splits, tiles = splits_of(problem, tile), _tiles_of_result(problem, tile)
+    gw = strides_of_sums(problem, adds_apart(problem, tile, splits, tiles))
     constants = {
         "BM": tile.rows, "BJ": tile.columns, "BC": tile.depth, "VOLUME": problem.ndim == 3,
         "GY_PIXELS_FAST": not gy.channels_fast, "X_PIXELS_FAST": not x.channels_fast,
         "WIDE": overflows(gy.extent, x.extent, size, pixels),
         **arithmetic_of(problem, operands),
     }  # fmt: skip
-    scalars = (pixels, k, c, *axis_scalars(problem), *gy.strides, *x.strides, *gw, k, splits)
-    programs = splits * _tiles_of_result(problem, tile) + programs_of_bias(problem, splits, with_bias)
-    return grad_weight_launches(stem_grad_weight, programs, problem, splits, scalars, constants, tile, with_bias)
+    scalars = (pixels, k, c, *axis_scalars(problem), *gy.strides, *x.strides, *gw, splits)
+    return grad_weight_launches(stem_grad_weight, tiles, problem, splits, scalars, constants, tile, with_bias)
 
 
 def _tiles_of_result(problem: ConvProblem, tile: Tile) -> int:
@@ -154,7 +153,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
 
 def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
     """The roofline of an implicit GEMM over flattened terms."""
-    return implicit_gemm(problem, direction, tile, gpu, tf32, count=_programs_and_steps)
+    return implicit_gemm(problem, direction, tile, gpu, tf32, count=_programs_and_steps, elements=_fetched)
 
 
 def _programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[int, float]:
@@ -164,6 +163,16 @@ def _programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) 
         return programs, math.ceil(_terms(problem) / tile.depth)
     steps = math.ceil(pixels / tile.depth)
     return _tiles_of_result(problem, tile) * tile.splits, math.ceil(steps / tile.splits)
+
+
+def _fetched(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[int, int]:
+    """Elements that all programs fetch of the left operand and of the right one."""
+    k, of_x = problem.out_channels, problem.meetings * problem.in_channels
+    if direction == "forward":
+        blocks = math.ceil(problem.output_pixels / tile.rows)
+        return of_x * math.ceil(k / tile.columns), blocks * _terms(problem) * k
+    of_y = problem.output_pixels * k * math.ceil(_terms(problem) / tile.columns)
+    return of_y, of_x * math.ceil(k / tile.rows)
 
 
 FAMILY = Family("stem", refuses, tiles, launches, predict)

@@ -10,10 +10,21 @@ import math
 
 import torch
 
+from gpuconv.backends import constants
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import WORKSPACE, programs_of_grad_weight, with_splits
 from gpuconv.backends.family import Family
-from gpuconv.backends.roofline import L2_SPEEDUP, Prediction, adding_splits, in_waves, resident, reuse_of
+from gpuconv.backends.roofline import (
+    SECTOR,
+    Features,
+    Prediction,
+    Work,
+    fetched,
+    predicted,
+    read_from_shared,
+    registers_of,
+    results_of,
+)
 from gpuconv.backends.triton import window_launch
 from gpuconv.backends.triton.launch import programs_of_bias
 from gpuconv.backends.triton.window_launch import (
@@ -31,9 +42,7 @@ from gpuconv.problem import ConvProblem, Direction
 
 _FEWEST_STEPS = 4  # of a split
 _MOST_PIXELS = 2**31 - 2**20  # on an axis, by blocks that may reach beyond the last
-_REUSE_FOR_HALF_THE_RATE = 8.0  # less than elsewhere: no thread loads, stores or addresses what is multiplied
-_COPY_ENGINE = 1.25  # what it gets from L2 over what threads that fetch by themselves get; a guess
-_DESCRIPTORS = 1e-6  # seconds for a program to make its own; a guess
+_DESCRIPTORS = {"forward": 3, "grad_input": 3, "grad_weight": 2}  # that a program makes
 
 
 # ---- which problems --------------------------------------------------------------------------------------------------
@@ -84,7 +93,7 @@ def refuses_descriptors(problem: ConvProblem, direction: Direction, gpu: Gpu, op
 
 # Pixels, channels, warps of forward and grad_input; filters, channels, warps of grad_weight. None spills on any GPU
 # that the tests compile for.
-_TILES = ((256, 128, 8), (128, 256, 8), (128, 128, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4))
+_TILES = ((256, 128, 8), (128, 256, 8), (256, 64, 8), (128, 128, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4))
 _WEIGHT_TILES = ((128, 128, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4))
 _TAPS_TILES = {(128, 64): 8, (64, 64): 4}  # filters, channels: warps of those of grad_weight that sum several taps
 _BARRIERS = 2048  # bytes of shared memory, at most, for what is not tiles
@@ -240,43 +249,39 @@ def _dense_residual(problem: ConvProblem, operands: Operands, images: int) -> bo
 
 
 def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
-    """The time of kernels whose tiles the copy engine fetches, and whose products are read from shared memory.
-
-    Tiles are what is counted in waves, whoever takes them. A tile's steps begin when its first fetch has come, and end
-    with a store that nothing of its own program overlaps: two programs on a multiprocessor hide half of either.
-    """
+    """The time of kernels whose tiles the copy engine fetches, in whole boxes, and whose products are read from shared
+    memory. Tiles are what is counted in waves, whoever takes them."""
     size, view = problem.dtype.itemsize, problem.view(direction)
-    phases = math.prod(problem.stride) if direction == "grad_input" else 1
     if direction == "grad_weight":
         tiles, steps = programs_of_grad_weight(problem, tile), float(tile.windows)
-        fetched = step_bytes(problem, tile, weight_window(problem, tile))
+        box = step_bytes(problem, tile, weight_window(problem, tile))
     else:
-        fetched = (tile.rows + tile.columns) * tile.depth * size
+        phases = math.prod(problem.stride) if direction == "grad_input" else 1
         tiles = phases * tile.windows * math.ceil(view.columns / tile.columns) * problem.groups
         steps = problem.taps / phases * math.ceil(view.terms / tile.depth)
+        box = (tile.rows + tile.columns) * tile.depth * size
     tiles, steps = tiles * tile.splits, steps / tile.splits
-    programs = min(tiles, tile.persistent * phases) if tile.persistent else tiles
-    results = tile.rows * tile.columns * tile.taps
-    stored = results * (4 if tile.splits > 1 else size)
-    held = fetched * tile.stages + (0 if direction == "grad_weight" else stored)
-    registers = 32 * tile.warps * 64 + results
-    together, waves = in_waves(tiles, resident(tile, gpu, held, registers), gpu)
-    reuse = reuse_of(tile)
-    rate = gpu.rate(problem.dtype, tf32) * reuse / (reuse + _REUSE_FOR_HALF_THE_RATE) / gpu.multiprocessors
-    share = _COPY_ENGINE * L2_SPEEDUP * gpu.bandwidth / gpu.multiprocessors
-    step, bound = max(
-        (together * 2 * results * tile.depth / rate, "products"),
-        (together * fetched / share, "L2 fetches"),
-        (gpu.step_latency / max(1, tile.stages - 1), "fetch latency"),
+    loaded = tiles * steps * box
+    stored = tile.rows * tile.columns * tile.taps * (4 if tile.splits > 1 else size)
+    cost = constants.cost_of("window of several taps" if tile.taps > 1 else "window", direction, "wgmma")
+    work = Work(
+        tiles,
+        steps,
+        2 * tile.rows * tile.columns * tile.taps * tile.depth,
+        gpu.rate(problem.dtype, tf32),
+        box + read_from_shared(tile, size, "wgmma"),
+        loaded,
+        loaded / SECTOR,
+        stored,
+        Features.of(tile, 0, 0, size, "wgmma", direction).instructions(cost),
+        cost.tile + cost.result * results_of(tile),
+        registers_of(tile, cost, 0, size),
+        box * tile.stages + (0 if direction == "grad_weight" else stored) + 64,
+        _DESCRIPTORS[direction],
     )
-    around = gpu.step_latency / together + stored / share
-    seconds, bound = max(
-        (_DESCRIPTORS + waves * (steps * step + around), bound),
-        (problem.least_bytes(direction) / gpu.bandwidth, "memory bandwidth"),
-    )
-    seconds += adding_splits(tile, math.prod(view.shape), gpu)
-    intensity = 2 * results * tile.depth / fetched
-    return Prediction(seconds, bound, programs, steps, together, waves, intensity)
+    if direction != "grad_weight":  # what is outside the image is zeros, which nobody fetches
+        work = work._replace(from_l2=sum(fetched(problem, direction, tile)) * size / loaded)
+    return predicted(problem, direction, tile, gpu, work)
 
 
 FAMILY = Family("window", refuses, tiles, launches, predict, splits_of, needs_alignment=True)

@@ -23,12 +23,12 @@ from gpuconv.backends.triton.launch import (
     INTERPRETING,
     RELEASE,
     Launch,
+    adds_apart,
     arithmetic_of,
     epilogue_of,
     grad_weight_launches,
     layouts,
-    programs_of_bias,
-    result_strides,
+    strides_of_sums,
 )
 from gpuconv.problem import ConvProblem, Direction
 
@@ -264,6 +264,12 @@ def _constants(problem: ConvProblem, operands: Operands, tile: Tile, window: Win
     }  # fmt: skip
 
 
+def _prefetches(tile: Tile) -> bool:
+    """Whether a program fetches for its next tile while it finishes one. That takes some 45 instructions a step more;
+    where two blocks share a multiprocessor, one's products hide the other's waiting instead."""
+    return tile.persistent > 0 and tile.warps == 8
+
+
 def _with_registers_for(activation: Activation, tile: Tile) -> Tile:
     """The tile, or half of it where an exponential of each of its elements would spill registers."""
     if tile.rows * tile.columns <= 128 * 128 or activation.name in _WITHOUT_EXPONENTIALS:
@@ -284,7 +290,7 @@ def _forward(
     residual = placed(problem, "forward", images, operands.residual)
     constants = _constants(problem, operands, tile, window) | {"VIEWS": not folds(problem, tile)}
     constants |= {"FLAT": images > 1, "Y_VECTOR": y.vector, "RESIDUAL_VECTOR": residual.vector}
-    constants["WIDE"] = y.wide or residual.wide
+    constants |= {"WIDE": y.wide or residual.wide, "PREFETCH": _prefetches(tile)}
     constants |= epilogue_of(IDENTITY if split else activation)
     scalars = (
         problem.batch, problem.in_channels, problem.out_channels, c, k, *_settings(problem), *common, *inverse,
@@ -318,7 +324,7 @@ def _grad_input(problem: ConvProblem, operands: Operands, tile: Tile, images: in
     programs *= phases_of(problem) * tile.splits
     dtypes = (dtype, dtype, torch.float32 if split else dtype)
     constants = _constants(problem, operands, tile, window)
-    constants |= {"FLAT": images > 1, "GX_VECTOR": gx.vector, "WIDE": gx.wide}
+    constants |= {"FLAT": images > 1, "GX_VECTOR": gx.vector, "WIDE": gx.wide, "PREFETCH": _prefetches(tile)}
     product = Launch(window_grad_input, programs, dtypes, scalars, constants, tile, descriptors=True)
     if not split:
         return (product,)
@@ -356,9 +362,8 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     unit, k, c = problem.vector_unit, problem.group_filters, problem.group_channels
     size, splits = math.prod(problem.weight_shape), splits_of(problem, tile)
     window = weight_window(problem, tile)
-    fresh_k, fresh_c, fresh_tap = result_strides(problem.weight_shape, problem)
-    # The workspace holds [taps, K, C/G] for each split, so that a tile of it lies together.
-    gw = (size, c, 1, problem.out_channels * c) if splits > 1 else (0, fresh_k, fresh_c, fresh_tap)
+    tiles = programs_of_grad_weight(problem, tile)
+    gw = strides_of_sums(problem, adds_apart(problem, tile, splits, tiles))
     gy, _ = layouts(problem, "grad_weight", operands)
     numbers = arithmetic_of(problem, operands)
     constants = {
@@ -371,9 +376,8 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
         problem.batch, problem.in_channels, problem.out_channels, c, k, problem.groups, *_settings(problem),
         *descriptor_strides(problem.output_shape, operands.strides[0], unit),
         *descriptor_strides(problem.input_shape, operands.strides[1], unit),
-        *gw, problem.out_channels, window.number, *window.blocks[1:], splits,
+        *gw, window.number, *window.blocks[1:], splits,
     )  # fmt: skip
-    programs = splits * programs_of_grad_weight(problem, tile) + programs_of_bias(problem, splits, with_bias)
     return grad_weight_launches(
-        window_grad_weight, programs, problem, splits, scalars, constants, tile, with_bias, descriptors=True
+        window_grad_weight, tiles, problem, splits, scalars, constants, tile, with_bias, descriptors=True
     )

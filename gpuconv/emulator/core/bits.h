@@ -119,6 +119,18 @@ struct DotProduct4 {  // modifier[0], [1]: whether a, b are signed
         return (u32)sum;
     }
 };
+struct DotProduct2 {  // of halves of a with bytes of b; modifier[0], [1]: whether a, b are signed; [2]: the upper bytes
+    static u64 of(u64 a, u64 b, u64 c, const Instruction& i) {
+        s64 sum = (s32)c;
+        for (int k = 0; k < 2; k++) {
+            const int at = 8 * (k + 2 * i.modifier[2]);
+            const s64 x = i.modifier[0] ? (s16)(a >> 16 * k) : (u16)(a >> 16 * k),
+                      y = i.modifier[1] ? (s8)(b >> at) : (u8)(b >> at);
+            sum += x * y;
+        }
+        return (u32)sum;
+    }
+};
 template <class A> void add_with_carry(Machine&, Warp& w, const Instruction& i, u32 mask) {
     // d, carry out = a ± b ± carry in; modifier[0]: subtract; operands: d, carry, a, b, carry in (or −1)
     u64 *d = w.reg(i[0]), *a = w.reg(i[2]), *b = w.reg(i[3]), *in = i[4] < 0 ? nullptr : w.reg(i[4]),

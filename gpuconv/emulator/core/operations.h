@@ -59,6 +59,7 @@ const Operation OPERATIONS[] = {
     {"lop3", IS(raw_ternary<Logic3>)},
     {"sad", BY(integer_ternary_by<SumOfAbsoluteDifference>)},
     {"dp4a", IS(raw_ternary<DotProduct4>)},
+    {"dp2a", IS(raw_ternary<DotProduct2>)},
     {"rcp", BY(function_by<Reciprocal>)},
     {"sqrt", BY(function_by<SquareRoot>)},
     {"rsqrt", BY(function_by<ReciprocalSquareRoot>)},

@@ -83,7 +83,7 @@ def _find_bit(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
     d.emit("bfind", [result], [a], op.type, modifiers=[int(op.has("shiftamt"))])
 
 
-@decodes("shf", "prmt", "lop3", "dp4a")
+@decodes("shf", "prmt", "lop3", "dp4a", "dp2a")
 def _words(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
     result, a, b, c = d.operands(operands[:4], op.type)
     modifiers = {
@@ -91,6 +91,7 @@ def _words(d: Decoding, op: Opcode, operands: tuple[str, ...]) -> None:
         "prmt": lambda: [op.one_of({"f4e": 1, "b4e": 2, "rc8": 3, "ecl": 4, "ecr": 5, "rc16": 6})],
         "lop3": lambda: [integer(operands[4])],
         "dp4a": lambda: [int(kind == "s32") for kind in op.types],
+        "dp2a": lambda: [*(int(kind == "s32") for kind in op.types), int(op.has("hi"))],
     }[op.base]()
     d.emit(op.base, [result], [a, b, c], op.type, modifiers=modifiers)
 

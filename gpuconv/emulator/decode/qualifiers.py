@@ -27,6 +27,7 @@ _QUALIFIERS = {
     **dict.fromkeys(("div", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "tanh", "sin", "cos"), _FUNCTION),
     "bfind": "shiftamt",
     "shf": "l r wrap clamp",
+    "dp2a": "lo hi",
     "prmt": "f4e b4e rc8 ecl ecr rc16",
     "testp": "finite infinite number notanumber normal subnormal",
     **dict.fromkeys(("setp", "set"), "eq ne lt le gt ge lo ls hi hs equ neu ltu leu gtu geu num nan and or xor ftz"),

@@ -159,7 +159,7 @@ def test_the_last_program_of_more_than_2_to_the_31_pixels(
     assert gather.constants["WIDE"]
     size, k = math.prod(HUGE.weight_shape), HUGE.out_channels
     partials = sparse.empty_strided((tile.splits, HUGE.taps, k, 2), (size, 2 * k, 2, 1), torch.float32)
-    run_one(gather, gather.programs - 1, monkeypatch, a, b, partials, None)
+    run_one(gather, gather.programs - 1, monkeypatch, a, b, partials, None, None, None)
     kept = small["grad_output"].clone()
     kept.view(k, -1)[:, : -TILE.depth * steps] = 0
     whole = exact(one, direction, small | {"grad_output": kept})

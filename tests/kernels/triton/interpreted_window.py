@@ -197,7 +197,7 @@ def test_images_2_to_the_31_elements_apart(direction: Direction, tmp_path: Path)
     (launch,) = backend.launches(problem, direction, plan.Operands((a.stride(), b.stride())), SMALL)
     if direction == "grad_weight":
         got = torch.full_like(t["weight"], math.nan)
-        launch(None, a, b, got, None)
+        launch(None, a, b, got, None, None, None)
     else:
         scalars = [name for name in launch.kernel.arg_names if not name.startswith("p_")]
         rest = list(launch.rest)

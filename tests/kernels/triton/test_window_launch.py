@@ -196,6 +196,15 @@ def test_windows_of_a_weight_are_fetched_by_row_where_that_wastes_little(batch: 
         assert window.number * tile.depth <= 1.31 * batch * size * size, window
 
 
+def test_a_weight_is_split_among_as_many_programs_as_fill_the_gpu_once_and_no_more() -> None:
+    """And among the next larger number, which may need two waves of half as long."""
+    problem = dataclasses.replace(LAYER, in_channels=256, out_channels=256, input_size=(28, 28))
+    tiles = triton_window.tiles(problem, "grad_weight", H100, strides(problem, "grad_weight"))
+    (shape,) = {(t.rows, t.columns, t.taps) for t in tiles if t.taps == 3 and t.rows == 128}
+    splits = [t.splits for t in tiles if (t.rows, t.columns, t.taps) == shape]
+    assert {5, 6} <= {*splits}  # 2·4 tiles and 3 columns of taps are 24 programs: 120 and 144 for 132 multiprocessors
+
+
 def test_old_triton_multiplies_no_16_bit_window_through_registers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton 3.6, sm_90: gyᵀ of the next step is loaded into registers that a product under way still reads."""
     problem = dataclasses.replace(LAYER, input_size=(7, 7), batch=33)

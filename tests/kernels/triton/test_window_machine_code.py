@@ -78,10 +78,13 @@ def complaints(tile: Tile, launch: Launch, numbers: str, capability: int, direct
     loop = code.loop_instructions
     if capability == 90 and not (loop["UTMALDG"] and loop["HGMMA"]):
         wrong.append(f"the loop is {loop}")
-    if capability == 90 and loop["WARPGROUP"] >= 2 * loop["HGMMA"]:
-        wrong.append(f"{loop['WARPGROUP']} WARPGROUP for {loop['HGMMA']} HGMMA")
+    if capability == 90:
+        if loop["WARPGROUP"] >= 2 * loop["HGMMA"]:
+            wrong.append(f"{loop['WARPGROUP']} WARPGROUP for {loop['HGMMA']} HGMMA")
+        wrong += code.warnings  # C7515: the same
     in_place = direction != "grad_weight" or launch.constants["BY_ROW"]  # operands are read where they were fetched to
-    if capability == 90 and numbers == "bfloat16" and in_place:
+    epilogue = launch.constants.get("PREFETCH", False)  # is then a part of the loop
+    if capability == 90 and numbers == "bfloat16" and in_place and not epilogue:
         wrong += [f"{loop[name]} {name} in the loop" for name in ("LDS", "STS", "LDSM", "LDG", "LDL") if loop[name]]
     return wrong
 

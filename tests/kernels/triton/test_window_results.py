@@ -4,8 +4,9 @@ import pytest
 import torch
 from lanes import INTERPRETING
 
+from gpuconv import reference
 from gpuconv.activations import Activation
-from gpuconv.backends.base import Operands
+from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.triton import backend
 from gpuconv.checking.judging import exact_results, judge, surrounded
 from gpuconv.checking.problems import OPERANDS, tensors
@@ -13,7 +14,7 @@ from gpuconv.emulator import device as emulator
 from gpuconv.emulator.counters import Counters
 from gpuconv.gpu import KNOWN
 from gpuconv.problem import ConvProblem, Direction
-from gpuconv.reference import as_numpy
+from gpuconv.reference import as_numpy, assert_close_to_oracle
 
 pytestmark = [
     pytest.mark.skipif(emulator.why_not() is not None, reason=f"no GPU can be emulated: {emulator.why_not()}"),
@@ -47,6 +48,26 @@ def test_results_and_residuals_in_any_layout(name: str, dtype: torch.dtype) -> N
         assert counters.global_sectors <= sectors * counters.global_sectors_least
     if results is CONTIGUOUS and dtype is torch.bfloat16:
         assert counters.shared_passes == counters.shared_passes_least
+
+
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_a_program_that_takes_many_tiles_fetches_for_the_next_while_it_finishes_one(direction: Direction) -> None:
+    """The same bits, and fewer waits for copies: at the beginning alone, not of each of its eight tiles."""
+    problem = ConvProblem.of((4, 64, 16, 16), (64, 64, 3, 3), padding=1, dtype=torch.bfloat16, memory_format=LAST)
+    t = tensors(problem, "prefetch", torch.bfloat16, "cpu", "channels_last")
+    a, b = (t[key] for key in OPERANDS[direction])
+    found, waits = [], []
+    for programs in (0, 1):
+        tile = Tile(128, 64, 64, warps=8, stages=3, kernel="window", persistent=programs)
+        operands = Operands((a.stride(), b.stride()))
+        with emulator.on("h100") as gpu:
+            run = backend.TritonBackend().bind(problem, direction, a.device, Activation("none"), operands, tile)
+            found.append(run(a, b, None, None) if direction == "forward" else run(a, b))
+        waits.append(gpu.counters()[0].waits)
+    arrays = (as_numpy(t[key]) for key in OPERANDS[direction])
+    assert_close_to_oracle(found[1], getattr(reference, direction)(problem, *arrays))
+    assert torch.equal(*found)
+    assert waits[1] < 0.85 * waits[0], waits
 
 
 def _run(
