@@ -90,7 +90,7 @@ class TritonBackend(FamilyBackend[Launch]):
             run = self.bind_tile(problem, direction, device, activation, copied, tile_of_copies)
             return _pack_first(packing.sources(problem, direction, operands, tile.packs), problem.dtype, run, call)
 
-        def bind(tile: Tile) -> Callable[..., Any]:
+        def bind(tile: Tile, operands: Operands) -> Callable[..., Any]:
             if direction == "forward":
                 return _bind_forward(problem, activation, operands, tile, call)
             if direction == "grad_input":
@@ -98,9 +98,13 @@ class TritonBackend(FamilyBackend[Launch]):
             return _bind_grad_weight(problem, operands, tile, device, call)
 
         if not FAMILIES[tile.kernel].needs_alignment:
-            return bind(tile)
-        unaligned = gather.tiles(problem, direction, Gpu.of(device), operands)[0]
-        return _by_alignment(direction, bind(tile), bind(unaligned))
+            return bind(tile, operands)
+        otherwise = copied = bind(gather.tiles(problem, direction, Gpu.of(device), operands)[0], operands)
+        packs = packing.all_that_fit(problem, direction)
+        if packs:
+            run = bind(tile, packing.packed(problem, direction, operands, packs))
+            copied = _pack_first(packing.sources(problem, direction, operands, packs), problem.dtype, run, call)
+        return _by_alignment(direction, bind(tile, operands), copied, otherwise)
 
     def cannot_build(self, error: Exception) -> bool:
         from triton.compiler.errors import CompilationError
@@ -165,20 +169,22 @@ def _interpret(launch: Launch, *tensors: torch.Tensor | None) -> None:
 
 
 def _by_alignment(
-    direction: Direction, aligned: Callable[..., Any], otherwise: Callable[..., Any]
+    direction: Direction, aligned: Callable[..., Any], copied: Callable[..., Any], otherwise: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """`aligned` where the tensors that are read through descriptors begin at multiples of 16 bytes."""
+    """`aligned` where the tensors that are read through descriptors begin at multiples of 16 bytes; where only the two
+    that are multiplied do not, `copied`."""
     if direction == "forward":
 
         def forward(
             input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
         ) -> torch.Tensor:
-            return (aligned if all_aligned(input, weight, residual) else otherwise)(input, weight, bias, residual)
+            run = aligned if all_aligned(input, weight) else copied
+            return (run if all_aligned(residual) else otherwise)(input, weight, bias, residual)
 
         return forward
 
     def gradient(a: torch.Tensor, b: torch.Tensor, *with_bias: bool) -> Any:
-        return (aligned if all_aligned(a, b) else otherwise)(a, b, *with_bias)
+        return (aligned if all_aligned(a, b) else copied)(a, b, *with_bias)
 
     return gradient
 
