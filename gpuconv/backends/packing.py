@@ -21,7 +21,7 @@ from gpuconv.backends.tile import Tile
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
-_NAMES: dict[Direction, tuple[str, str]] = {
+NAMES: dict[Direction, tuple[str, str]] = {
     "forward": ("input", "weight"), "grad_input": ("grad_output", "weight"), "grad_weight": ("grad_output", "input"),
 }  # fmt: skip
 _FEWEST_CHANNELS = 8  # with no more, vectors of channels would be mostly zeros in the kernels' tiles
@@ -39,7 +39,7 @@ def worth_packing(problem: ConvProblem, direction: Direction, gpu: Gpu, operands
     if problem.in_channels == problem.groups or not all(map(math.prod, shapes)):  # depthwise kernels read any layout
         return ""
     unit = problem.vector_unit
-    given = zip(_NAMES[direction], shapes, operands.strides, strict=True)
+    given = zip(NAMES[direction], shapes, operands.strides, strict=True)
     return "+".join(
         name
         for name, shape, strides in given
@@ -56,7 +56,7 @@ def _in_vectors(shape: tuple[int, ...], strides: tuple[int, ...], unit: int) -> 
 
 def packed(problem: ConvProblem, direction: Direction, operands: Operands, packs: str) -> Operands:
     """The operands after packing: with the strides of the copies."""
-    given = zip(_NAMES[direction], problem.operand_shapes(direction), operands.strides, strict=True)
+    given = zip(NAMES[direction], problem.operand_shapes(direction), operands.strides, strict=True)
     first, second = (_strides(shape) if name in packs.split("+") else strides for name, shape, strides in given)
     return operands._replace(strides=(first, second))
 
@@ -70,7 +70,7 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def bytes_of(problem: ConvProblem, direction: Direction, packs: str) -> dict[str, int]:
     """The bytes of each copy, by the operand's name."""
-    named = zip(_NAMES[direction], problem.operand_shapes(direction), strict=True)
+    named = zip(NAMES[direction], problem.operand_shapes(direction), strict=True)
     return {name: math.prod(shape) * problem.dtype.itemsize for name, shape in named if name in packs.split("+")}
 
 
@@ -131,7 +131,7 @@ Sources = tuple[Source | None, Source | None]  # of two operands, in their order
 
 def sources(problem: ConvProblem, direction: Direction, operands: Operands, packs: str) -> Sources:
     """What is copied of the two operands."""
-    given = zip(_NAMES[direction], problem.operand_shapes(direction), operands.strides, strict=True)
+    given = zip(NAMES[direction], problem.operand_shapes(direction), operands.strides, strict=True)
     first, second = (source(shape, strides) if name in packs.split("+") else None for name, shape, strides in given)
     return first, second
 
