@@ -26,7 +26,7 @@ NOT_HIDDEN = 0.1  # of the shorter of two times that pass together, what does no
 DEPTHWISE_RATE = 0.5  # of the peak rate, what is left to depthwise kernels beside loads and conversions; a guess
 
 # Which operands Triton's kernels turn round in shared memory before wgmma multiplies them as TF32, for which terms
-# must be innermost: the rows, the columns; seen in what they compile to.
+# must be innermost: the rows, the columns; counted, as passes over shared memory.
 TURNED = {
     ("planes", "forward"): "rows", ("planes", "grad_input"): "rows columns",
     ("gather", "grad_input"): "columns", ("gather", "grad_weight"): "rows columns",

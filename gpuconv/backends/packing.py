@@ -21,7 +21,7 @@ from gpuconv.backends.tile import Tile
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
-_NAMES: dict[Direction, tuple[str, str]] = {
+NAMES: dict[Direction, tuple[str, str]] = {
     "forward": ("input", "weight"), "grad_input": ("grad_output", "weight"), "grad_weight": ("grad_output", "input"),
 }  # fmt: skip
 TURNED_WEIGHT = "turned weight"  # a copy of the weight whose filters are innermost, not its channels
@@ -41,7 +41,7 @@ def worth_packing(problem: ConvProblem, direction: Direction, gpu: Gpu, operands
     if problem.in_channels == problem.groups or not all(map(math.prod, shapes)):  # depthwise kernels read any layout
         return ""
     unit = problem.vector_unit
-    given = zip(_NAMES[direction], shapes, operands.strides, strict=True)
+    given = zip(NAMES[direction], shapes, operands.strides, strict=True)
     return "+".join(
         name
         for name, shape, strides in given
@@ -62,12 +62,6 @@ def turning(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Oper
     return "+".join((*(name for name in packs.split("+") if name == "grad_output"), TURNED_WEIGHT))
 
 
-def all_that_fit(problem: ConvProblem, direction: Direction) -> str:
-    """Both operands, as in `Tile.packs`, if their channels fill vectors; else ""."""
-    fit = not any(shape[1] % problem.vector_unit for shape in problem.operand_shapes(direction))
-    return "+".join(_NAMES[direction]) if fit else ""
-
-
 def _in_vectors(shape: tuple[int, ...], strides: tuple[int, ...], unit: int) -> bool:
     """Whether the channels of each pixel are vectors of `unit` elements, and no two pixels share any."""
     _, channels, *_ = shape
@@ -77,7 +71,7 @@ def _in_vectors(shape: tuple[int, ...], strides: tuple[int, ...], unit: int) -> 
 
 def packed(problem: ConvProblem, direction: Direction, operands: Operands, packs: str) -> Operands:
     """The operands after packing: with the strides of the copies."""
-    given = zip(_NAMES[direction], problem.operand_shapes(direction), operands.strides, strict=True)
+    given = zip(NAMES[direction], problem.operand_shapes(direction), operands.strides, strict=True)
     first, second = (_packed(name, shape, packs) or strides for name, shape, strides in given)
     return operands._replace(strides=(first, second))
 
@@ -100,7 +94,7 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def bytes_of(problem: ConvProblem, direction: Direction, packs: str) -> dict[str, int]:
     """The bytes of each copy, by the operand's name."""
-    named = zip(_NAMES[direction], problem.operand_shapes(direction), strict=True)
+    named = zip(NAMES[direction], problem.operand_shapes(direction), strict=True)
     return {name: math.prod(shape) * problem.dtype.itemsize for name, shape in named if _packed(name, shape, packs)}
 
 
@@ -161,7 +155,7 @@ Sources = tuple[Source | None, Source | None]  # of two operands, in their order
 
 def sources(problem: ConvProblem, direction: Direction, operands: Operands, packs: str) -> Sources:
     """What is copied of the two operands."""
-    given = zip(_NAMES[direction], problem.operand_shapes(direction), operands.strides, strict=True)
+    given = zip(NAMES[direction], problem.operand_shapes(direction), operands.strides, strict=True)
     first, second = (_source(name, shape, strides, packs) for name, shape, strides in given)
     return first, second
 
