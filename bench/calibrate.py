@@ -25,7 +25,8 @@ from gpuconv.inspection.kernels import BACKENDS, Kernel, inspect_kernels
 from gpuconv.planning.ranking import ranked
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
 
-_BESIDE = "epilogue"  # the file whose loads are not the loop's
+# Files whose loads are not the loop's: of the epilogue, and of the last program of a tile, which adds partial sums.
+_BESIDE = ("epilogue", "last_block", "last_program", "sum_partials")
 _USUAL = 0.05  # weight of the usual costs beside a row's
 _SIDE = 16  # pixels of a reduced image's side at most, if the filter does not need more
 
@@ -107,7 +108,8 @@ class Row(NamedTuple):
 
 def run(problem: ConvProblem, direction: Direction, backend: str, gpu: Gpu, tile: Tile, tf32: bool = False) -> Row:
     """The row of a tile, run once."""
-    return row_of(inspect_kernels(problem, direction, backend, gpu, tf32, run=True, tile=tile, bias=False)[0])
+    kernels = inspect_kernels(problem, direction, backend, gpu, tf32, run=True, tile=tile, bias=False)
+    return row_of(next(kernel for kernel in kernels if kernel.prediction))  # not one that packs, or adds
 
 
 def row_of(kernel: Kernel) -> Row:
@@ -127,10 +129,12 @@ def row_of(kernel: Kernel) -> Row:
     finally:
         constants.cost_of = kept
     step, _, _, left, right, element, start, result = features
-    fetches = (left + right + element) / max(1.0, step)
+    beside = result / start + constants.REGISTERS_A_FETCH * (left + right + element) / max(1.0, step)
+    if tile.kernel in ("depthwise", "taps"):
+        beside = constants.REGISTERS_A_TAP * kernel.problem.taps * (tile.kernel == "taps")
     return Row(
         f"{kernel.backend} {kernel.direction} {tile} {kernel.problem}", asked[0], tuple(features), prediction,
-        counted(kernel), 0.0 if tile.width else result / start + constants.REGISTERS_A_FETCH * fetches,
+        counted(kernel), beside,
         kernel.code.registers, prediction.together, kernel.blocks,
     )  # fmt: skip
 
@@ -182,10 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
                     if (chosen.backend and backend not in chosen.backend) or (chosen.fit and alike in seen):
                         continue
                     seen.add(alike)
-                    kernel, *_ = inspect_kernels(
-                        problem, direction, backend, gpu, tf32, run=True, tile=tile, bias=False
-                    )
-                    row = row_of(kernel)
+                    row = run(problem, direction, backend, gpu, tile, tf32)
                     rows.append(row)
                     if not chosen.fit:
                         print(_line(f"{name} {gpu.name} {backend} {direction} {tile}", row), flush=True)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 SHARED_BYTES = 128  # a clock and multiprocessor: 32 banks of 4 (NVIDIA, CUDA C++ Programming Guide, 'Shared Memory')
 SCHEDULERS = 4  # that issue an instruction a clock each (CUDA C++ Programming Guide, 'Compute Capabilities')
+AHEAD = 45  # instructions of a warp in a step, to fetch across tiles; counted
 MEMORY = 0.87  # of device memory's bandwidth that is reached; a guess
 FIRST_FETCH = 2.0  # latencies of the L2 cache that a tile's first fetch takes, from device memory; a guess
 BY_THREADS = 0.8  # of what the copy engine gets from L2, what threads that fetch by themselves get; a guess
@@ -23,6 +24,15 @@ MMA_SYNC = {(9, 0): 0.63, (10, 0): 0.3}
 L1_BYTES = 128  # a clock and multiprocessor, of loads that hit (Volta's white paper, 'L1'); of later ones a guess
 NOT_HIDDEN = 0.1  # of the shorter of two times that pass together, what does not pass while the longer does; a guess
 DEPTHWISE_RATE = 0.5  # of the peak rate, what is left to depthwise kernels beside loads and conversions; a guess
+
+# Which operands Triton's kernels turn round in shared memory before wgmma multiplies them as TF32, for which terms
+# must be innermost: the rows, the columns; seen in what they compile to.
+TURNED = {
+    ("planes", "forward"): "rows", ("planes", "grad_input"): "rows columns",
+    ("gather", "grad_input"): "columns", ("gather", "grad_weight"): "rows columns",
+    ("window", "grad_input"): "columns", ("window", "grad_weight"): "columns",
+    ("pointwise", "grad_input"): "columns", ("pointwise", "grad_weight"): "rows columns",
+}  # fmt: skip
 
 
 class Cost(NamedTuple):
@@ -46,39 +56,51 @@ REGISTERS_A_FETCH = 5.0  # of a thread, for each fetch of a step: data, address,
 REGISTERS_A_TAP = 4.5  # of the kernels that load a window anew for each tap; counted
 # Sectors for each 32 bytes that kernels fetch element by element; counted.
 SECTORS_AN_ELEMENT: dict[str, float] = {}
+# In the order of `Cost`; counted, with `python -m gpuconv.bench.calibrate --fit`.
 COSTS: dict[tuple[str, str, str], Cost] = {
-    ("depthwise", "forward", "fma"): Cost(117.35, 1.61, 2, 38.82, 10, 10, 933.83, 0, 114),
+    ("depthwise", "forward", "fma"): Cost(115.92, 1.61, 2, 38.81, 10, 10, 897.89, 0, 114),
     ("depthwise", "grad_input", "fma"): Cost(100.85, 2.13, 2, 30.46, 10, 10, 521.19, 0, 112),
-    ("depthwise", "grad_weight", "fma"): Cost(527.2, 2.84, 2, 0, 10, 10, 1438.81, 0, 136),
-    ("gather", "forward", "mma"): Cost(51.88, 1.23, 0, 9.94, 8.21, 9.31, 323.84, 4.68, 77),
-    ("gather", "forward", "wgmma"): Cost(67.97, 0.37, 2, 9.3, 3.98, 8.25, 315.4, 6.5, 64),
-    ("gather", "grad_input", "mma"): Cost(71, 1.94, 1.21, 9.34, 3.97, 5.95, 483.61, 5.97, 132),
-    ("gather", "grad_input", "wgmma"): Cost(59, 0.65, 2, 11.81, 2.15, 8.79, 464.32, 4.69, 96),
-    ("gather", "grad_weight", "mma"): Cost(53.34, 1.84, 1.92, 45.12, 9.26, 27.46, 206.76, 15.28, 113),
-    ("gather", "grad_weight", "wgmma"): Cost(55.51, 0.53, 3.65, 49.15, 7.18, 32.01, 187.65, 14.49, 69),
-    ("grouped", "forward", "mma"): Cost(0, 4.93, 3.43, 46.65, 0, 8.22, 0, 13.14, 49),
-    ("grouped", "grad_input", "mma"): Cost(0, 4.9, 3.86, 46.27, 0, 8.95, 0, 13.06, 60),
+    ("depthwise", "grad_weight", "fma"): Cost(337.76, 3.02, 2, 0, 10, 10, 2038.17, 7.67, 136),
+    ("depthwise of planes", "forward", "fma"): Cost(118.11, 0, 2, 263.59, 10, 10, 952.82, 56.13, 78),
+    ("depthwise of planes", "grad_input", "fma"): Cost(103.65, 4.33, 2, 121.83, 10, 10, 591.37, 15.39, 61),
+    ("depthwise of planes", "grad_weight", "fma"): Cost(489.65, 2.91, 2, 226.61, 10, 10, 1064.94, 11.35, 80),
+    ("gather", "forward", "mma"): Cost(55.2, 1.18, 0, 10.31, 8.12, 8.86, 268.62, 5.27, 77),
+    ("gather", "forward", "wgmma"): Cost(69.98, 0.1, 2, 11.59, 4.96, 8.24, 249.31, 5.22, 64),
+    ("gather", "grad_input", "mma"): Cost(75.01, 1.92, 1.24, 8.27, 3.97, 6.48, 452.59, 6.88, 132),
+    ("gather", "grad_input", "wgmma"): Cost(68.48, 0.65, 2, 9.04, 2.79, 9.37, 419.22, 5.69, 96),
+    ("gather", "grad_weight", "mma"): Cost(50.72, 2.48, 1.72, 35.09, 11.54, 23.06, 608.77, 8.81, 130),
+    ("gather", "grad_weight", "wgmma"): Cost(49.51, 0.61, 3.34, 41.48, 7.4, 28.87, 616.93, 10.17, 130),
+    ("grouped", "forward", "mma"): Cost(59.26, 2.08, 1.95, 11, 8.28, 10.69, 386.84, 5.22, 54),
+    ("grouped", "grad_input", "mma"): Cost(59.41, 2.23, 2.1, 12.83, 8.27, 10.86, 387.26, 5.63, 49),
     ("grouped", "grad_weight", "mma"): Cost(2.4, 9.62, 19.23, 4.81, 4.81, 10, 0.18, 5.92, 46),
-    ("grouped_halo", "forward", "mma"): Cost(71.22, 3.64, 3.55, 11.06, 8.33, 14.14, 420.04, 9.55, 70),
-    ("grouped_halo", "grad_input", "mma"): Cost(72.15, 3.8, 3.71, 11.19, 8.87, 10.1, 422.63, 9.99, 72),
-    ("halo", "forward", "mma"): Cost(67.18, 2.15, 5.62, 25.8, 37.86, 14.02, 447.63, 2.02, 86),
-    ("halo", "grad_input", "mma"): Cost(62.9, 2.3, 5.23, 22.91, 33.65, 13.19, 594.62, 4.88, 94),
-    ("simt", "forward", "fma"): Cost(147.77, 1.06, 2.03, 12.21, 10.14, 10, 545.46, 5.3, 84),
-    ("simt", "grad_input", "fma"): Cost(92.93, 1.28, 1.99, 9.86, 9.96, 10, 511.04, 5.02, 81),
+    ("grouped_halo", "forward", "mma"): Cost(58.5, 2.48, 2.35, 10.07, 8.38, 9.72, 384.71, 6.35, 71),
+    ("grouped_halo", "grad_input", "mma"): Cost(63.12, 2.67, 2.55, 10.25, 8.52, 10.04, 397.56, 6.86, 70),
+    ("halo", "forward", "mma"): Cost(48.74, 1.07, 4.54, 13.92, 11.85, 16.01, 512.31, 8.27, 77),
+    ("halo", "grad_input", "mma"): Cost(42.6, 1.21, 4.42, 11.56, 13.11, 17.27, 683.12, 7.86, 86),
+    ("pointwise", "grad_weight", "wgmma"): Cost(69.97, 0.77, 1.8, 10, 10, 10, 392.73, 3.9, 26),
+    ("runs", "forward", "mma"): Cost(13.27, 0.53, 1.69, 6.53, 6.42, 10, 383.22, 4.36, 59),
+    ("runs", "forward", "wgmma"): Cost(33.02, 0.1, 2, 7.32, 2.35, 10, 371.44, 4.08, 22),
+    ("runs", "grad_weight", "mma"): Cost(101.01, 1.28, 2.29, 7.2, 17.5, 10, 390.88, 12.81, 120),
+    ("runs", "grad_weight", "wgmma"): Cost(101.28, 0, 0, 0, 23.16, 10, 434.43, 9.92, 117),
+    ("simt", "forward", "fma"): Cost(153.35, 1.05, 2.04, 12.11, 10.16, 10, 380.62, 4.56, 84),
+    ("simt", "grad_input", "fma"): Cost(92.85, 1.27, 1.99, 9.86, 9.96, 10, 517.64, 5.03, 81),
     ("simt", "grad_weight", "fma"): Cost(92.2, 1.2, 1.99, 9.84, 9.96, 10, 292.23, 4.67, 67),
-    ("stem", "forward", "mma"): Cost(0, 0.11, 1.71, 10, 10, 13.91, 512.75, 10.16, 38),
-    ("stem", "forward", "wgmma"): Cost(0, 0.11, 2, 10, 10, 16.87, 537.43, 12.14, 56),
-    ("stem", "grad_weight", "mma"): Cost(126.58, 2.17, 2.09, 10, 10, 18.5, 492.97, 4.98, 22),
-    ("stem", "grad_weight", "wgmma"): Cost(130.3, 2.19, 2.02, 10, 10, 19.7, 532.67, 5.1, -14),
-    ("taps", "forward", "fma"): Cost(90.02, 5.71, 2, 3.45, 10, 10, 250.48, 0, 243),
-    ("taps", "grad_input", "fma"): Cost(107.5, 5.21, 2, 2.6, 10, 10, 687.5, 5.3, 209),
-    ("taps", "grad_weight", "fma"): Cost(195.95, 3.38, 2, 6.54, 10, 10, 796.65, 5.12, 152),
-    ("tensor", "forward", "mma"): Cost(30.04, 5.33, 0, 45.12, 0, 10.21, 333.9, 8.18, 69),
-    ("tensor", "grad_input", "mma"): Cost(0, 4, 1.06, 52.21, 9.71, 13.73, 439.09, 6.91, 65),
-    ("tensor", "grad_weight", "mma"): Cost(76.13, 1.98, 3.83, 28.38, 2.79, 10, 310.91, 8.16, 65),
-    ("window", "forward", "wgmma"): Cost(97.05, 0.05, 2, 10, 10, 10, 429.75, 3.37, 75),
-    ("window", "grad_input", "wgmma"): Cost(93.94, 0, 2, 10, 10, 10, 422.36, 1.9, 71),
-    ("window", "grad_weight", "wgmma"): Cost(71.09, 0.34, 2.92, 10, 10, 10, 577.12, 6.38, 58),
+    ("stem", "forward", "mma"): Cost(178.28, 1.28, 1.86, 10, 10, 6.89, 273.53, 11.15, 56),
+    ("stem", "forward", "wgmma"): Cost(224.93, 0.99, 2, 10, 10, 8.14, 247.6, 13.08, 64),
+    ("stem", "grad_weight", "mma"): Cost(126.58, 2.17, 2.09, 10, 10, 18.5, 492.97, 4.98, 45),
+    ("stem", "grad_weight", "wgmma"): Cost(130.3, 2.19, 2.02, 10, 10, 19.7, 532.67, 5.1, 56),
+    ("taps", "forward", "fma"): Cost(88.89, 5.71, 2, 2.95, 10, 10, 222.17, 0, 82),
+    ("taps", "grad_input", "fma"): Cost(108.19, 5.07, 2, 10.94, 10, 10, 704.8, 5.33, 78),
+    ("taps", "grad_weight", "fma"): Cost(211.64, 2.31, 2, 4.38, 10, 10, 1091.36, 5.23, 112),
+    ("taps of planes", "forward", "fma"): Cost(82.39, 8.32, 2, 10, 10, 27.53, 59.71, 9.38, 117),
+    ("taps of planes", "grad_input", "fma"): Cost(87.99, 8.17, 2, 10, 10, 37.34, 199.86, 11.83, 110),
+    ("taps of planes", "grad_weight", "fma"): Cost(0, 11.78, 2, 10, 10, 24.75, 439.17, 8.32, 90),
+    ("tensor", "forward", "mma"): Cost(33.02, 0.38, 3.51, 16.07, 18.89, 13.33, 483.39, 7.75, 78),
+    ("tensor", "grad_input", "mma"): Cost(34.19, 0.74, 2.08, 17.2, 18.99, 8.91, 678.48, 7.75, 58),
+    ("tensor", "grad_weight", "mma"): Cost(74, 1.5, 1.8, 7.75, 9.46, 7.94, 580.33, 6.66, 57),
+    ("window", "forward", "wgmma"): Cost(97.68, 0.05, 2, 10, 10, 10, 407.23, 2.33, 72),
+    ("window", "grad_input", "wgmma"): Cost(83.32, 0.07, 2, 10, 10, 10, 418.56, 1.97, 69),
+    ("window", "grad_weight", "wgmma"): Cost(134.76, 0.64, 1.96, 10, 10, 10, 619.55, 4.01, 58),
 }
 UNKNOWN = Cost(100, 2, 2, 10, 10, 10, 500, 5, registers=100)  # a guess
 

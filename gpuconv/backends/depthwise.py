@@ -7,6 +7,8 @@ A `Tile` of theirs has as rows the pixels of its results, `width` of them side b
 import math
 import operator
 
+import torch
+
 from gpuconv.backends import constants
 from gpuconv.backends.roofline import SECTOR, Features, Prediction, adding_splits, results_of
 from gpuconv.backends.tile import Tile
@@ -73,7 +75,8 @@ def predict(
         products /= math.prod(problem.stride)
     of_taps = problem.meetings * problem.out_channels  # what meets
     bytes_ = size * ((of_taps if reloads else of_windows) + of_results * (direction == "grad_weight"))
-    cost = constants.cost_of(tile.kernel, direction, "fma")
+    planes = " of planes" if problem.memory_format is torch.contiguous_format else ""  # other kernels, or other loads
+    cost = constants.cost_of(tile.kernel + planes, direction, "fma")
     threads = 32 * tile.warps
     copies = 0 if tile.addressed else tile.halo * tile.columns * size / 16
     of_window = Features(products / max(1, windows) / threads, 0, copies / threads, 0, tile.addressed / threads)
@@ -86,10 +89,11 @@ def predict(
     idle = math.ceil(programs / gpu.multiprocessors) * gpu.multiprocessors / programs
     rate = constants.DEPTHWISE_RATE * (gpu.rate_64 if size == 8 else gpu.rate_32)
     of_all = gpu.multiprocessors * gpu.clock
+    # Those that keep windows in shared memory are not regular enough to tell a time by their instructions.
     parts = (
         ("products", 2 * products / rate),
         ("L1 loads", of_taps * size / (constants.L1_BYTES * of_all) if reloads else 0.0),
-        ("instructions", instructions / (constants.SCHEDULERS * of_all)),
+        ("instructions", instructions / (constants.SCHEDULERS * of_all) if reloads else 0.0),
         ("memory bandwidth", (of_windows + of_results) * size / (constants.MEMORY * gpu.bandwidth)),
     )
     *_, (_, shorter), (bound, longer) = sorted(parts, key=operator.itemgetter(1))

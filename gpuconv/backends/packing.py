@@ -24,6 +24,8 @@ from gpuconv.problem import ConvProblem, Direction
 NAMES: dict[Direction, tuple[str, str]] = {
     "forward": ("input", "weight"), "grad_input": ("grad_output", "weight"), "grad_weight": ("grad_output", "input"),
 }  # fmt: skip
+TURNED_WEIGHT = "turned weight"  # a copy of the weight whose filters are innermost, not its channels
+_TERMS = 32  # of a step of the kernels that read it: what it must have of filters, or a multiple
 _FEWEST_CHANNELS = 8  # with no more, vectors of channels would be mostly zeros in the kernels' tiles
 
 
@@ -47,6 +49,25 @@ def worth_packing(problem: ConvProblem, direction: Direction, gpu: Gpu, operands
     )
 
 
+def turning(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands, packs: str) -> str:
+    """What is packed where the weight is turned too, beside `packs`; "" where that gains nothing.
+
+    grad_input sums over filters, and what wgmma multiplies as TF32 must have them innermost.
+    """
+    wanted = direction == "grad_input" and operands.tf32 and gpu.capability[0] in (9, 10)
+    if not wanted or problem.out_channels % _TERMS or problem.in_channels == problem.groups:
+        return ""
+    if not math.prod(problem.weight_shape) or not problem.output_pixels:
+        return ""
+    return "+".join((*(name for name in packs.split("+") if name == "grad_output"), TURNED_WEIGHT))
+
+
+def all_that_fit(problem: ConvProblem, direction: Direction) -> str:
+    """Both operands, as in `Tile.packs`, if their channels fill vectors; else ""."""
+    fit = not any(shape[1] % problem.vector_unit for shape in problem.operand_shapes(direction))
+    return "+".join(NAMES[direction]) if fit else ""
+
+
 def _in_vectors(shape: tuple[int, ...], strides: tuple[int, ...], unit: int) -> bool:
     """Whether the channels of each pixel are vectors of `unit` elements, and no two pixels share any."""
     _, channels, *_ = shape
@@ -57,8 +78,17 @@ def _in_vectors(shape: tuple[int, ...], strides: tuple[int, ...], unit: int) -> 
 def packed(problem: ConvProblem, direction: Direction, operands: Operands, packs: str) -> Operands:
     """The operands after packing: with the strides of the copies."""
     given = zip(NAMES[direction], problem.operand_shapes(direction), operands.strides, strict=True)
-    first, second = (_strides(shape) if name in packs.split("+") else strides for name, shape, strides in given)
+    first, second = (_packed(name, shape, packs) or strides for name, shape, strides in given)
     return operands._replace(strides=(first, second))
+
+
+def _packed(name: str, shape: tuple[int, ...], packs: str) -> tuple[int, ...] | None:
+    """The strides of an operand's copy; None if it is not copied."""
+    if name in packs.split("+"):
+        return _strides(shape)
+    if name == "weight" and TURNED_WEIGHT in packs.split("+"):
+        return _strides((1, *shape))[1:]  # of [channels, taps, filters]
+    return None
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -71,7 +101,7 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 def bytes_of(problem: ConvProblem, direction: Direction, packs: str) -> dict[str, int]:
     """The bytes of each copy, by the operand's name."""
     named = zip(NAMES[direction], problem.operand_shapes(direction), strict=True)
-    return {name: math.prod(shape) * problem.dtype.itemsize for name, shape in named if name in packs.split("+")}
+    return {name: math.prod(shape) * problem.dtype.itemsize for name, shape in named if _packed(name, shape, packs)}
 
 
 def seconds(problem: ConvProblem, direction: Direction, packs: str, gpu: Gpu) -> float:
@@ -132,8 +162,16 @@ Sources = tuple[Source | None, Source | None]  # of two operands, in their order
 def sources(problem: ConvProblem, direction: Direction, operands: Operands, packs: str) -> Sources:
     """What is copied of the two operands."""
     given = zip(NAMES[direction], problem.operand_shapes(direction), operands.strides, strict=True)
-    first, second = (source(shape, strides) if name in packs.split("+") else None for name, shape, strides in given)
+    first, second = (_source(name, shape, strides, packs) for name, shape, strides in given)
     return first, second
+
+
+def _source(name: str, shape: tuple[int, ...], strides: tuple[int, ...], packs: str) -> Source | None:
+    if _packed(name, shape, packs) is None:
+        return None
+    if name in packs.split("+"):
+        return source(shape, strides)
+    return source((1, *shape), (0, *strides))  # one image: filters are channels, and channels the outer axis of pixels
 
 
 def source(shape: tuple[int, ...], strides: tuple[int, ...]) -> Source:

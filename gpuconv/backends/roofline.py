@@ -68,6 +68,7 @@ class Work(NamedTuple):
     held: int  # bytes of shared memory of a program
     descriptors: int = 0  # that a program makes
     from_l2: float = 1.0  # times what the L2 cache takes for the sectors
+    ahead: bool = False  # a program fetches for its next tile before it stores this one
 
 
 def programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[int, float]:
@@ -149,7 +150,7 @@ def implicit_gemm(
         steps,
         2 * tile.rows * tile.columns * tile.depth * share,
         gpu.rate(problem.dtype, tf32) if rate is None else rate,
-        (left + right) * size + read_from_shared(tile, size, multiplies),
+        (left + right) * size + read_from_shared(tile, size, multiplies) + turned(tile, direction, size, multiplies),
         a + b,
         sectors,
         tile.rows * tile.columns * (accumulator(problem.dtype).itemsize if tile.splits > 1 else size),
@@ -189,10 +190,12 @@ def predicted(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, 
     (_, second), (bound, loop) = sorted(parts, key=operator.itemgetter(1))[-2:]
     loop += constants.NOT_HIDDEN * second + steps * waves * constants.BETWEEN_STEPS / together / clock
     made = work.descriptors * constants.DESCRIPTOR
-    begin = constants.FIRST_FETCH * gpu.step_latency + work.around * constants.ISSUE_CLOCKS / clock
+    begin = work.around * constants.ISSUE_CLOCKS / clock
+    first = constants.FIRST_FETCH * gpu.step_latency
     end = work.stored / from_l2
     hidden = 1 + (waves - 1) / together  # the first wave's is not, nor what no other program is there to hide
-    around = made * (1 if tile.persistent else hidden) + (begin + together * end) * hidden
+    around = made * (1 if tile.persistent else hidden) + first * (1 if work.ahead else hidden)
+    around += (begin + together * end) * hidden
     memory = problem.least_bytes(direction) / (constants.MEMORY * gpu.bandwidth)
     parts += (("start and end", around), ("memory bandwidth", memory))
     if around > loop:
@@ -292,6 +295,16 @@ def read_from_shared(tile: Tile, size: int, multiplies: str) -> float:
         else:
             across *= 2
     return left * across + right * along
+
+
+def turned(tile: Tile, direction: Direction, size: int, multiplies: str) -> float:
+    """Bytes that shared memory could move meanwhile, where a step turns operands round: neighbours go to other lines,
+    so that a line of WIDTH words is written in WIDTH / 8 passes, and read once more."""
+    if multiplies != "wgmma" or size != 4:
+        return 0.0
+    which = constants.TURNED.get((tile.kernel, direction), "")
+    widths = (tile.rows if "rows" in which else 0, tile.columns if "columns" in which else 0)
+    return sum(width * tile.depth * size * (width / 8 + 1) for width in widths) * tile.taps
 
 
 def copying(size: int, gpu: Gpu) -> float:

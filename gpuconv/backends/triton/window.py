@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from gpuconv.backends import constants
+from gpuconv.backends import constants, packing
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import WORKSPACE, programs_of_grad_weight, with_splits
 from gpuconv.backends.family import Family
@@ -24,14 +24,17 @@ from gpuconv.backends.roofline import (
     read_from_shared,
     registers_of,
     results_of,
+    turned,
 )
 from gpuconv.backends.triton import window_launch
 from gpuconv.backends.triton.launch import programs_of_bias
 from gpuconv.backends.triton.window_launch import (
     folds,
+    is_turned,
     launches,
     not_described,
     placed,
+    prefetches,
     splits_of,
     step_bytes,
     weight_window,
@@ -79,6 +82,9 @@ def refuses_descriptors(problem: ConvProblem, direction: Direction, gpu: Gpu, op
     )
     given = list(zip(names, problem.operand_shapes(direction), operands.strides, strict=True))
     for name, shape, strides in given:
+        if name == "weight" and direction == "grad_input" and is_turned(shape, strides):
+            (filters, *rest), (k, *apart) = shape, strides
+            shape, strides = (rest[0], filters, *rest[1:]), (apart[0], k, *apart[1:])
         reason = not_described(name, shape, strides, unit)
         if reason is not None:
             return reason
@@ -255,33 +261,37 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
     if direction == "grad_weight":
         tiles, steps = programs_of_grad_weight(problem, tile), float(tile.windows)
         box = step_bytes(problem, tile, weight_window(problem, tile))
+        costs = "window of several taps" if tile.taps > 1 else tile.kernel
     else:
         phases = math.prod(problem.stride) if direction == "grad_input" else 1
         tiles = phases * tile.windows * math.ceil(view.columns / tile.columns) * problem.groups
         steps = problem.taps / phases * math.ceil(view.terms / tile.depth)
-        box = (tile.rows + tile.columns) * tile.depth * size
+        box, costs = (tile.rows + tile.columns) * tile.depth * size, "window"
     tiles, steps = tiles * tile.splits, steps / tile.splits
     loaded = tiles * steps * box
     stored = tile.rows * tile.columns * tile.taps * (4 if tile.splits > 1 else size)
-    cost = constants.cost_of("window of several taps" if tile.taps > 1 else "window", direction, "wgmma")
+    reads_turned = packing.TURNED_WEIGHT in tile.packs
+    cost = constants.cost_of(costs, direction, "wgmma")
+    ahead = direction != "grad_weight" and prefetches(tile)
     work = Work(
         tiles,
         steps,
         2 * tile.rows * tile.columns * tile.taps * tile.depth,
         gpu.rate(problem.dtype, tf32),
-        box + read_from_shared(tile, size, "wgmma"),
+        box + read_from_shared(tile, size, "wgmma") + (0 if reads_turned else turned(tile, direction, size, "wgmma")),
         loaded,
         loaded / SECTOR,
         stored,
-        Features.of(tile, 0, 0, size, "wgmma", direction).instructions(cost),
+        Features.of(tile, 0, 0, size, "wgmma", direction).instructions(cost) + constants.AHEAD * ahead,
         cost.tile + cost.result * results_of(tile),
         registers_of(tile, cost, 0, size),
         box * tile.stages + (0 if direction == "grad_weight" else stored) + 64,
         _DESCRIPTORS[direction],
+        ahead=ahead,
     )
     if direction != "grad_weight":  # what is outside the image is zeros, which nobody fetches
         work = work._replace(from_l2=sum(fetched(problem, direction, tile)) * size / loaded)
     return predicted(problem, direction, tile, gpu, work)
 
 
-FAMILY = Family("window", refuses, tiles, launches, predict, splits_of, needs_alignment=True)
+FAMILY = Family("window", refuses, tiles, launches, predict, splits_of, turns=True, needs_alignment=True)
