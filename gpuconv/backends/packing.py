@@ -62,6 +62,12 @@ def turning(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Oper
     return "+".join((*(name for name in packs.split("+") if name == "grad_output"), TURNED_WEIGHT))
 
 
+def all_that_fit(problem: ConvProblem, direction: Direction) -> str:
+    """Both operands, as in `Tile.packs`, if their channels fill vectors; else ""."""
+    fit = not any(shape[1] % problem.vector_unit for shape in problem.operand_shapes(direction))
+    return "+".join(NAMES[direction]) if fit else ""
+
+
 def _in_vectors(shape: tuple[int, ...], strides: tuple[int, ...], unit: int) -> bool:
     """Whether the channels of each pixel are vectors of `unit` elements, and no two pixels share any."""
     _, channels, *_ = shape

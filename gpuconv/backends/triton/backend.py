@@ -93,7 +93,7 @@ class TritonBackend(FamilyBackend[Launch]):
             run = self.bind_tile(problem, direction, device, activation, copied, tile_of_copies)
             return _pack_first(packing.sources(problem, direction, operands, tile.packs), problem.dtype, run, call)
 
-        def bind(tile: Tile) -> Callable[..., Any]:
+        def bind() -> Callable[..., Any]:
             if direction == "forward":
                 return _bind_forward(problem, activation, operands, tile, call)
             if direction == "grad_input":
@@ -101,14 +101,14 @@ class TritonBackend(FamilyBackend[Launch]):
             return _bind_grad_weight(problem, operands, tile, device, call)
 
         if not FAMILIES[tile.kernel].needs_alignment:
-            return bind(tile)
-        aligned, gpu = bind(tile), Gpu.of(device)
+            return bind()
+        aligned, gpu, fit = bind(), Gpu.of(device), packing.all_that_fit(problem, direction).split("+")
 
         def ways(which: str) -> Iterator[Callable[[], Callable[..., Any]]]:
             if not which:
                 yield lambda: aligned
-            others = gather.tiles(problem, direction, gpu, operands)
-            if which and "residual" not in which:
+            others = list(gather.tiles(problem, direction, gpu, operands))
+            if which and {*which.split("+")} <= {*fit}:
                 others.append(dataclasses.replace(tile, packs=which))  # copies are aligned
             others.sort(key=lambda t: self.predict(problem, direction, t, gpu, operands.tf32).seconds)
             for other in others:
