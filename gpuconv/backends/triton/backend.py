@@ -99,12 +99,12 @@ class TritonBackend(FamilyBackend[Launch]):
 
         if not FAMILIES[tile.kernel].needs_alignment:
             return bind(tile, operands)
-        otherwise = copied = bind(gather.tiles(problem, direction, Gpu.of(device), operands)[0], operands)
+        otherwise = on_copies = bind(gather.tiles(problem, direction, Gpu.of(device), operands)[0], operands)
         packs = packing.all_that_fit(problem, direction)
         if packs:
             run = bind(tile, packing.packed(problem, direction, operands, packs))
-            copied = _pack_first(packing.sources(problem, direction, operands, packs), problem.dtype, run, call)
-        return _by_alignment(direction, bind(tile, operands), copied, otherwise)
+            on_copies = _pack_first(packing.sources(problem, direction, operands, packs), problem.dtype, run, call)
+        return _by_alignment(direction, bind(tile, operands), on_copies, otherwise)
 
     def cannot_build(self, error: Exception) -> bool:
         from triton.compiler.errors import CompilationError
