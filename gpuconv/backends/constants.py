@@ -25,6 +25,15 @@ L1_BYTES = 128  # a clock and multiprocessor, of loads that hit (Volta's white p
 NOT_HIDDEN = 0.1  # of the shorter of two times that pass together, what does not pass while the longer does; a guess
 DEPTHWISE_RATE = 0.5  # of the peak rate, what is left to depthwise kernels beside loads and conversions; a guess
 
+# Which operands Triton's kernels turn round in shared memory before wgmma multiplies them as TF32, for which terms
+# must be innermost: the rows, the columns; counted, as passes over shared memory.
+TURNED = {
+    ("planes", "forward"): "rows", ("planes", "grad_input"): "rows columns",
+    ("gather", "grad_input"): "columns", ("gather", "grad_weight"): "rows columns",
+    ("window", "grad_input"): "columns", ("window", "grad_weight"): "columns",
+    ("pointwise", "grad_input"): "columns", ("pointwise", "grad_weight"): "rows columns",
+}  # fmt: skip
+
 
 class Cost(NamedTuple):
     """Instructions of a warp, and registers of a thread, of a kernel; counted."""
@@ -68,11 +77,11 @@ COSTS: dict[tuple[str, str, str], Cost] = {
     ("grouped_halo", "grad_input", "mma"): Cost(63.12, 2.67, 2.55, 10.25, 8.52, 10.04, 397.56, 6.86, 70),
     ("halo", "forward", "mma"): Cost(48.74, 1.07, 4.54, 13.92, 11.85, 16.01, 512.31, 8.27, 77),
     ("halo", "grad_input", "mma"): Cost(42.6, 1.21, 4.42, 11.56, 13.11, 17.27, 683.12, 7.86, 86),
-    ("packed_runs", "forward", "mma"): Cost(45.12, 0, 0.76, 7.8, 1.44, 10, 91.92, 7.55, 54),
-    ("packed_runs", "forward", "wgmma"): Cost(32.31, 0.14, 2, 7.29, 0, 10, 385.57, 2.97, 22),
-    ("packed_runs", "grad_weight", "mma"): Cost(87.11, 3.62, 2.42, 13.3, 13.12, 10, 338.89, 10.07, 116),
-    ("packed_runs", "grad_weight", "wgmma"): Cost(91.07, 2.58, 1.63, 0.72, 19.8, 10, 388.37, 6.8, 96),
     ("pointwise", "grad_weight", "wgmma"): Cost(69.97, 0.77, 1.8, 10, 10, 10, 392.73, 3.9, 26),
+    ("runs", "forward", "mma"): Cost(13.27, 0.53, 1.69, 6.53, 6.42, 10, 383.22, 4.36, 59),
+    ("runs", "forward", "wgmma"): Cost(33.02, 0.1, 2, 7.32, 2.35, 10, 371.44, 4.08, 22),
+    ("runs", "grad_weight", "mma"): Cost(101.01, 1.28, 2.29, 7.2, 17.5, 10, 390.88, 12.81, 120),
+    ("runs", "grad_weight", "wgmma"): Cost(101.28, 0, 0, 0, 23.16, 10, 434.43, 9.92, 117),
     ("simt", "forward", "fma"): Cost(153.35, 1.05, 2.04, 12.11, 10.16, 10, 380.62, 4.56, 84),
     ("simt", "grad_input", "fma"): Cost(92.85, 1.27, 1.99, 9.86, 9.96, 10, 517.64, 5.03, 81),
     ("simt", "grad_weight", "fma"): Cost(92.2, 1.2, 1.99, 9.84, 9.96, 10, 292.23, 4.67, 67),

@@ -36,7 +36,9 @@ class Family(Generic[Launch]):
     predict: Callable[[ConvProblem, Direction, Tile, Gpu, bool], Prediction] = implicit_gemm
     # How many programs share a sum of grad_weight: the tile's splits, or fewer.
     splits_of: Callable[[ConvProblem, Tile], int] = derived.splits_of
-    needs_alignment: bool = False  # all tensors must begin at multiples of 16 bytes; another family does the call else
+    turns: bool = False  # grad_input reads weights whose filters are innermost, too
+    # Tensors must begin at multiples of 16 bytes; else the call is done on copies of them.
+    needs_alignment: bool = False
 
 
 def by_name(*families: Family[Launch]) -> dict[str, Family[Launch]]:
@@ -56,13 +58,26 @@ class FamilyBackend(Backend, Generic[Launch]):
     def tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
         as_they_lie = self._tiles(problem, direction, gpu, operands)
         packs = packing.worth_packing(problem, direction, gpu, operands)
+        turned = self._turned(problem, direction, gpu, operands, packs)
         if not packs:
-            return as_they_lie
+            return (*as_they_lie, *turned)
         copied = packing.packed(problem, direction, operands, packs)
         better = [tile for tile in self._tiles(problem, direction, gpu, copied) if tile not in as_they_lie]
         if not all(tile.addressed for tile in better):
             as_they_lie = tuple(tile for tile in as_they_lie if not tile.addressed)
-        return (*as_they_lie, *(replace(tile, packs=packs) for tile in better))
+        return (*as_they_lie, *(replace(tile, packs=packs) for tile in better), *turned)
+
+    def _turned(
+        self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands, packs: str
+    ) -> list[Tile]:
+        """The tiles that read a turned weight, and copies of the other operands that `packs` names."""
+        packs = packing.turning(problem, direction, gpu, operands, packs)
+        if not packs:
+            return []
+        copied = packing.packed(problem, direction, operands, packs)
+        families = (family for family in self.families.values() if family.turns)
+        found = (family.tiles(problem, direction, gpu, copied) for family in families)
+        return [replace(tile, packs=packs) for tiles in found for tile in tiles]
 
     def _tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
         """The tiles of all families for operands that lie so."""

@@ -21,9 +21,11 @@ from gpuconv.backends.tile import Tile
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
-_NAMES: dict[Direction, tuple[str, str]] = {
+NAMES: dict[Direction, tuple[str, str]] = {
     "forward": ("input", "weight"), "grad_input": ("grad_output", "weight"), "grad_weight": ("grad_output", "input"),
 }  # fmt: skip
+TURNED_WEIGHT = "turned weight"  # a copy of the weight whose filters are innermost, not its channels
+_TERMS = 32  # of a step of the kernels that read it: what it must have of filters, or a multiple
 _FEWEST_CHANNELS = 8  # with no more, vectors of channels would be mostly zeros in the kernels' tiles
 
 
@@ -39,12 +41,25 @@ def worth_packing(problem: ConvProblem, direction: Direction, gpu: Gpu, operands
     if problem.in_channels == problem.groups or not all(map(math.prod, shapes)):  # depthwise kernels read any layout
         return ""
     unit = problem.vector_unit
-    given = zip(_NAMES[direction], shapes, operands.strides, strict=True)
+    given = zip(NAMES[direction], shapes, operands.strides, strict=True)
     return "+".join(
         name
         for name, shape, strides in given
         if shape[1] > _FEWEST_CHANNELS and shape[1] % unit == 0 and not _in_vectors(shape, strides, unit)
     )
+
+
+def turning(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands, packs: str) -> str:
+    """What is packed where the weight is turned too, beside `packs`; "" where that gains nothing.
+
+    grad_input sums over filters, and what wgmma multiplies as TF32 must have them innermost.
+    """
+    wanted = direction == "grad_input" and operands.tf32 and gpu.capability[0] in (9, 10)
+    if not wanted or problem.out_channels % _TERMS or problem.in_channels == problem.groups:
+        return ""
+    if not math.prod(problem.weight_shape) or not problem.output_pixels:
+        return ""
+    return "+".join((*(name for name in packs.split("+") if name == "grad_output"), TURNED_WEIGHT))
 
 
 def _in_vectors(shape: tuple[int, ...], strides: tuple[int, ...], unit: int) -> bool:
@@ -56,9 +71,18 @@ def _in_vectors(shape: tuple[int, ...], strides: tuple[int, ...], unit: int) -> 
 
 def packed(problem: ConvProblem, direction: Direction, operands: Operands, packs: str) -> Operands:
     """The operands after packing: with the strides of the copies."""
-    given = zip(_NAMES[direction], problem.operand_shapes(direction), operands.strides, strict=True)
-    first, second = (_strides(shape) if name in packs.split("+") else strides for name, shape, strides in given)
+    given = zip(NAMES[direction], problem.operand_shapes(direction), operands.strides, strict=True)
+    first, second = (_packed(name, shape, packs) or strides for name, shape, strides in given)
     return operands._replace(strides=(first, second))
+
+
+def _packed(name: str, shape: tuple[int, ...], packs: str) -> tuple[int, ...] | None:
+    """The strides of an operand's copy; None if it is not copied."""
+    if name in packs.split("+"):
+        return _strides(shape)
+    if name == "weight" and TURNED_WEIGHT in packs.split("+"):
+        return _strides((1, *shape))[1:]  # of [channels, taps, filters]
+    return None
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -70,8 +94,8 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def bytes_of(problem: ConvProblem, direction: Direction, packs: str) -> dict[str, int]:
     """The bytes of each copy, by the operand's name."""
-    named = zip(_NAMES[direction], problem.operand_shapes(direction), strict=True)
-    return {name: math.prod(shape) * problem.dtype.itemsize for name, shape in named if name in packs.split("+")}
+    named = zip(NAMES[direction], problem.operand_shapes(direction), strict=True)
+    return {name: math.prod(shape) * problem.dtype.itemsize for name, shape in named if _packed(name, shape, packs)}
 
 
 def seconds(problem: ConvProblem, direction: Direction, packs: str, gpu: Gpu) -> float:
@@ -131,9 +155,17 @@ Sources = tuple[Source | None, Source | None]  # of two operands, in their order
 
 def sources(problem: ConvProblem, direction: Direction, operands: Operands, packs: str) -> Sources:
     """What is copied of the two operands."""
-    given = zip(_NAMES[direction], problem.operand_shapes(direction), operands.strides, strict=True)
-    first, second = (source(shape, strides) if name in packs.split("+") else None for name, shape, strides in given)
+    given = zip(NAMES[direction], problem.operand_shapes(direction), operands.strides, strict=True)
+    first, second = (_source(name, shape, strides, packs) for name, shape, strides in given)
     return first, second
+
+
+def _source(name: str, shape: tuple[int, ...], strides: tuple[int, ...], packs: str) -> Source | None:
+    if _packed(name, shape, packs) is None:
+        return None
+    if name in packs.split("+"):
+        return source(shape, strides)
+    return source((1, *shape), (0, *strides))  # one image: filters are channels, and channels the outer axis of pixels
 
 
 def source(shape: tuple[int, ...], strides: tuple[int, ...]) -> Source:

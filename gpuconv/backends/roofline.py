@@ -150,7 +150,7 @@ def implicit_gemm(
         steps,
         2 * tile.rows * tile.columns * tile.depth * share,
         gpu.rate(problem.dtype, tf32) if rate is None else rate,
-        (left + right) * size + read_from_shared(tile, size, multiplies),
+        (left + right) * size + read_from_shared(tile, size, multiplies) + turned(tile, direction, size, multiplies),
         a + b,
         sectors,
         tile.rows * tile.columns * (accumulator(problem.dtype).itemsize if tile.splits > 1 else size),
@@ -295,6 +295,16 @@ def read_from_shared(tile: Tile, size: int, multiplies: str) -> float:
         else:
             across *= 2
     return left * across + right * along
+
+
+def turned(tile: Tile, direction: Direction, size: int, multiplies: str) -> float:
+    """Bytes that shared memory could move meanwhile, where a step turns operands round: neighbours go to other lines,
+    so that a line of WIDTH words is written in WIDTH / 8 passes, and read once more."""
+    if multiplies != "wgmma" or size != 4:
+        return 0.0
+    which = constants.TURNED.get((tile.kernel, direction), "")
+    widths = (tile.rows if "rows" in which else 0, tile.columns if "columns" in which else 0)
+    return sum(width * tile.depth * size * (width / 8 + 1) for width in widths) * tile.taps
 
 
 def copying(size: int, gpu: Gpu) -> float:

@@ -66,6 +66,7 @@ _OF_FAMILIES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]]
     "vectors-3x3-long": ((7, 24, 44, 41), (40, 24, 3, 3), {"padding": 1}),
     "groups-of-4-long": ((7, 32, 44, 41), (32, 4, 3, 3), {"padding": 1, "groups": 8}),
     "stem-long": ((5, 3, 61, 59), (24, 3, 5, 5), {"stride": 2, "padding": 2}),
+    "patches-8x8": ((5, 3, 40, 48), (24, 3, 8, 8), {"stride": 8}),
     "11x11-depthwise": ((2, 16, 23, 25), (16, 1, 11, 11), {"groups": 16, "padding": 5}),
     "13x9-depthwise-long": ((9, 8, 45, 43), (8, 1, 13, 9), {"groups": 8, "padding": (6, 4)}),
 }  # fmt: skip

@@ -36,7 +36,8 @@ _SHOWN = (
 )  # fmt: skip
 # Kernels that run before or after the one that multiplies.
 _ROLES = {
-    **dict.fromkeys(("pack", "pack_runs"), "copies operands to channels last"),
+    "pack": "copies operands to channels last",
+    "pack_runs": "copies the input with four channels and its padding",
     **dict.fromkeys(("sum_partials", "window_sum"), "adds partial sums in order"),
 }
 

@@ -26,13 +26,19 @@ __device__ constexpr int round_up(int a, int unit) { return (a + unit - 1) / uni
 __device__ constexpr int larger(int a, int b) { return a < b ? b : a; }
 
 // Rows are `pitch` numbers of the tile apart: 16 bytes that neighbouring lanes read in neighbouring rows, STEP rows
-// apart, then lie in different banks.
+// apart, then lie in different banks. In planes every second row would meet the same banks again after four of them, and
+// 16 bytes more for every second eight rows (`skew_of`) puts the next four between.
 template <int STEP>
 __device__ constexpr int pitch_of(int columns) {
   constexpr int unit = CHANNELS_LAST ? SIZE : LANE, banks = 8 * unit;  // numbers in 16 and in 128 bytes
   constexpr int wanted = CHANNELS_LAST ? (CHUNKS >= STEP ? CHUNKS / STEP : 1) * unit % banks : unit;
-  const int least = CHANNELS_LAST ? columns * CHANNELS : round_up(columns, unit);
+  const int least = CHANNELS_LAST ? columns * CHANNELS : round_up(columns, unit) + (STEP - 1) * unit;
   return least + (wanted + banks - least % banks) % banks;
+}
+
+template <int STEP>
+__device__ constexpr int skew_of(int row) {
+  return STEP == 2 ? row / 8 % 2 * LANE : 0;
 }
 
 // ---- packed planes: runs --------------------------------------------------------------------------------------------
@@ -50,11 +56,18 @@ struct Runs {
   __device__ __forceinline__ long long start(int run) const {
     return first + run / of_plane * plane_stride + wide(run % of_plane) * width;
   }
-  // Where pixel (row, 0) of the box is in shared memory.
-  __device__ __forceinline__ int place(int plane, int row) const {
-    const int run = merged ? 0 : of_plane == 1 ? plane : plane * rows + row;
-    const int before = merged ? plane * rows + row : of_plane == 1 ? row : 0;
-    return run * slot + static_cast<int>(start(run) % SIZE) + before * width;
+  __device__ __forceinline__ int before(int run) const { return static_cast<int>(start(run) % SIZE); }
+  // Which run row `row` of a plane is in, and which of its rows it is.
+  struct Spot {
+    int run, row;
+  };
+  __device__ __forceinline__ Spot spot(int plane, int row) const {
+    return {merged          ? 0
+            : of_plane == 1 ? plane
+                            : plane * rows + row,
+            merged          ? plane * rows + row
+            : of_plane == 1 ? row
+                            : 0};
   }
 };
 
@@ -71,15 +84,15 @@ __device__ __forceinline__ Runs runs_of(long long first, long long plane_stride,
   return runs;
 }
 
-// Call f(place in shared memory, offset in global memory, begin, end) for every aligned vector that overlaps the runs:
-// its elements from begin to before end belong to them.
+// Call f(run, place from where the run's first vector is, offset in global memory, begin, end) for every aligned vector
+// that overlaps the runs: its elements from begin to before end belong to them.
 template <typename F>
 __device__ __forceinline__ void each_vector(const Runs& runs, const F& f) {
   const int vectors = runs.slot / SIZE;
   for (int i = threadIdx.x; i < runs.count * vectors; i += THREADS) {
     const long long start = runs.start(i / vectors);
     const int before = start % SIZE, at = i % vectors * SIZE;
-    f(i / vectors * runs.slot + at, start - before + at, max(before - at, 0), min(before + runs.length - at, SIZE));
+    f(i / vectors, at, start - before + at, max(before - at, 0), min(before + runs.length - at, SIZE));
   }
 }
 
@@ -91,17 +104,20 @@ typedef TYPE Number;  // of a tile
 typedef accumulator Number;
 #endif
 
-// ROWS × COLUMNS pixels of CHANNELS channels.
-template <int ROWS_, int COLUMNS_, int STEP>
+// ROWS × COLUMNS pixels of CHANNELS channels. NEXT: where the next plane begins, in 16 bytes modulo 128.
+template <int ROWS_, int COLUMNS_, int STEP, int NEXT>
 struct Tiled {
   static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, PITCH = pitch_of<STEP>(COLUMNS_);
+  static constexpr int PLANE = ROWS * PITCH + (NEXT % 8 + 8 - ROWS % 8) % 8 * LANE;  // rows are 16 bytes modulo 128
   static constexpr int RAW = CHUNKS * ROWS * (COLUMNS + 2 * SIZE);  // numbers that may pass through shared memory
-  static constexpr int NUMBERS = (CHANNELS_LAST ? 1 : CHUNKS) * ROWS * PITCH;
+  static constexpr int NUMBERS = CHANNELS_LAST ? ROWS * PITCH : CHUNKS * PLANE;
   Number* s;
 
   // The strip that begins at (row, column) for the thread's chunk.
-  __device__ __forceinline__ const Number* at(int chunk, int row, int column) const {
-    return CHANNELS_LAST ? s + row * PITCH + column * CHANNELS + chunk * V : s + (chunk * ROWS + row) * PITCH + column;
+  __device__ __forceinline__ Number* at(int chunk, int row, int column) const {
+    if (CHANNELS_LAST) return s + row * PITCH + column * CHANNELS + chunk * V;
+    const int plane = CHUNKS > 1 ? opaque(chunk) : 0;  // or two products would be dp2a, which the emulator lacks
+    return s + plane * PLANE + row * PITCH + skew_of<STEP>(row) + column;
   }
 };
 
@@ -167,7 +183,8 @@ __device__ __forceinline__ void stage(const T& tile, const Image& image, Pixel c
   const Pixel low = {0, max(corner.h, 0), max(corner.w, 0)};
   const Pixel high = {0, min(corner.h + T::ROWS, image.size[1]), min(corner.w + T::COLUMNS, image.size[2])};
   const Runs runs = runs_of(image.first, image.channel_stride, planes, image.size, low, high);
-  each_vector(runs, [&](int place, long long from, int begin, int end) {
+  each_vector(runs, [&](int run, int at, long long from, int begin, int end) {
+    const int place = run * runs.slot + at;
     if (X_VECTOR && begin == 0 && end == SIZE) {
       copy_16(s_raw + place, image.p + from, true);
     } else {
@@ -177,15 +194,20 @@ __device__ __forceinline__ void stage(const T& tile, const Image& image, Pixel c
   close_group();
   wait_for_groups<0>();
   __syncthreads();
-  // As many lanes to a row as it needs; then a tile's rows are in place, its margin is zeros, and it is widened.
-  constexpr int LANES = T::COLUMNS > 16 ? 32 : T::COLUMNS > 8 ? 16 : 8;
-  for (int i = threadIdx.x / LANES; i < CHUNKS * T::ROWS; i += THREADS / LANES) {
-    const int plane = i / T::ROWS, h = corner.h + i % T::ROWS;
+  // As many lanes to a row as it needs; then a tile's rows are in place, its margin is zeros, and it is widened. Rows of a
+  // warp are those whose numbers lie in different banks: of two rows every fourth, of four every second.
+  constexpr int LANES = T::COLUMNS > 16 ? 32 : T::COLUMNS > 8 ? 16 : 8, APART = LANES / 4, TOGETHER = 8 / APART;
+  for (int k = threadIdx.x / LANES; k < round_up(CHUNKS * T::ROWS, 8); k += THREADS / LANES) {
+    const int i = k / 8 * 8 + k % TOGETHER * APART + k % 8 / TOGETHER;
+    if (i >= CHUNKS * T::ROWS) continue;
+    const int plane = i / T::ROWS, row = i % T::ROWS, h = corner.h + row;
     const bool m_row = plane < planes && h >= low.h && h < high.h;
-    const int place = m_row ? runs.place(plane, h - low.h) - low.w : 0;
+    const auto [run, before] = runs.spot(plane, h - low.h);
+    const int place = m_row ? run * runs.slot + runs.before(run) + before * runs.width - low.w : 0;
+    Number* const to = tile.at(plane, row, 0);
     for (int j = threadIdx.x % LANES; j < T::COLUMNS; j += LANES) {
       const int w = corner.w + j;
-      tile.s[i * T::PITCH + j] = m_row && w >= low.w && w < high.w ? widen(s_raw[place + w]) : accumulator(0);
+      to[j] = m_row && w >= low.w && w < high.w ? widen(s_raw[place + w]) : accumulator(0);
     }
   }
 #endif

@@ -26,9 +26,11 @@ constexpr int NO_GROUP = THREADS + TH * STRIPS;  // of a thread that only fetche
 constexpr int SPAN = extent(STRIP, TAPS, STRIDE_W, DILATION_W);
 static_assert(GROUPS > 0, "a thread for every tap");
 static_assert(CHANNELS_LAST || TAP_BLOCKS == 1 || TAPS * DILATION_W % LANE == 0, "strips are read by vectors");
-typedef Tiled<extent(TH, TAPS_H, STRIDE_H, DILATION_H), extent(TW, (TAP_BLOCKS * TAPS), STRIDE_W, DILATION_W), STRIDE_H>
+constexpr int NEXT = ceil_div(8, CHUNKS);  // neighbouring lanes have neighbouring planes
+typedef Tiled<extent(TH, TAPS_H, STRIDE_H, DILATION_H), extent(TW, (TAP_BLOCKS * TAPS), STRIDE_W, DILATION_W), STRIDE_H,
+              NEXT>
     TileX;
-typedef Tiled<TH, TW, 1> TileGy;
+typedef Tiled<TH, TW, 1, NEXT> TileGy;
 
 // ---- shared memory --------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@
 //   copy          the same of 8 or 4 bytes; of 2 through a register
 //   load_16       16 bytes, global memory → registers (ld.v4)
 //   store_16      16 bytes, registers → global memory, as one (st.v4)
+//   put_16        16 bytes, registers → shared memory, as one
 //   ldmatrix      four 8 × 8 matrices of 16-bit elements, shared memory → fragments; each row has its own address
 //   exchange      a value of the lane whose number differs in one bit (shfl.sync)
 //   multiply      acc[16 × 8] += a[16 × k] · b[k × 8] on tensor cores (mma.sync), k being 32 bytes of operand: 16
@@ -89,6 +90,13 @@ __device__ __forceinline__ void store_16(void* to, uint4 v) {
   asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};"
                :
                : "l"(__cvta_generic_to_global(to)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
+__device__ __forceinline__ void put_16(void* to, uint4 v) {
+  asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};"
+               :
+               : "r"(shared_address(to)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                : "memory");
 }
 

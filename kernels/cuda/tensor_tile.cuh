@@ -253,7 +253,7 @@ struct Slab {
   static_assert(LINES * PITCH <= 16 * SLAB_PITCH, "it fits");
 
   __device__ __forceinline__ static int place(int line, int i) {
-    return line * PITCH + (EACH == 8 ? i / 8 * 4 + i % 4 + i / 4 % 2 * HALF : i);
+    return line * PITCH + (EACH == 8 ? i / 8 * 4 + i % 4 + (i / 4 % 2 ? HALF : 0) : i);
   }
   __device__ __forceinline__ static int line(int item) {
     constexpr int TOGETHER = 32 / STEP / RUNS;  // lines that are read at the same time

@@ -154,7 +154,7 @@ def count_on(at, rest, walk):
 @triton.jit
 def window_product(
     image,  # descriptor of what the windows are taken from
-    weight,  # descriptor of the filters, [taps, K, C/G]
+    weight,  # descriptor of the filters, [taps, K, C/G]; if turned, [C/G, taps · K]
     n, at,  # the first pixel of the window
     channel,  # the first channel of the group in the image
     begin, end,  # which steps of the sum, c fastest, then s, then r
@@ -162,10 +162,10 @@ def window_product(
     walk_h, walk_w,  # from p, q on
     image_w,  # stride
     taps,
-    w_row, w_column,  # in the filters: the first filter and channel
+    w_row, w_column, filters,  # in the filters: the first filter and channel, and how many filters there are
     b_acc,  # [BK, PIXELS] what to add to
     PIXELS: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
-    TRANSPOSED: tl.constexpr,  # the sum runs over filters, not channels: weights are fetched transposed
+    WEIGHTS: tl.constexpr,  # "plain"; where the sum runs over filters "transposed" in the loop, or "turned" before
     PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
     """acc[k, pixel] + Σ_{r,s} Σ_c w[k, (r,s), c] · image[n, p + r, q + s, c], with taps and channels counted on."""
@@ -180,8 +180,10 @@ def window_product(
     for _ in range(begin, end):
         b_x = image.load([n, at.h + h, rest_h, at.w + w, rest_w * image_w + channel + c])
         b_x = b_x.reshape(PIXELS, BC)  # [PIXELS, BC]
-        if TRANSPOSED:
+        if WEIGHTS == "transposed":
             b_w = weight.load([tap, w_row + c, w_column]).reshape(BC, BK).T  # [BK, BC]
+        elif WEIGHTS == "turned":
+            b_w = weight.load([w_column, tap * filters + w_row + c])
         else:
             b_w = weight.load([tap, w_row, w_column + c]).reshape(BK, BC)
         b_acc = multiply(b_w, b_x.T, b_acc, PRECISION, EMULATE_BF16)  # [BK, BC] · [BC, PIXELS]

@@ -89,16 +89,16 @@ def window_forward(
                     x_view, w_view, n, at, group * group_channels,
                     steps * split // splits, steps * (split + 1) // splits, group_channels,
                     Walk(-back_h, 0, dilation.h // common.h, 0, 1), Walk(-back_w, 0, dilation.w // common.w, 0, 1),
-                    x_w, Taps(r_first * S + s_first, stride.h // common.h * S, stride.w // common.w, s_count), k, 0,
-                    b_acc, PIXELS, BK, BC, False, PRECISION, EMULATE_BF16,
+                    x_w, Taps(r_first * S + s_first, stride.h // common.h * S, stride.w // common.w, s_count), k, 0, K,
+                    b_acc, PIXELS, BK, BC, "plain", PRECISION, EMULATE_BF16,
                 )  # fmt: skip
         else:
             b_acc = window_product(
                 x_view, w_view, n, at, group * group_channels, begin, end, group_channels,
                 Walk(-up_h, up_h * stride.h - pad.h, dilation.h // stride.h, dilation.h % stride.h, stride.h),
                 Walk(-up_w, up_w * stride.w - pad.w, dilation.w // stride.w, dilation.w % stride.w, stride.w),
-                x_w, Taps(0, S, 1, S), k, 0,
-                b_acc, PIXELS, BK, BC, False, PRECISION, EMULATE_BF16,
+                x_w, Taps(0, S, 1, S), k, 0, K,
+                b_acc, PIXELS, BK, BC, "plain", PRECISION, EMULATE_BF16,
             )  # fmt: skip
 
         # ---- bias, residual, activation; one rounding; store

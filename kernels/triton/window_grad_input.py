@@ -5,8 +5,9 @@
 `gather_grad_input` says which output pixels a pixel takes part in: pixels of one *phase*, apart by the stride, have the
 same filter taps, and among them this is a convolution of gy at stride 1, with taps p = j + base − m·d/g. So a program
 owns a window of one phase and BK channels of the input, and loops over the phase's taps and blocks of filters as
-`window_forward` does over channels; it reads the weights transposed. gy is never spread out with zeros. A
-phase without taps takes no step and stores its zeros.
+`window_forward` does over channels. It reads the weights transposed, but for TF32, which is multiplied with its terms
+innermost: there the weights may have been turned before. gy is never spread out with zeros. A phase without taps takes
+no step and stores its zeros.
 
     program  →  split of the sum, phase (a_h, a_w), then tiles first, first + step, … of the phase; in bands
     masks    →  none: the copy engine reads zeros outside gy and stores nothing outside gx. A gx that is not channels
@@ -35,7 +36,7 @@ def window_grad_input(
     H, W, P, Q, R, S,
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
     common_h, common_w, inverse_h, inverse_w,  # see `gather_grad_input`
-    gy_n, gy_p, gy_q, w_k, w_tap,  # strides, in elements
+    gy_n, gy_p, gy_q, w_k, w_tap,  # strides, in elements; w_k is that of channels, if W_TURNED
     gx_n, gx_c, gx_h, gx_w,  # these divided by GX_VECTOR, if that is not 0
     gx_split,  # elements of the workspace for one split, divided likewise
     image,  # pixels of one, if FLAT
@@ -44,6 +45,7 @@ def window_grad_input(
     PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
     FLAT: tl.constexpr, GX_VECTOR: tl.constexpr, WIDE: tl.constexpr,  # `pixels_of_window`; 0: channels last
     PREFETCH: tl.constexpr,  # see `window_forward`
+    W_TURNED: tl.constexpr,  # w is [C/G, taps, K], and BC divides K; else [taps, K, C/G]
 ):  # fmt: skip
     PIXELS: tl.constexpr = TN * TH * TW
     OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gx.dtype.element_ty == tl.bfloat16
@@ -66,7 +68,10 @@ def window_grad_input(
     begin, end = steps * split // splits, steps * (split + 1) // splits
 
     gy_view = image_view(gy, zeros, N, HW(P, Q), K, ones, ones, TN, TH, TW, BC)
-    w_view = tl.make_tensor_descriptor(p_w, [R * S, K, group_channels], [w_tap, w_k, 1], [1, BC, BK])
+    if W_TURNED:  # no block goes beyond the last filter: there the next tap begins
+        w_view = tl.make_tensor_descriptor(p_w, [group_channels, R * S * K], [w_k, 1], [BK, BC])
+    else:
+        w_view = tl.make_tensor_descriptor(p_w, [R * S, K, group_channels], [w_tap, w_k, 1], [1, BC, BK])
     gx = moved(Operand(p_gx, gx_n, gx_c, HW(gx_h, gx_w)), split.to(tl.int64) * gx_split * max(GX_VECTOR, 1))
     if GX_VECTOR == 0:
         gx_view = image_view(gx, a, N, HW(H, W), C, stride, ones, TN, TH, TW, BK)
@@ -78,8 +83,9 @@ def window_grad_input(
             gy_view, w_view, n, at, group * group_filters, begin, end, group_filters,
             Walk(base_h, 0, -(dilation.h // common.h), 0, 1), Walk(base_w, 0, -(dilation.w // common.w), 0, 1),
             gy_q, Taps(r_first * S + s_first, stride.h // common.h * S, stride.w // common.w, s_count),
-            group * group_filters, column_block * BK,
-            tl.zeros((BK, PIXELS), tl.float32), PIXELS, BK, BC, True, PRECISION, EMULATE_BF16,
+            group * group_filters, column_block * BK, K,
+            tl.zeros((BK, PIXELS), tl.float32), PIXELS, BK, BC, "turned" if W_TURNED else "transposed",
+            PRECISION, EMULATE_BF16,
         )  # fmt: skip
         b_gx = rounded(b_gx, p_gx.dtype.element_ty, OUT_BF16)  # [BK, PIXELS]
         o_channel = group * group_channels + column_block * BK

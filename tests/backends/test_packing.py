@@ -12,6 +12,7 @@ import torch
 from lanes import INTERPRETING, Lane
 
 from gpuconv import backends, emulator, gpu as gpus
+from gpuconv.activations import Activation
 from gpuconv.backends import packing
 from gpuconv.backends.base import Operands, Tile, contiguous_operands
 from gpuconv.bench import suites
@@ -143,10 +144,11 @@ def test_dense_layers_fetch_nothing_element_by_element(lane: Lane, direction: Di
         tiles = menu(lane, problem, direction, operands)
         assert tiles and not any(tile.addressed for tile in tiles), (problem, formats)
         if LAST in formats and formats[0] is formats[1]:
-            assert not any(tile.packs for tile in tiles)
-        names = {name for tile in tiles for name in tile.packs.split("+") if tile.packs}
+            assert {tile.packs for tile in tiles} <= {"", "turned weight"}
+        names = {name for tile in tiles for name in tile.packs.split("+") if tile.packs} - {"turned weight"}
         assert names <= {name for name, f in zip(OPERANDS[direction], formats, strict=True) if f is PLAIN}
-        assert len(tiles) <= 60
+        last, operands = lying(problem, direction, tf32, LAST, LAST)
+        assert len(tiles) <= len(menu(lane, last, direction, operands)) + 20  # a first call is still planned quickly
 
 
 @each_lane
@@ -178,8 +180,11 @@ def test_a_contiguous_layer_is_predicted_to_take_little_more(
         return ranking.candidates(problem, direction, H100, operands)[0][0]
 
     plain, last = best(PLAIN), best(LAST)
-    assert plain.tile.packs == "+".join(OPERANDS[direction]) and not last.tile.packs
-    assert last.prediction.seconds < plain.prediction.seconds <= 1.55 * last.prediction.seconds
+    assert plain.tile.packs.replace("turned ", "") == "+".join(OPERANDS[direction])
+    assert last.tile.packs in ("", "turned weight")
+    # As TF32 grad_weight copies the most, two tensors of 26 MB each way, and is not the longest to compute.
+    most = 1.6 if tf32 and direction == "grad_weight" else 1.5
+    assert last.prediction.seconds < plain.prediction.seconds <= most * last.prediction.seconds
 
 
 # ---- calls -----------------------------------------------------------------------------------------------------------
@@ -260,3 +265,29 @@ def test_a_winner_that_packs_is_recorded_and_found_and_one_of_before_still_read(
     before = dataclasses.asdict(dataclasses.replace(winner, packs=""))
     del before["packs"]
     assert Tile(**before) == winner.without_packs
+
+
+def test_what_begins_anywhere_is_copied_and_then_taken_by_the_same_kernel() -> None:
+    """Channels last, but sliced off by an element: no stride says so."""
+    lane, p = LANES[0], ConvProblem.of((2, 32, 7, 9), (64, 32, 3, 3), padding=1, dtype=torch.float16)
+    given = tensors(p, "packing", p.dtype, "cpu", "channels_last")
+    n = {name: as_numpy(t) for name, t in given.items()}
+
+    def moved(t: torch.Tensor) -> torch.Tensor:
+        return torch.empty(t.numel() + 1, dtype=t.dtype)[1:].as_strided(t.shape, t.stride()).copy_(t)
+
+    with lane.entered():
+        for direction in DIRECTIONS:
+            a, b = (given[name] for name in OPERANDS[direction])
+            problem, operands = lying(p, direction, False, LAST, LAST)
+            (tile, *_) = (tile for tile in menu(lane, problem, direction, operands) if tile.kernel == "window")
+            rest: tuple[object, ...] = {"forward": (None, None), "grad_input": (), "grad_weight": (True,)}[direction]
+            with lane.emulated() as gpu:
+                run = backends.get("triton").bind(problem, direction, CPU, Activation("none"), operands, tile)
+                results = run(a, b, *rest), run(moved(a), b, *rest)
+            window = f"window_{direction}"
+            assert [name for name in gpu.launches if name != "sum_partials"] == [window, "pack", window]
+            first, again = (one if isinstance(one, tuple) else (one,) for one in results)
+            for result, same, wanted in zip(first, again, exact_results(problem, direction, n).values(), strict=True):
+                assert_close_to_oracle(result, wanted, direction)
+                assert torch.equal(result, same)

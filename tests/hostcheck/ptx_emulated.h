@@ -134,6 +134,11 @@ inline void store_16(void* to, uint4 v) {
   std::memcpy(to, &v, sizeof v);
 }
 
+inline void put_16(void* to, uint4 v) {
+  host::check_aligned(to, "st.shared.v4: destination is not aligned to 16 bytes");
+  std::memcpy(to, &v, sizeof v);
+}
+
 NOT_INLINE inline void ldmatrix(unsigned (&r)[4], const void* row) {
   const host::MatrixRows rows(row);
   const int g = host::lane() / 4, t = host::lane() % 4;

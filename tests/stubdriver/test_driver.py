@@ -5,7 +5,6 @@ import pytest
 import stubdriver
 
 from gpuconv import emulator
-from gpuconv.backends.triton.launch import RELEASE
 from gpuconv.problem import DIRECTIONS
 
 reason = stubdriver.why_not(runtime=False)
@@ -24,11 +23,7 @@ def test_every_family_gives_the_driver_what_its_kernels_want_either_way(clean_en
     for gpu, families in {"H100": FAMILIES, "A100": FAMILIES - {"window", "pointwise"}}.items():
         for family in families:
             directions = {one["what"].split()[0] for one in found if (one["family"], one["gpu"]) == (family, gpu)}
-            # Of 16 bits, by windows: see `triton_window.refuses`.
-            old = {"grad_weight"} if RELEASE < (3, 8) else set()
-            assert directions == {*DIRECTIONS} - (
-                {"grad_input"} if family in FEW_CHANNELS else old if family == "window" else set()
-            )
+            assert directions == {*DIRECTIONS} - ({"grad_input"} if family in FEW_CHANNELS else set())
     for split in ("grad_weight split", "grad_input split", "forward split"):
         assert any(one["what"] == split for one in found)
     # Planted: each is seen in what reaches the driver, and in what is computed.

@@ -121,28 +121,34 @@ def shared_memory(problem: ConvProblem, direction: Direction, tile: Tile, channe
     def padded(value: int, to: int) -> int:
         return math.ceil(value / to) * to
 
-    def tiled(rows: int, columns: int, step: int) -> tuple[int, int]:
+    def tiled(rows: int, columns: int, step: int, following: int) -> tuple[int, int]:
         """Bytes of a tile, and of the runs that pass through shared memory on their way to it."""
         banks = 8 * (unit if channels_last else lane)
         if channels_last:
             wanted, least = max(1, chunks // step) * unit % banks, columns * tile.columns
         else:
-            wanted, least = lane, padded(columns, lane)
+            wanted, least = lane, padded(columns, lane) + (step - 1) * lane
         pitch = least + (wanted - least) % banks
-        numbers = (1 if channels_last else chunks) * rows * pitch
+        numbers = rows * pitch if channels_last else chunks * (rows * pitch + (following - rows) % 8 * lane)
         raw = 0 if channels_last else chunks * rows * (columns + 2 * unit) * size
         return padded(numbers * (size if channels_last else sum_size), 16), raw
 
     rows = plane.extent(0, height, taps_h, backward)
     if direction != "grad_weight":
-        tile_bytes, raw = tiled(rows, plane.extent(1, width, taps_w, backward), 1 if backward else plane.stride[0])
+        step = 1 if backward else plane.stride[0]
+        following = height // plane.stride[0] if backward else height * step
+        following += following // 8 % 2 * (step - 1)
+        tile_bytes, raw = tiled(rows, plane.extent(1, width, taps_w, backward), step, following)
         results = 0 if channels_last else chunks * height * (width + 2 * unit) * sum_size
-        filters = taps_h * (taps_w * tile.columns if channels_last else chunks * padded(taps_w, lane)) * sum_size
+        filters = (
+            taps_h * (taps_w * (tile.columns + lane) if channels_last else chunks * padded(taps_w, lane)) * sum_size
+        )
         return tile_bytes + padded(max(raw, results), 16) + filters
     taps = _taps_of_thread(problem, channels_last)
     blocks = math.ceil(taps_w / taps)
-    x, raw_x = tiled(rows, plane.extent(1, width, blocks * taps, False), plane.stride[0])
-    gy, raw_gy = tiled(height, width, 1)
+    following = math.ceil(8 / chunks)
+    x, raw_x = tiled(rows, plane.extent(1, width, blocks * taps, False), plane.stride[0], following)
+    gy, raw_gy = tiled(height, width, 1, following)
     sums = 32 * tile.warps * (unit if channels_last else 1) * sum_size
     return max(x + gy + padded(raw_x, 16) + padded(raw_gy, 16), sums)
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 
 from gpuconv.backends.base import Tile
-from gpuconv.problem import ConvProblem, Direction
+from gpuconv.problem import CHANNELS_LAST, ConvProblem, Direction
 
 MOST_TAPS = 31  # whose bits the kernels keep in a word, beside one more
 
@@ -45,23 +45,26 @@ def _margin(problem: ConvProblem) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=4096)
 def window_of(problem: ConvProblem, direction: Direction, rows: int) -> tuple[int, int]:
-    """Height and width of the window for blocks of `rows` pixels: the fewest blocks, then the smallest halo.
+    """Height and width of the window for blocks of `rows` pixels.
 
-    Both are powers of two. The width is at least 8, so that the eight rows of an ldmatrix are neighbours. Where the
-    image is smaller than a block, a block takes windows of several images.
+    The fewest blocks come first, then whole sectors of a contiguous result, then the smallest halo. Both are powers of
+    two. The width is at least 8, so that the eight rows of an ldmatrix are neighbours. Where the image is smaller than
+    a block, a block takes windows of several images.
     """
     images, height, width = _grid(problem, direction)
     margin_h, margin_w = _margin(problem)
+    last = problem.memory_format in CHANNELS_LAST.values()
+    sector = 0 if last else 32 // problem.dtype.itemsize  # pixels of a channel
 
-    def shapes() -> Iterator[tuple[int, int, int, int]]:
+    def shapes() -> Iterator[tuple[int, bool, int, int, int]]:
         for log_w in range(3, rows.bit_length()):
             for log_h in range(rows.bit_length() - log_w):
                 h, w = 1 << log_h, 1 << log_w
                 together = rows // (h * w)
                 blocks = math.ceil(images / together) * math.ceil(height / h) * math.ceil(width / w)
-                yield blocks, together * (h + margin_h) * (w + margin_w), h, w
+                yield blocks, w < sector, together * (h + margin_h) * (w + margin_w), h, w
 
-    return min(shapes())[2:]
+    return min(shapes())[3:]
 
 
 def halo_rows(problem: ConvProblem, direction: Direction, rows: int) -> int:

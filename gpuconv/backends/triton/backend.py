@@ -4,8 +4,10 @@ Which problems it takes, which families it has, and functions of tensors that al
 the tile's family.
 """
 
+import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,12 @@ from gpuconv import gpu as gpus
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends import packing
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.derived import accumulator, all_aligned
+from gpuconv.backends.derived import accumulator
 from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.backends.family import FamilyBackend, by_name
 from gpuconv.backends.last_program import counters_on
 from gpuconv.backends.triton import depthwise, gather, pack, planes, pointwise, runs, stem, window
+from gpuconv.backends.triton.alignment import by_alignment
 from gpuconv.backends.triton.launch import INTERPRETING, Launch, bias_offset, why_not
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction, allocate
@@ -99,8 +102,19 @@ class TritonBackend(FamilyBackend[Launch]):
 
         if not FAMILIES[tile.kernel].needs_alignment:
             return bind(tile)
-        unaligned = gather.tiles(problem, direction, Gpu.of(device), operands)[0]
-        return _by_alignment(direction, bind(tile), bind(unaligned))
+        aligned, gpu = bind(tile), Gpu.of(device)
+
+        def ways(which: str) -> Iterator[Callable[[], Callable[..., Any]]]:
+            if not which:
+                yield lambda: aligned
+            others = gather.tiles(problem, direction, gpu, operands)
+            if which and "residual" not in which:
+                others.append(dataclasses.replace(tile, packs=which))  # copies are aligned
+            others.sort(key=lambda t: self.predict(problem, direction, t, gpu, operands.tf32).seconds)
+            for other in others:
+                yield functools.partial(self.bind_tile, problem, direction, device, activation, operands, other)
+
+        return by_alignment(packing.NAMES[direction], ways, self.cannot_build)
 
     def cannot_build(self, error: Exception) -> bool:
         from triton.compiler.errors import CompilationError
@@ -162,25 +176,6 @@ def _interpret(launch: Launch, *tensors: torch.Tensor | None) -> None:
     """Call a Launch on CPU tensors: NumPy computes it, and would warn of every NaN and Inf that it meets."""
     with np.errstate(all="ignore"):
         launch(None, *tensors)
-
-
-def _by_alignment(
-    direction: Direction, aligned: Callable[..., Any], otherwise: Callable[..., Any]
-) -> Callable[..., Any]:
-    """`aligned` where the tensors that are read through descriptors begin at multiples of 16 bytes."""
-    if direction == "forward":
-
-        def forward(
-            input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
-        ) -> torch.Tensor:
-            return (aligned if all_aligned(input, weight, residual) else otherwise)(input, weight, bias, residual)
-
-        return forward
-
-    def gradient(a: torch.Tensor, b: torch.Tensor, *with_bias: bool) -> Any:
-        return (aligned if all_aligned(a, b) else otherwise)(a, b, *with_bias)
-
-    return gradient
 
 
 def _pack_first(

@@ -130,6 +130,10 @@ class Launch:
         descriptors: bool = False,
         workspace: Workspace = _NO_WORKSPACE,
     ) -> None:
+        names = kernel.arg_names[len(dtypes) + len(scalars) :]
+        if names != [*constants]:  # all are given by position
+            given = ", ".join(constants)
+            raise TypeError(f"constants of {kernel.__name__} must be {', '.join(names)}, but got {given}")
         self.kernel = kernel
         self.programs = programs
         self.dtypes = dtypes  # of the tensors, in order; None where the kernel is given None

@@ -97,4 +97,6 @@ def _evenly(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]
     return (pixels * spacing, c, pixels * spacing, spacing)
 
 
-FAMILY = Family("pointwise", refuses, tiles, launches, window.predict, splits_of, needs_alignment=True)
+FAMILY = Family(
+    "pointwise", refuses, tiles, launches, window.predict, splits_of, turns=True, needs_alignment=True
+)  # fmt: skip

@@ -12,11 +12,10 @@ from functools import partial
 import torch
 
 from gpuconv.activations import IDENTITY, Activation
-from gpuconv.backends import constants
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import axes, overflows, splits_of, with_splits
 from gpuconv.backends.family import Family
-from gpuconv.backends.roofline import Prediction, implicit_gemm
+from gpuconv.backends.roofline import Prediction, copying, implicit_gemm
 from gpuconv.backends.triton.launch import (
     BAND,
     Launch,
@@ -233,6 +232,8 @@ def _tiles(name: str, runs: Runs, problem: ConvProblem, direction: Direction, gp
                 continue  # more than half of it idle
             if not forward and columns > 64 and columns >= 2 * runs.terms:
                 continue
+            if not forward and columns > 128 and runs.size:
+                continue  # each run by itself, which reads more sectors than those of neighbouring pixels together
         while forward and depth > 16 and runs.terms <= depth // 2:
             depth //= 2
         if stages * (rows + columns) * depth * size > gpu.shared_memory:
@@ -266,19 +267,36 @@ def tiles_when_packed(problem: ConvProblem, direction: Direction, gpu: Gpu, oper
 
 def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
     """The roofline of an implicit GEMM over flattened runs."""
-    return implicit_gemm(problem, direction, tile, gpu, tf32, count=_programs_and_steps, elements=_fetched)
+    return implicit_gemm(
+        problem, direction, tile, gpu, tf32, count=_programs_and_steps, elements=_fetched, costs="runs"
+    )  # fmt: skip
 
 
 def predict_when_packed(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
-    """The same, one more launch, and what it reads and writes."""
+    """The same after one more launch, which writes somewhat more than it reads."""
     product = predict(problem, direction, tile, gpu, tf32)
-    *outer, width = zip(problem.output_size, problem.stride, problem.filter_size, problem.dilation, strict=True)
-    pixels = math.prod((p - 1) * u + (r - 1) * d + 1 for p, u, r, d in outer)
-    pixels *= (width[0] - 1) * width[1] + tile.width // CHANNELS
-    read = problem.in_channels * math.prod(problem.input_size)
-    moved = problem.batch * (pixels * CHANNELS + read) * problem.dtype.itemsize
-    more = moved / (constants.MEMORY * gpu.bandwidth) + constants.ONE_MORE_LAUNCH
-    return product._replace(seconds=product.seconds + more, parts=(*product.parts, ("packing", more)))
+    *outer, (q, u, _, _) = zip(
+        problem.output_size, problem.stride, problem.filter_size, problem.dilation, strict=True
+    )  # fmt: skip
+    lines = problem.batch * math.prod((p - 1) * u + (r - 1) * d + 1 for p, u, r, d in outer)
+    written = lines * ((q - 1) * u * CHANNELS + tile.width) * problem.dtype.itemsize
+    return product._replace(seconds=product.seconds + copying(written, gpu))
+
+
+def _fetched(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[float, float]:
+    """Elements that all programs fetch of the left operand and of the right one.
+
+    Packed runs of neighbouring pixels overlap, and what several lanes of an instruction want is fetched once.
+    """
+    k, pixels, terms = problem.out_channels, problem.output_pixels, _terms(problem, tile)
+    forward = direction == "forward"
+    across = tile.depth if forward else tile.columns  # elements of a pixel in a step
+    run, together = min(across, tile.width), max(1, 512 // (across * problem.dtype.itemsize))  # of an instruction
+    apart = run if tile.kernel == "patches" else min(run, CHANNELS * problem.stride[-1])
+    of_x = pixels * terms * ((together - 1) * apart + run) / (together * run)
+    if forward:
+        return of_x * math.ceil(k / tile.columns), math.ceil(pixels / tile.rows) * terms * k
+    return pixels * k * math.ceil(terms / tile.columns), of_x * math.ceil(k / tile.rows)
 
 
 def _programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[int, float]:
@@ -288,14 +306,6 @@ def _programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) 
         return programs, math.ceil(terms / tile.depth)
     steps = math.ceil(pixels / tile.depth)
     return _tiles_of_result(problem, tile, terms) * tile.splits, math.ceil(steps / tile.splits)
-
-
-def _fetched(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[int, int]:
-    """Elements that all programs fetch of the left operand and of the right one."""
-    k, pixels, terms = problem.out_channels, problem.output_pixels, _terms(problem, tile)
-    if direction == "forward":
-        return pixels * terms * math.ceil(k / tile.columns), math.ceil(pixels / tile.rows) * terms * k
-    return pixels * k * math.ceil(terms / tile.columns), pixels * terms * math.ceil(k / tile.rows)
 
 
 def _terms(problem: ConvProblem, tile: Tile) -> int:

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from gpuconv.backends import constants
+from gpuconv.backends import constants, packing
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import WORKSPACE, programs_of_grad_weight, with_splits
 from gpuconv.backends.family import Family
@@ -24,11 +24,13 @@ from gpuconv.backends.roofline import (
     read_from_shared,
     registers_of,
     results_of,
+    turned,
 )
 from gpuconv.backends.triton import window_launch
 from gpuconv.backends.triton.launch import programs_of_bias
 from gpuconv.backends.triton.window_launch import (
     folds,
+    is_turned,
     launches,
     not_described,
     placed,
@@ -80,6 +82,9 @@ def refuses_descriptors(problem: ConvProblem, direction: Direction, gpu: Gpu, op
     )
     given = list(zip(names, problem.operand_shapes(direction), operands.strides, strict=True))
     for name, shape, strides in given:
+        if name == "weight" and direction == "grad_input" and is_turned(shape, strides):
+            (filters, *rest), (k, *apart) = shape, strides
+            shape, strides = (rest[0], filters, *rest[1:]), (apart[0], k, *apart[1:])
         reason = not_described(name, shape, strides, unit)
         if reason is not None:
             return reason
@@ -265,6 +270,7 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
     tiles, steps = tiles * tile.splits, steps / tile.splits
     loaded = tiles * steps * box
     stored = tile.rows * tile.columns * tile.taps * (4 if tile.splits > 1 else size)
+    reads_turned = packing.TURNED_WEIGHT in tile.packs
     cost = constants.cost_of(costs, direction, "wgmma")
     ahead = direction != "grad_weight" and prefetches(tile)
     work = Work(
@@ -272,7 +278,7 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
         steps,
         2 * tile.rows * tile.columns * tile.taps * tile.depth,
         gpu.rate(problem.dtype, tf32),
-        box + read_from_shared(tile, size, "wgmma"),
+        box + read_from_shared(tile, size, "wgmma") + (0 if reads_turned else turned(tile, direction, size, "wgmma")),
         loaded,
         loaded / SECTOR,
         stored,
@@ -288,4 +294,4 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
     return predicted(problem, direction, tile, gpu, work)
 
 
-FAMILY = Family("window", refuses, tiles, launches, predict, splits_of, needs_alignment=True)
+FAMILY = Family("window", refuses, tiles, launches, predict, splits_of, turns=True, needs_alignment=True)

@@ -219,6 +219,11 @@ def launches(
     return _grad_weight(problem, operands, tile, with_bias)
 
 
+def is_turned(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether the filters of a weight are its innermost axis, and not its channels."""
+    return strides[0] == 1 and shape[0] > 1 and (strides[1] != 1 or shape[1] == 1)
+
+
 def splits_of(problem: ConvProblem, tile: Tile) -> int:
     """How many programs share a sum of grad_weight: `tile.splits`, or fewer, so that each has a window."""
     return max(1, min(tile.splits, weight_window(problem, tile).number))
@@ -241,8 +246,11 @@ def _settings(problem: ConvProblem) -> tuple[int, ...]:
 
 
 def _weight(problem: ConvProblem, strides: tuple[int, ...], unit: int) -> tuple[int, int]:
-    """Strides of a weight's filters and of its taps."""
-    k, h, w = descriptor_strides(problem.weight_shape, strides, unit)
+    """Strides of a weight's filters, or channels where it is turned, and of its taps."""
+    shape = problem.weight_shape
+    k, h, w = descriptor_strides(shape, strides, unit)
+    if is_turned(shape, strides):
+        k = strides[1] if shape[1] > 1 else unit
     return k, w if problem.filter_size[1] > 1 else h
 
 
@@ -325,6 +333,7 @@ def _grad_input(problem: ConvProblem, operands: Operands, tile: Tile, images: in
     dtypes = (dtype, dtype, torch.float32 if split else dtype)
     constants = _constants(problem, operands, tile, window)
     constants |= {"FLAT": images > 1, "GX_VECTOR": gx.vector, "WIDE": gx.wide, "PREFETCH": prefetches(tile)}
+    constants["W_TURNED"] = is_turned(problem.weight_shape, operands.strides[1])
     product = Launch(window_grad_input, programs, dtypes, scalars, constants, tile, descriptors=True)
     if not split:
         return (product,)

@@ -159,17 +159,22 @@ def test_split_sums_give_the_same_bits_every_time(kernel: str) -> None:
         assert torch.equal(first, again)
 
 
-def test_tensors_that_are_not_aligned_are_left_to_gather() -> None:
+def test_tensors_that_are_not_aligned_are_copied_and_residuals_left_to_gather() -> None:
     """Sliced off by an element: no stride says so."""
     problem = ConvProblem.of((1, 8, 4, 5), (8, 8, 3, 3), padding=1, memory_format=torch.channels_last)
     t = tensors(problem, "unaligned", torch.float32, "cpu", "channels_last")
-    x = torch.empty(t["input"].numel() + 1)[1:].as_strided(problem.input_shape, t["input"].stride()).copy_(t["input"])
-    assert x.data_ptr() % 16 and x.stride() == t["input"].stride()
-    operands = plan.contiguous_operands(problem, "forward", torch.channels_last)
-    y = backend.TritonBackend().bind(problem, "forward", CPU, Activation("none"), operands, SMALL)(
-        x, t["weight"], None, None
-    )
-    assert_close_to_oracle(y, reference.forward(problem, as_numpy(x), as_numpy(t["weight"])))
+
+    def moved(name: str) -> torch.Tensor:
+        return torch.empty(t[name].numel() + 1)[1:].as_strided(t[name].shape, t[name].stride()).copy_(t[name])
+
+    x, w, residual = moved("input"), t["weight"], moved("residual")
+    assert x.data_ptr() % 16 and residual.data_ptr() % 16
+    plain = plan.contiguous_operands(problem, "forward", torch.channels_last)
+    for added in (None, residual):
+        operands = plain._replace(residual=None if added is None else added.stride())
+        run = backend.TritonBackend().bind(problem, "forward", CPU, Activation("none"), operands, SMALL)
+        exact = reference.forward(problem, as_numpy(x), as_numpy(w), None, None if added is None else as_numpy(added))
+        assert_close_to_oracle(run(x, w, None, added), exact)
 
 
 def sparse(shape: tuple[int, ...], strides: tuple[int, ...], path: Path) -> torch.Tensor:

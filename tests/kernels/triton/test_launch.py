@@ -16,7 +16,7 @@ import triton
 from gpuconv import backends
 from gpuconv.activations import Activation
 from gpuconv.backends import BackendUnavailable
-from gpuconv.backends.base import Tile
+from gpuconv.backends.base import Tile, contiguous_operands
 from gpuconv.backends.triton import backend, launch as triton_launch
 from gpuconv.gpu import KNOWN
 from gpuconv.planning import plan
@@ -168,3 +168,13 @@ def test_refuses_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_importing_gpuconv_does_not_import_triton() -> None:
     code = "import sys, gpuconv; assert not {'triton', 'gpuconv.backends.triton'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_constants_out_of_order_are_an_error() -> None:
+    operands = contiguous_operands(PROBLEM, "forward")
+    launch, *_ = backend.launches(PROBLEM, "forward", operands, TILE)
+    first, second, *names = launch.constants
+    scalars = launch.rest[: -len(launch.constants)]
+    swapped = {name: launch.constants[name] for name in (second, first, *names)}
+    with pytest.raises(TypeError, match=f"constants of gather_forward must be {first}, {second}, "):
+        triton_launch.Launch(launch.kernel, 1, launch.dtypes, scalars, swapped, TILE)

@@ -72,7 +72,7 @@ def complaints(code: MachineCode, launch: Launch, capability: int, numbers: str)
     name = launch.kernel.__name__
     if capability == 90 and numbers == "float16" and name.endswith("grad_weight") and code.warnings:
         wrong.append(f"ptxas warns: {code.warnings}")  # assembled once more, so only with --full
-    multiplies = not name.startswith(("depthwise_", "sum_", "window_sum"))  # on tensor cores, where they can
+    multiplies = not name.startswith(("depthwise_", "sum_", "window_sum", "pack"))  # on tensor cores, where they can
     if multiplies and numbers in ("float16", "bfloat16", "tf32") and not code.tensor_core:
         wrong.append("no tensor-core instruction")
     return wrong + too_few(code.ttgir)
@@ -181,7 +181,7 @@ def test_every_tile_that_could_be_chosen_compiles_well(family: str, capability: 
 def test_few_kernels_serve_many_layers() -> None:
     for capability in GPUS:
         for numbers in NUMBERS:
-            assert len(instances(capability, numbers)) <= 110, (capability, numbers)
+            assert len(instances(capability, numbers)) <= 150, (capability, numbers)
 
 
 @pytest.mark.parametrize("capability", [80, 90])
