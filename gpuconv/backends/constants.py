@@ -95,7 +95,7 @@ COSTS: dict[tuple[str, str, str], Cost] = {
     ("taps of planes", "forward", "fma"): Cost(82.39, 8.32, 2, 10, 10, 27.53, 59.71, 9.38, 117),
     ("taps of planes", "grad_input", "fma"): Cost(87.99, 8.17, 2, 10, 10, 37.34, 199.86, 11.83, 110),
     ("taps of planes", "grad_weight", "fma"): Cost(0, 11.78, 2, 10, 10, 24.75, 439.17, 8.32, 90),
-    ("tensor", "forward", "mma"): Cost(33.02, 0.38, 3.51, 16.07, 18.89, 13.33, 483.39, 7.75, 78),
+    ("tensor", "forward", "mma"): Cost(33.02, 0.38, 3.51, 16.07, 18.89, 13.33, 943.16, 11.98, 78),
     ("tensor", "grad_input", "mma"): Cost(34.19, 0.74, 2.08, 17.2, 18.99, 8.91, 678.48, 7.75, 58),
     ("tensor", "grad_weight", "mma"): Cost(74, 1.5, 1.8, 7.75, 9.46, 7.94, 580.33, 6.66, 57),
     ("window", "forward", "wgmma"): Cost(97.68, 0.05, 2, 10, 10, 10, 407.23, 2.33, 72),

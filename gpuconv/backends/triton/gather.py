@@ -17,6 +17,7 @@ from gpuconv.backends.derived import (
     with_splits,
 )
 from gpuconv.backends.family import Family
+from gpuconv.backends.roofline import Prediction, fetched, implicit_gemm
 from gpuconv.backends.triton.launch import (
     BAND,
     Launch,
@@ -249,4 +250,20 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
     return chosen
 
 
-FAMILY = Family("gather", refuses, tiles, launches)
+def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
+    """The roofline of an implicit GEMM, which reads rows beyond the last pixel too."""
+    return implicit_gemm(problem, direction, tile, gpu, tf32, elements=_fetched)
+
+
+def _fetched(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[float, float]:
+    left, right = fetched(problem, direction, tile)
+    if direction == "grad_weight":
+        return left, right
+    phase = problem.output_size
+    if direction == "grad_input":
+        phase = tuple(math.ceil(h / u) for h, u in zip(problem.input_size, problem.stride, strict=True))
+    pixels = max(1, problem.batch * math.prod(phase))
+    return left * math.ceil(pixels / tile.rows) * tile.rows / pixels, right
+
+
+FAMILY = Family("gather", refuses, tiles, launches, predict)
