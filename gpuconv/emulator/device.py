@@ -29,6 +29,7 @@ from gpuconv.planning import plan
 if TYPE_CHECKING:
     from gpuconv.backends.triton.launch import Launch as TritonLaunch
     from gpuconv.emulator.program import Program
+    from gpuconv.emulator.triton_arguments import Signature
 
 VARIABLE = "GPUCONV_EMULATE"
 
@@ -43,7 +44,7 @@ class _Compiled(NamedTuple):
     program: "Program"
     threads: int  # of a block
     shared: int  # bytes of dynamic shared memory of a block
-    given: tuple[int, ...] = ()  # indices of a Triton kernel's arguments that are parameters; the others are constants
+    signature: "Signature | None" = None  # of a Triton kernel
     scratch: int = 0  # bytes of global memory of each program, in which it makes descriptors
     alignment: int = 1  # of the scratch memory, in bytes
 
@@ -65,9 +66,9 @@ class VirtualGpu(Runs):
         """The GPU that is emulated. Raises EmulatorUnavailable where GPUCONV_EMULATE names one that cannot be."""
         return self._gpu
 
-    def run(self, compiled: _Compiled, blocks: int, arguments: list[Any]) -> None:
+    def run(self, compiled: _Compiled, blocks: int, arguments: list[Any], **more: Any) -> None:
         """Run a kernel. Raises EmulationError for a fault in it."""
-        self.execute(compiled.program, blocks, compiled.threads, compiled.shared, arguments)
+        self.execute(compiled.program, blocks, compiled.threads, compiled.shared, arguments, **more)
 
 
 class _FromEnvironment(VirtualGpu):
@@ -202,12 +203,13 @@ class _TritonRuntime:
                 compiled = known[whole] = _triton(launch, tensors, self._gpu.gpu)
         from gpuconv.emulator.arguments import aligned
 
-        arguments = (*tensors, *launch.rest)
-        given: list[Any] = [arguments[i] for i in compiled.given]
+        assert compiled.signature is not None
+        flat = compiled.signature.flatten(launch.kernel.__name__, launch.arguments(tensors))
         if compiled.scratch:
-            given.append(aligned(compiled.scratch * launch.programs, compiled.alignment))
-        given += [None] * (len(compiled.program.parameters) - len(given))  # what a profiler would write to
-        self._gpu.run(compiled, launch.programs, given)
+            flat.add("scratch memory", aligned(compiled.scratch * launch.programs, compiled.alignment))
+        missing = len(compiled.program.parameters) - len(flat.args)  # what a profiler would write to
+        flat.add("unused", *(None,) * missing)
+        self._gpu.run(compiled, launch.programs, flat.args, buffers=flat.buffers)
 
     def cannot_build(self, error: Exception) -> bool:
         return False  # but for what Triton itself raises, which the backend knows
@@ -218,6 +220,7 @@ def _triton(launch: "TritonLaunch", tensors: tuple[torch.Tensor | None, ...], gp
 
     from gpuconv.backends.triton.compiler import compile_for
     from gpuconv.emulator.program import load
+    from gpuconv.emulator.triton_arguments import Signature
 
     major, minor = gpu.capability
     compiled = compile_for(launch, 10 * major + minor, tensors)
@@ -225,9 +228,8 @@ def _triton(launch: "TritonLaunch", tensors: tuple[torch.Tensor | None, ...], gp
     if metadata.shared > gpu.shared_memory:
         raise OutOfResources(metadata.shared, gpu.shared_memory, "shared memory")
     program = load(compiled.asm["ptx"])
-    signature = compiled.src.signature
-    given = tuple(i for i, name in enumerate(launch.kernel.arg_names) if signature[name] != "constexpr")
+    signature = Signature(compiled.src.signature, getattr(metadata, "tensordesc_meta", None))
     threads = program.threads[0] if program.threads else 32 * metadata.num_warps
     return _Compiled(
-        program, threads, metadata.shared, given, metadata.global_scratch_size, metadata.global_scratch_align
+        program, threads, metadata.shared, signature, metadata.global_scratch_size, metadata.global_scratch_align
     )

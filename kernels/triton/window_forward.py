@@ -9,9 +9,9 @@ taps and blocks of channels; see `window_common`, where padding, stride and dila
     masks    →  none: the copy engine reads zeros outside the image and stores nothing outside y. A y or a residual
                 that is not channels last is addressed by threads, and masked
 
-Programs are as many as fit on the GPU at once where there are more tiles (`step` of them), so that descriptors are made
-once for many tiles; one for each tile, or several that split its sum, where there are fewer. A split writes its sum,
-float32, to a workspace that lies as y does; `window_sum` adds them up. Only coordinates have to fit into 32 bits.
+Programs are as many as fit on the GPU at once where there are more tiles (`step` of them), so that fetches for the next
+tile overlap the end of this one; one for each tile, or several that split its sum, where there are fewer. A split's sum
+goes to a workspace, float32, that lies as y does; `window_sum` adds them up. Only coordinates have to fit into 32 bits.
 """
 
 import triton.language as tl
@@ -32,7 +32,8 @@ from .window_common import (
 
 @kernel
 def window_forward(
-    p_x, p_w, p_bias, p_residual, p_y,  # bias and residual may be None; y, or the workspace
+    p_x, p_w, p_bias, p_residual, p_y,  # bias and residual may be None; y, or the workspace. Descriptors: w, x unless
+    # VIEWS, residual and y where VECTOR is 0
     N, C, K, group_channels, group_filters,
     H, W, P, Q, R, S,
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
@@ -51,24 +52,22 @@ def window_forward(
     ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
 ):  # fmt: skip
     PIXELS: tl.constexpr = TN * TH * TW
-    OUT_BF16: tl.constexpr = EMULATE_BF16 and p_y.dtype.element_ty == tl.bfloat16
+    OUT: tl.constexpr = p_y.dtype if Y_VECTOR == 0 else p_y.dtype.element_ty
+    OUT_BF16: tl.constexpr = EMULATE_BF16 and OUT.is_bf16()
     split, first = tl.program_id(0) // step, tl.program_id(0) % step
     zero = tl.full((), 0, tl.int32)
     zeros, ones = HW(zero, zero), HW(1, 1)
-    x = Operand(p_x, x_n, 1, HW(x_h, x_w))
-    y = moved(Operand(p_y, y_n, y_k, HW(y_p, y_q)), split.to(tl.int64) * y_split * max(Y_VECTOR, 1))
-    residual = Operand(p_residual, residual_n, residual_k, HW(residual_p, residual_q))
     size, out, windows_of = HW(H, W), HW(P, Q), HW(windows_h, windows_w)
     stride, pad, dilation = HW(stride_h, stride_w), HW(pad_h, pad_w), HW(dilation_h, dilation_w)
     common, inverse = HW(common_h, common_w), HW(inverse_h, inverse_w)
 
-    w_view = tl.make_tensor_descriptor(p_w, [R * S, K, group_channels], [w_tap, w_k, 1], [1, BK, BC])
-    if Y_VECTOR == 0:
-        y_view = image_view(y, zeros, N, out, K, ones, ones, TN, TH, TW, BK)
-    if p_residual is not None and RESIDUAL_VECTOR == 0:
-        residual_view = image_view(residual, zeros, N, out, K, ones, ones, TN, TH, TW, BK)
-    if not VIEWS:
-        x_view = image_view(x, zeros, N, size, C, stride, stride, TN, TH, TW, BC)
+    if Y_VECTOR != 0:
+        y = moved(Operand(p_y, y_n, y_k, HW(y_p, y_q)), split.to(tl.int64) * y_split * Y_VECTOR)
+    if p_residual is not None and RESIDUAL_VECTOR != 0:
+        residual = Operand(p_residual, residual_n, residual_k, HW(residual_p, residual_q))
+    if VIEWS:
+        x = Operand(p_x, x_n, 1, HW(x_h, x_w))
+    else:
         up_h, up_w = (pad.h + stride.h - 1) // stride.h, (pad.w + stride.w - 1) // stride.w
         steps = R * S * tl.cdiv(group_channels, BC)
         begin, end = steps * split // splits, steps * (split + 1) // splits
@@ -86,7 +85,7 @@ def window_forward(
                 steps = r_count * s_count * tl.cdiv(group_channels, BC)
                 steps = tl.where((a.h < H) & (a.w < W), steps, 0)
                 b_acc = window_product(
-                    x_view, w_view, n, at, group * group_channels,
+                    x_view, p_w, n, at, group * group_channels,
                     steps * split // splits, steps * (split + 1) // splits, group_channels,
                     Walk(-back_h, 0, dilation.h // common.h, 0, 1), Walk(-back_w, 0, dilation.w // common.w, 0, 1),
                     x_w, Taps(r_first * S + s_first, stride.h // common.h * S, stride.w // common.w, s_count), k, 0, K,
@@ -94,7 +93,7 @@ def window_forward(
                 )  # fmt: skip
         else:
             b_acc = window_product(
-                x_view, w_view, n, at, group * group_channels, begin, end, group_channels,
+                p_x, p_w, n, at, group * group_channels, begin, end, group_channels,
                 Walk(-up_h, up_h * stride.h - pad.h, dilation.h // stride.h, dilation.h % stride.h, stride.h),
                 Walk(-up_w, up_w * stride.w - pad.w, dilation.w // stride.w, dilation.w % stride.w, stride.w),
                 x_w, Taps(0, S, 1, S), k, 0, K,
@@ -107,7 +106,7 @@ def window_forward(
             b_acc += widened(tl.load(p_bias + o_k, mask=o_k < K, other=0.0), tl.float32, EMULATE_BF16)[:, None]
         if p_residual is not None:
             if RESIDUAL_VECTOR == 0:
-                b_residual = residual_view.load([n, at.h, 0, at.w, k]).reshape(PIXELS, BK).T  # [BK, PIXELS]
+                b_residual = p_residual.load([n, at.h, 0, at.w, k]).reshape(PIXELS, BK).T  # [BK, PIXELS]
             else:
                 o_pixel, m_pixel = pixels_of_window(
                     0, n, at, residual, zeros, ones, N, out, image, PIXELS, TH, TW, FLAT, RESIDUAL_VECTOR, WIDE
@@ -115,8 +114,8 @@ def window_forward(
                 o_k, m_k = channels_of_block(k, residual, K, BK, RESIDUAL_VECTOR, WIDE)
                 b_residual = load_tile(residual.p, o_k, o_pixel, m_k, m_pixel, True, True, False)  # [BK, PIXELS]
             b_acc += widened(b_residual, tl.float32, EMULATE_BF16)
-        b_y = rounded(activate(b_acc, ACTIVATION, SLOPE), p_y.dtype.element_ty, OUT_BF16)
+        b_y = rounded(activate(b_acc, ACTIVATION, SLOPE), OUT, OUT_BF16)
         if Y_VECTOR == 0:
-            y_view.store([n, at.h, 0, at.w, k], b_y.T.reshape(TN, TH, 1, TW, BK))
+            p_y.store([n, at.h, split, at.w, k], b_y.T.reshape(TN, TH, 1, TW, BK))
         else:
             store_window(b_y, k, K, 0, n, at, y, zeros, ones, N, out, image, PIXELS, TH, TW, BK, FLAT, Y_VECTOR, WIDE)

@@ -31,7 +31,7 @@ from .window_common import (
 
 @kernel
 def window_grad_input(
-    p_gy, p_w, p_gx,  # gx, or the workspace
+    p_gy, p_w, p_gx,  # gx, or the workspace. Descriptors: gy, w, and gx if GX_VECTOR is 0 and not PHASES
     N, C, K, group_channels, group_filters,
     H, W, P, Q, R, S,
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
@@ -45,13 +45,13 @@ def window_grad_input(
     PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
     FLAT: tl.constexpr, GX_VECTOR: tl.constexpr, WIDE: tl.constexpr,  # `pixels_of_window`; 0: channels last
     PREFETCH: tl.constexpr,  # see `window_forward`
+    PHASES: tl.constexpr,  # the stride is more than 1
     W_TURNED: tl.constexpr,  # w is [C/G, taps, K], and BC divides K; else [taps, K, C/G]
 ):  # fmt: skip
     PIXELS: tl.constexpr = TN * TH * TW
-    OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gx.dtype.element_ty == tl.bfloat16
-    zero = tl.full((), 0, tl.int32)
-    zeros, ones = HW(zero, zero), HW(1, 1)
-    gy = Operand(p_gy, gy_n, 1, HW(gy_p, gy_q))
+    DESCRIBED: tl.constexpr = GX_VECTOR == 0 and not PHASES
+    OUT: tl.constexpr = p_gx.dtype if DESCRIBED else p_gx.dtype.element_ty
+    OUT_BF16: tl.constexpr = EMULATE_BF16 and OUT.is_bf16()
     stride, pad, dilation = HW(stride_h, stride_w), HW(pad_h, pad_w), HW(dilation_h, dilation_w)
     common, inverse = HW(common_h, common_w), HW(inverse_h, inverse_w)
 
@@ -67,29 +67,27 @@ def window_grad_input(
     steps = r_count * s_count * tl.cdiv(group_filters, BC)
     begin, end = steps * split // splits, steps * (split + 1) // splits
 
-    gy_view = image_view(gy, zeros, N, HW(P, Q), K, ones, ones, TN, TH, TW, BC)
-    if W_TURNED:  # no block goes beyond the last filter: there the next tap begins
-        w_view = tl.make_tensor_descriptor(p_w, [group_channels, R * S * K], [w_k, 1], [BK, BC])
-    else:
-        w_view = tl.make_tensor_descriptor(p_w, [R * S, K, group_channels], [w_tap, w_k, 1], [1, BC, BK])
-    gx = moved(Operand(p_gx, gx_n, gx_c, HW(gx_h, gx_w)), split.to(tl.int64) * gx_split * max(GX_VECTOR, 1))
-    if GX_VECTOR == 0:
-        gx_view = image_view(gx, a, N, HW(H, W), C, stride, ones, TN, TH, TW, BK)
+    if not DESCRIBED:
+        gx = moved(Operand(p_gx, gx_n, gx_c, HW(gx_h, gx_w)), split.to(tl.int64) * gx_split * max(GX_VECTOR, 1))
+    if GX_VECTOR == 0 and PHASES:
+        gx_view = image_view(gx, a, N, HW(H, W), C, stride, HW(1, 1), TN, TH, TW, BK)
     for tile in tl.range(first, tiles, step, flatten=PREFETCH):
         n, at, column_block, group = window_of_tile(
             tile, windows, column_blocks, HW(windows_h, windows_w), TN, TH, TW, BAND
         )
         b_gx = window_product(
-            gy_view, w_view, n, at, group * group_filters, begin, end, group_filters,
+            p_gy, p_w, n, at, group * group_filters, begin, end, group_filters,
             Walk(base_h, 0, -(dilation.h // common.h), 0, 1), Walk(base_w, 0, -(dilation.w // common.w), 0, 1),
             gy_q, Taps(r_first * S + s_first, stride.h // common.h * S, stride.w // common.w, s_count),
             group * group_filters, column_block * BK, K,
             tl.zeros((BK, PIXELS), tl.float32), PIXELS, BK, BC, "turned" if W_TURNED else "transposed",
             PRECISION, EMULATE_BF16,
         )  # fmt: skip
-        b_gx = rounded(b_gx, p_gx.dtype.element_ty, OUT_BF16)  # [BK, PIXELS]
+        b_gx = rounded(b_gx, OUT, OUT_BF16)  # [BK, PIXELS]
         o_channel = group * group_channels + column_block * BK
-        if GX_VECTOR == 0:
+        if DESCRIBED:
+            p_gx.store([n, at.h, split, at.w, o_channel], b_gx.T.reshape(TN, TH, 1, TW, BK))
+        elif GX_VECTOR == 0:
             gx_view.store([n, at.h, 0, at.w, o_channel], b_gx.T.reshape(TN, TH, 1, TW, BK))
         else:
             store_window(

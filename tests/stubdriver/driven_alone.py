@@ -195,7 +195,9 @@ def compared(
     launch: Launch, tensors: tuple[torch.Tensor | None, ...], scratch: Scratch, mistake: Call | None
 ) -> dict[str, Any]:
     """Launch it twice, and let the second compute; what was wrong. A test of this test makes a mistake between them."""
-    pointers = [owned(t).data_ptr() for t in tensors if t is not None]
+    for tensor in tensors:
+        if tensor is not None:
+            owned(tensor)
     scratch.asked.clear()
     stubdriver.driver().stub_clear()
     integers = launch.rest[: len(launch.rest) - len(launch.constants)]
@@ -210,13 +212,14 @@ def compared(
         wrong.append(str(error))
     ordinary, short = stubdriver.launches()
     own = len(ordinary.values) - 2  # two for Triton's scratch follow
-    widths = [8 * size for size in ordinary.sizes[len(pointers) : own]]
+    given = parameters(launch, tensors)
+    widths = [8 * size for size in ordinary.sizes[len(given) : own]]
     if stubdriver.driver().stub_refusals():
         wrong.append(stubdriver.driver().stub_refusal().decode())
     if any(not -1 << width - 1 <= value < 1 << width - 1 for value, width in zip(integers, widths, strict=True)):
         wrong.append(f"{integers} do not fit into {widths} bits")
     for way, got in (("JITFunction.run", ordinary), ("the short way", short)):
-        wanted = [*pointers, *(value % (1 << width) for value, width in zip(integers, widths, strict=True))]
+        wanted = [*given, *(value % (1 << width) for value, width in zip(integers, widths, strict=True))]
         if list(got.values[:own]) != wanted:
             wrong.append(f"{way} gives the kernel {got.values[:own]} and not {wanted}")
         if got.grid != (launch.programs, 1, 1):
@@ -236,8 +239,20 @@ def compared(
     compiled, capability = launch._short[-1], stubdriver.driver().stub_capability(ordinary.device)
     if compile_for(launch, capability).hash != compiled.hash:
         wrong.append("what `gpuconv inspect` shows is another kernel")
-    wide = 8 in ordinary.sizes[len(pointers) : own]
+    wide = 8 in ordinary.sizes[len(given) : own]
     return {"kernel": ordinary.name, "shared": ordinary.shared, "wide": wide, "wrong": wrong}
+
+
+def parameters(launch: Launch, tensors: tuple[torch.Tensor | None, ...]) -> list[int]:
+    """What a kernel is given for its tensors: pointers; in place of one that is described a descriptor, which begins
+    with the pointer, and sizes and strides."""
+    found: list[int] = []
+    for place, tensor in enumerate(tensors):
+        if tensor is not None:
+            found.append(tensor.data_ptr())
+        if place in launch.described:
+            found += (*launch.described[place].shape, *launch.described[place].strides)
+    return found
 
 
 # What a launch could do wrong, after its first call.

@@ -22,7 +22,7 @@ def compile_for(launch: Launch, capability: int, tensors: tuple[torch.Tensor | N
     given = tensors or [None if dtype is None else MockTensor.wrap_dtype(dtype) for dtype in launch.dtypes]
     options = {"debug": False, **launch.options}
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, _ = bind(*given, *launch.rest, **options)
+    bound, specialization, _ = bind(*launch.arguments(given), **options)
     parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
     source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, target=target, options=parsed.__dict__)

@@ -5,12 +5,15 @@ problem, from the strides of its tensors and from the tile. That needs no GPU, s
 anywhere.
 """
 
+import copy
 import functools
+import inspect
 import math
 import os
 import shutil
 import sysconfig
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +31,9 @@ from gpuconv.problem import ConvProblem, Direction, allocate
 try:
     import triton
     import triton.language as tl
+    from triton.backends.nvidia import driver as nvidia
     from triton.runtime import _allocation
+    from triton.tools.tensor_descriptor import TensorDescriptor
 
     from gpuconv.kernels.triton.grad_bias import FILTERS
     from gpuconv.kernels.triton.sum_partials import sum_partials
@@ -41,6 +46,7 @@ else:
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 # The interpreter keeps the program's index in a global, so threads must take turns; compiling gains nothing from two.
 _one_at_a_time = threading.Lock()
+_MOST_MAPS = 256  # encoded descriptors that a launch keeps
 BAND = 8  # rows of tiles that are walked column by column
 _SUM_BLOCK = 1024
 _NO_WORKSPACE = Workspace()
@@ -111,6 +117,14 @@ def _release(module: Any) -> tuple[int, ...]:
 RELEASE = _release(triton) if _missing is None else ()
 
 
+class Described(NamedTuple):
+    """A descriptor of a tensor for the GPU's copy engine, but for the tensor. Sizes and strides in elements."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    block: tuple[int, ...]
+
+
 class Launch:
     """One kernel with everything fixed but its tensors: call it with them.
 
@@ -129,6 +143,7 @@ class Launch:
         tile: Tile,
         descriptors: bool = False,
         workspace: Workspace = _NO_WORKSPACE,
+        described: dict[int, Described] | None = None,
     ) -> None:
         names = kernel.arg_names[len(dtypes) + len(scalars) :]
         if names != [*constants]:  # all are given by position
@@ -140,6 +155,7 @@ class Launch:
         self.constants = constants
         self.rest = (*scalars, *constants.values())  # what follows the tensors
         self.descriptors = descriptors  # it makes some, and needs memory for them
+        self.described = described or {}  # the tensors that it is given as descriptors, by their places
         self.workspace = workspace  # of a sum that its last programs add
         # Left alone, ptxas may put a value or two on the stack so that one more block fits; 255 registers are the most.
         self.options = {
@@ -149,6 +165,8 @@ class Launch:
         # The function and the arguments of the short way, and the compiled kernel, which unloads its module when it
         # goes. All in one attribute, so that another thread sees all of it or nothing.
         self._short: tuple[Any, Any, Any, Any] | None = None
+        self._boxes: dict[int, Any] = {}  # what Triton says of the descriptors, by their places
+        self._maps: dict[tuple[int, int], list[Any]] = {}  # by place and address
 
     def __call__(self, stream: int | None, *tensors: torch.Tensor | None) -> None:
         """Launch on `stream` of the current device; None for tensors on the CPU, whose kernels are interpreted."""
@@ -160,7 +178,8 @@ class Launch:
             pointers = [0 if t is None else t.data_ptr() for t in tensors]
             if _all_aligned(pointers) and not _hooked():
                 run, function, metadata, _ = self._short
-                run(*self._grid, stream, function, metadata, None, None, None, *pointers, *self.rest)
+                arguments = self._encoded(pointers, tensors) if self.described else pointers
+                run(*self._grid, stream, function, metadata, None, None, None, *arguments, *self.rest)
                 return
         compiled = self._compile_and_launch(tensors)
         if stream is not None and _all_aligned([0 if t is None else t.data_ptr() for t in tensors]):
@@ -169,13 +188,50 @@ class Launch:
     def use(self, compiled: Any) -> None:
         """Call `compiled` from now on: a kernel compiled for these arguments with all pointers aligned."""
         # `run` loads the module, if it is not loaded, and only then is there a function.
-        self._short = compiled.run, compiled.function, compiled.packed_metadata, compiled
+        run, function = compiled.run, compiled.function
+        if self.described:
+            # What Triton's launcher calls when it has encoded the descriptors; here `_encoded` does that.
+            inner = inspect.getclosurevars(run.launch).nonlocals.get("launcher")
+            if inner is None:  # another Triton: it goes on by the ordinary way
+                return
+            run = copy.copy(run)
+            run.launch = inner
+            self._boxes = dict(zip(sorted(self.described), compiled.metadata.tensordesc_meta, strict=True))
+        self._short = run, function, compiled.packed_metadata, compiled
+
+    def _encoded(self, pointers: list[int], tensors: tuple[torch.Tensor | None, ...]) -> list[Any]:
+        """The pointers, with what a kernel is given of a descriptor in place of those that are described. PyTorch hands
+        out the same memory again and again: descriptors are kept by the address that they tell of."""
+        arguments: list[Any] = []
+        for place, pointer in enumerate(pointers):
+            if place not in self.described:
+                arguments.append(pointer)
+                continue
+            known = self._maps.get((place, pointer))
+            if known is None:
+                if len(self._maps) >= _MOST_MAPS:
+                    self._maps.clear()
+                encode = nvidia.make_tensordesc_arg
+                unused = (None,) * (len(inspect.signature(encode).parameters) - 2)  # before 3.8 it takes two arguments
+                known = encode(self._descriptor(place, tensors[place]), self._boxes[place], *unused)
+                self._maps[place, pointer] = known
+            arguments += known
+        return arguments
+
+    def arguments(self, tensors: Sequence[Any]) -> tuple[Any, ...]:
+        """What Triton is given for these tensors."""
+        given = (self._descriptor(i, t) if i in self.described else t for i, t in enumerate(tensors))
+        return (*given, *self.rest)
+
+    def _descriptor(self, place: int, tensor: Any) -> Any:
+        of = self.described[place]
+        return TensorDescriptor(tensor, [*of.shape], [*of.strides], [*of.block])
 
     def _compile_and_launch(self, tensors: tuple[torch.Tensor | None, ...]) -> Any:
         """The ordinary way; the compiled kernel, loaded. It is found in Triton's caches if it was compiled before."""
         try:
             with _one_at_a_time:
-                return self.kernel[self._grid](*tensors, *self.rest, **self.options)
+                return self.kernel[self._grid](*self.arguments(tensors), **self.options)
         except RuntimeError as error:
             if "stream is capturing" not in str(error):
                 raise

@@ -22,6 +22,7 @@ from gpuconv.backends.triton.launch import (
     BAND,
     INTERPRETING,
     RELEASE,
+    Described,
     Launch,
     adds_apart,
     arithmetic_of,
@@ -109,6 +110,12 @@ class Placed(NamedTuple):
     strides: tuple[int, int, int, int]  # of images, channels, rows, pixels; divided by `vector`, if that is not 0
     vector: int  # pixels that a thread loads or stores at once; 0: the copy engine does
     wide: bool = False  # offsets need 64 bits
+
+    @property
+    def pixels(self) -> tuple[int, int, int]:
+        """The strides without that of channels."""
+        n, _, h, w = self.strides
+        return n, h, w
 
 
 def placed(
@@ -264,6 +271,37 @@ def _walk(problem: ConvProblem, direction: Direction, tile: Tile, columns: int) 
     return step, (window.number, *window.blocks[1:], column_blocks, tiles, step, tile.splits), window
 
 
+def _image(
+    shape: tuple[int, ...], strides: tuple[int, int, int], window: Window, channels: int,
+    stride: tuple[int, ...] = (1, 1), split: tuple[int, int] | None = None,
+) -> Described:  # fmt: skip
+    """The descriptor of an image with these strides of images, rows and pixels, as `image_view` makes it in a kernel.
+
+    split: how many results lie one after the other, along the axis that has no use then, and how far apart.
+    """
+    (batch, c, height, width), (n, h, w), (u, v) = shape, strides, stride
+    axis, apart = split or (u, h)
+    return Described(
+        (batch, math.ceil(height / u), axis, math.ceil(width / v), (v - 1) * w + c),
+        (n, u * h, apart, v * w, 1),
+        (window.images, window.rows, 1, window.columns, channels),
+    )
+
+
+def _filters(problem: ConvProblem, strides: tuple[int, int], filters: int, channels: int) -> Described:
+    """The descriptor of the filters, [taps, K, C/G], with these strides of filters and taps."""
+    k, tap = strides
+    shape = (problem.taps, problem.out_channels, problem.group_channels)
+    return Described(shape, (tap, k, 1), (1, filters, channels))
+
+
+def _turned(problem: ConvProblem, strides: tuple[int, int], tile: Tile) -> Described:
+    """The descriptor of turned filters, [C/G, taps · K]: no block goes beyond the last filter, where the next tap
+    begins."""
+    shape = (problem.group_channels, problem.taps * problem.out_channels)
+    return Described(shape, (strides[0], 1), (tile.columns, tile.depth))
+
+
 def _constants(problem: ConvProblem, operands: Operands, tile: Tile, window: Window) -> dict[str, Any]:
     numbers = arithmetic_of(problem, operands)
     return {
@@ -296,23 +334,32 @@ def _forward(
     common, inverse = phase_steps(problem)
     y = placed(problem, "forward", images, split=split)
     residual = placed(problem, "forward", images, operands.residual)
-    constants = _constants(problem, operands, tile, window) | {"VIEWS": not folds(problem, tile)}
+    views, shape = not folds(problem, tile), problem.output_shape
+    of_x = descriptor_strides(problem.input_shape, operands.strides[0], unit)
+    of_w = _weight(problem, operands.strides[1], unit)
+    described = {1: _filters(problem, of_w, tile.columns, tile.depth)}
+    if not views:
+        described[0] = _image(problem.input_shape, of_x, window, tile.depth, problem.stride)
+    if y.vector == 0:
+        described[4] = _image(shape, y.pixels, window, tile.columns, split=(tile.splits, math.prod(shape)))
+    if operands.residual is not None and residual.vector == 0 and not split:
+        described[3] = _image(shape, residual.pixels, window, tile.columns)
+    constants = _constants(problem, operands, tile, window) | {"VIEWS": views}
     constants |= {"FLAT": images > 1, "Y_VECTOR": y.vector, "RESIDUAL_VECTOR": residual.vector}
     constants |= {"WIDE": y.wide or residual.wide, "PREFETCH": prefetches(tile)}
     constants |= epilogue_of(IDENTITY if split else activation)
     scalars = (
         problem.batch, problem.in_channels, problem.out_channels, c, k, *_settings(problem), *common, *inverse,
-        *descriptor_strides(problem.input_shape, operands.strides[0], unit),
-        *_weight(problem, operands.strides[1], unit),
-        *y.strides, *residual.strides, math.prod(problem.output_shape) // max(1, y.vector),
+        *of_x, *of_w, *y.strides, *residual.strides, math.prod(problem.output_shape) // max(1, y.vector),
         problem.output_size[1] // images, *walk,
     )  # fmt: skip
     of_bias, of_residual = dtype if operands.bias else None, dtype if operands.residual else None
     if not split:
         dtypes = (dtype, dtype, of_bias, of_residual, dtype)
-        return (Launch(window_forward, programs, dtypes, scalars, constants, tile, descriptors=True),)
+        return (Launch(window_forward, programs, dtypes, scalars, constants, tile, views, described=described),)
     dtypes = (dtype, dtype, None, None, torch.float32)  # the epilogue is the sum's
-    product = Launch(window_forward, programs * tile.splits, dtypes, scalars, constants, tile, descriptors=True)
+    programs *= tile.splits
+    product = Launch(window_forward, programs, dtypes, scalars, constants, tile, views, described=described)
     return product, _sum(problem, "forward", images, (of_bias, of_residual), activation, tile)
 
 
@@ -323,18 +370,26 @@ def _grad_input(problem: ConvProblem, operands: Operands, tile: Tile, images: in
     common, inverse = phase_steps(problem)
     split = tile.splits > 1
     gx = placed(problem, "grad_input", images, split=split)
+    of_gy = descriptor_strides(problem.output_shape, operands.strides[0], unit)
+    of_w, shape, phases = _weight(problem, operands.strides[1], unit), problem.input_shape, problem.stride != (1, 1)
+    turned = is_turned(problem.weight_shape, operands.strides[1])
+    described = {
+        0: _image(problem.output_shape, of_gy, window, tile.depth),
+        1: _turned(problem, of_w, tile) if turned else _filters(problem, of_w, tile.depth, tile.columns),
+    }
+    if gx.vector == 0 and not phases:
+        described[2] = _image(shape, gx.pixels, window, tile.columns, split=(tile.splits, math.prod(shape)))
     scalars = (
         problem.batch, problem.in_channels, problem.out_channels, c, k, *_settings(problem), *common, *inverse,
-        *descriptor_strides(problem.output_shape, operands.strides[0], unit),
-        *_weight(problem, operands.strides[1], unit),
-        *gx.strides, math.prod(problem.input_shape) // max(1, gx.vector), problem.input_size[1] // images, *walk,
+        *of_gy, *of_w, *gx.strides, math.prod(shape) // max(1, gx.vector), problem.input_size[1] // images, *walk,
     )  # fmt: skip
     programs *= phases_of(problem) * tile.splits
     dtypes = (dtype, dtype, torch.float32 if split else dtype)
     constants = _constants(problem, operands, tile, window)
     constants |= {"FLAT": images > 1, "GX_VECTOR": gx.vector, "WIDE": gx.wide, "PREFETCH": prefetches(tile)}
-    constants["W_TURNED"] = is_turned(problem.weight_shape, operands.strides[1])
-    product = Launch(window_grad_input, programs, dtypes, scalars, constants, tile, descriptors=True)
+    constants |= {"PHASES": phases, "W_TURNED": turned}
+    makes = gx.vector == 0 and phases
+    product = Launch(window_grad_input, programs, dtypes, scalars, constants, tile, makes, described=described)
     if not split:
         return (product,)
     return product, _sum(problem, "grad_input", images, (None, None), IDENTITY, tile)

@@ -204,6 +204,10 @@ def test_images_2_to_the_31_elements_apart(direction: Direction, tmp_path: Path)
         got = torch.full_like(t["weight"], math.nan)
         launch(None, a, b, got, None, None, None)
     else:
+        place = len(launch.dtypes) - 1  # the result's
+        if place in launch.described:
+            of = launch.described[place]
+            launch.described[place] = of._replace(strides=(far, *of.strides[1:]))
         scalars = [name for name in launch.kernel.arg_names if not name.startswith("p_")]
         rest = list(launch.rest)
         rest[scalars.index("y_n" if direction == "forward" else "gx_n")] = far

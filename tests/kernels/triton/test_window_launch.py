@@ -3,6 +3,7 @@
 import contextvars
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -134,20 +135,50 @@ def test_every_layer_of_every_suite_has_a_tile_or_a_reason() -> None:
 # ---- memory for descriptors ------------------------------------------------------------------------------------------
 
 
-def test_only_launches_with_descriptors_lend_triton_memory_and_on_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    def launch(kernel: str) -> contextvars.Context:
-        tile = next(
-            t for t in backend.TritonBackend().tiles(LAYER, "forward", H100, strides(LAYER)) if t.kernel == kernel
-        )
-        (launch,) = backend.launches(LAYER, "forward", strides(LAYER), tile)
+def test_only_launches_that_make_descriptors_lend_triton_memory_and_on_every_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def launch(kernel: str, problem: ConvProblem) -> contextvars.Context:
+        tiles = backend.TritonBackend().tiles(problem, "grad_input", H100, strides(problem, "grad_input"))
+        tile = next(t for t in tiles if t.kernel == kernel and t.splits == 1)
+        (launch,) = backend.launches(problem, "grad_input", strides(problem, "grad_input"), tile)
+        monkeypatch.setattr(launch, "_encoded", lambda pointers, tensors: pointers)
         launch._short = (lambda *arguments: None, None, None, None)  # compiled, as it were
         context = contextvars.Context()  # what a new thread begins with
         context.run(launch, 0, *(torch.empty(8) for _ in launch.dtypes))
         return context
 
     monkeypatch.setattr(triton_launch, "_hooked", lambda: False)
-    assert _allocation._allocator not in launch("gather")
-    assert launch("window")[_allocation._allocator] is triton_launch._scratch
+    strided = dataclasses.replace(LAYER, stride=(2, 2))
+    assert _allocation._allocator not in launch("gather", LAYER)
+    assert _allocation._allocator not in launch("window", LAYER)  # the host makes them all
+    assert launch("window", strided)[_allocation._allocator] is triton_launch._scratch
+
+
+def test_a_descriptor_is_encoded_once_for_each_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it becomes is kept, of so many tensors."""
+    encoded, given = [], []
+
+    def encode(descriptor: Any, box: None, unused: None = None) -> list[Any]:
+        encoded.append(descriptor.base.data_ptr())
+        return ["map", *descriptor.shape, *descriptor.strides]
+
+    operands = strides(LAYER)
+    tile = triton_window.tiles(LAYER, "forward", H100, operands)[0]
+    (launch,) = triton_window.launches(LAYER, "forward", operands, tile)
+    assert sorted(launch.described) == [0, 1, 4] and not launch.descriptors
+    launch._short = (lambda *arguments: given.append(arguments), None, None, None)  # compiled, as it were
+    launch._boxes = dict.fromkeys(launch.described)
+    monkeypatch.setattr(triton_launch.nvidia, "make_tensordesc_arg", encode)
+    monkeypatch.setattr(triton_launch, "_hooked", lambda: False)
+    monkeypatch.setattr(triton_launch, "_MOST_MAPS", 4)
+    x, w, y, other = (torch.empty(64, dtype=torch.float16) for _ in range(4))
+    for last in (y, y, other, y):
+        launch(0, x, w, None, None, last)
+    assert encoded == [t.data_ptr() for t in (x, w, y, other)]
+    assert given[0] == given[1] and given[0].count("map") == 3
+    launch(0, y, w, None, None, x)
+    assert len(launch._maps) <= 4 and len(encoded) >= 6
 
 
 def test_an_allocator_that_is_set_already_stays() -> None:
@@ -179,7 +210,8 @@ def test_descriptors_take_64_mib_at_most_whatever_the_size(direction: Direction,
         for family in (triton_window, triton_pointwise):
             for tile in family.tiles(problem, direction, gpu, strides(problem, direction)):
                 launch, *_ = family.launches(problem, direction, strides(problem, direction), tile, with_bias=True)
-                assert launch.descriptors and launch.programs * window_launch.SCRATCH <= 64 << 20, tile
+                assert launch.descriptors or launch.described, tile
+                assert launch.programs * window_launch.SCRATCH <= 64 << 20, tile
                 found += 1
     refusal = triton_window.refuses(problem, direction, H100, strides(problem, direction))
     assert found or "more tiles than descriptors" in (refusal or "")

@@ -68,12 +68,12 @@ def complaints(tile: Tile, launch: Launch, numbers: str, capability: int, direct
         wrong.append(f"{code.stack} bytes of stack at {code.registers} registers")
     if code.shared > limit:
         wrong.append(f"{code.shared} bytes of shared memory, where there are {limit}")
-    if not launch.descriptors:  # it adds partial sums
+    if not (launch.descriptors or launch.described):  # it adds partial sums
         return wrong
     if not code.tensor_core:
         wrong.append("no tensor-core instruction")
     wrong += too_few(code.ttgir)
-    if code.scratch > window_launch.SCRATCH:
+    if code.scratch > (window_launch.SCRATCH if launch.descriptors else 0):
         wrong.append(f"{code.scratch} bytes of scratch for each program")
     loop = code.loop_instructions
     if capability == 90 and not (loop["UTMALDG"] and loop["HGMMA"]):

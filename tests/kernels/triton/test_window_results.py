@@ -8,6 +8,7 @@ from gpuconv import reference
 from gpuconv.activations import Activation
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.triton import backend
+from gpuconv.backends.triton.launch import RELEASE
 from gpuconv.checking.judging import exact_results, judge, surrounded
 from gpuconv.checking.problems import OPERANDS, tensors
 from gpuconv.emulator import device as emulator
@@ -44,7 +45,7 @@ def test_results_and_residuals_in_any_layout(name: str, dtype: torch.dtype) -> N
     family, direction, x, w, settings, results, of_residual, split, sectors = CASES[name]
     problem = ConvProblem.of(x, w, **settings, dtype=dtype, memory_format=results)
     counters = _run(problem, direction, of_residual, family, split, name)
-    if dtype is torch.bfloat16:
+    if dtype is torch.bfloat16 and (RELEASE >= (3, 8) or sectors == 1):  # before, lanes of odd rows lie across them
         assert counters.global_sectors <= sectors * counters.global_sectors_least
     if results is CONTIGUOUS and dtype is torch.bfloat16:
         assert counters.shared_passes == counters.shared_passes_least
