@@ -123,8 +123,8 @@ def row_of(kernel: Kernel) -> Row:
     features = []
     try:
         for place in range(len(constants.PLACES)):
-            only = constants.Cost(*(float(i == place) for i in range(len(constants.PLACES))), registers=0)
-            constants.cost_of = lambda *key, only=only: asked.append(key) or only  # type: ignore[assignment,func-returns-value]
+            only = constants.Cost._make((*(float(i == place) for i in range(len(constants.PLACES))), 0))
+            constants.cost_of = lambda *key, only=only: asked.append(key) or only  # type: ignore[func-returns-value]
             features.append(backend.predict(*arguments).instructions)
     finally:
         constants.cost_of = kept
@@ -156,7 +156,7 @@ def fit(rows: list[Row]) -> dict[tuple[str, str, str], constants.Cost]:
                 break
             places.remove(int(x.argmin()))
         registers = max(row.registers - row.beside for row in of_key)
-        found[key] = constants.Cost(*(round(float(value), 2) for value in x), registers=int(np.ceil(registers)))
+        found[key] = constants.Cost._make((*(round(float(value), 2) for value in x), int(np.ceil(registers))))
     return found
 
 

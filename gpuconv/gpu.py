@@ -99,7 +99,11 @@ def _gpu(
     """
     clock, rates = mhz * 1e6, (t * 1e12 for t in tflops)
     l2, fetch = int(l2_mb * 2**20), _FETCH_CLOCKS / clock
-    return Gpu(name, capability, sms, *_LIMITS[capability], clock, l2, l2_per_clock, gbs * 1e9, *rates, fetch)
+    rate_16, rate_tf32, rate_32, rate_64 = rates
+    return Gpu(
+        name, capability, sms, *_LIMITS[capability], clock, l2, l2_per_clock, gbs * 1e9, rate_16, rate_tf32, rate_32,
+        rate_64, fetch,
+    )  # fmt: skip
 
 
 # Dense rates with float32 sums, boost clocks, L2 sizes and bandwidths: NVIDIA's white papers 'Turing' (2018; T4: its

@@ -197,7 +197,7 @@ def predicted(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, 
     around = made * (1 if tile.persistent else hidden) + first * (1 if work.ahead else hidden)
     around += (begin + together * end) * hidden
     memory = problem.least_bytes(direction) / (constants.MEMORY * gpu.bandwidth)
-    parts += (("start and end", around), ("memory bandwidth", memory))
+    all_parts = (*parts, ("start and end", around), ("memory bandwidth", memory))
     if around > loop:
         bound = "start and end"
     seconds = max(loop + around, memory) + constants.NOT_HIDDEN * min(loop + around, memory)
@@ -210,7 +210,7 @@ def predicted(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, 
     programs = min(tiles, tile.persistent * phases_of_walk(problem, direction)) if tile.persistent else tiles
     return Prediction(
         seconds, bound, programs, work.steps, together, waves, operations / max(1.0, work.bytes), work.bytes,
-        work.sectors, executed, parts,
+        work.sectors, executed, all_parts,
     )  # fmt: skip
 
 
@@ -246,10 +246,9 @@ class Features(NamedTuple):
         """Those of a step that fetches so many elements. share: which part of the products is not skipped."""
         threads, volume = 32 * tile.warps, tile.rows * tile.columns * tile.taps * tile.depth * share
         products = volume / threads if multiplies == "fma" else volume * size / (16 * 8 * 32) / tile.warps
+        operands = read_from_shared(tile, size, multiplies)
         if multiplies == "wgmma":  # gyᵀ is turned round in registers
             operands = tile.rows * tile.depth * size if direction == "grad_weight" else 0
-        else:
-            operands = read_from_shared(tile, size, multiplies)
         if tile.addressed >= left:
             left, right = 0, max(0, right - tile.addressed + left)
         else:

@@ -113,19 +113,19 @@ def window_grad_weight(
     window_w, window_h, window_n = begin % windows_w, begin // windows_w % windows_h, begin // windows_w // windows_h
     b_acc = ()  # [BK, BC] for each tap
     for _ in tl.static_range(TAPS):
-        b_acc += (tl.zeros((BK, BC), tl.float32),)
+        b_acc += (tl.zeros((BK, BC), tl.float32),)  # type: ignore[assignment]  # tuples grow
     for _ in range(begin, end):
         n, p, q = window_n * TN, window_h * TH, window_w * TW
         b_gy, b_x = (), ()
         for i in tl.static_range(TH // ROWS):
-            b_gy += (pixels_of(gy_view, n, p + i, q, k, TN, ROWS, TW, BK),)
+            b_gy += (pixels_of(gy_view, n, p + i, q, k, TN, ROWS, TW, BK),)  # type: ignore[assignment]  # tuples grow
         for i in tl.static_range(TH // ROWS + TAPS - 1):
-            b_x += (pixels_of(x_view, n0 + n, up_h + p + i, up_w + q, c, TN, ROWS, TW, BC),)
+            b_x += (pixels_of(x_view, n0 + n, up_h + p + i, up_w + q, c, TN, ROWS, TW, BC),)  # type: ignore[assignment]  # tuples grow
         for i in tl.static_range(TH // ROWS):
             b_sum = ()
             for t in tl.static_range(TAPS):  # innermost: two products in turn do not wait for each other's sum
                 b_tap = multiply(b_gy[i].T, b_x[i + t], b_acc[t], PRECISION, EMULATE_BF16)
-                b_sum += (b_tap,)  # [BK, pixels] · [pixels, BC]
+                b_sum += (b_tap,)  # type: ignore[assignment]  # [BK, pixels] · [pixels, BC]
             b_acc = b_sum
         # ---- the next window
         next_row = window_w + 1 == windows_w
