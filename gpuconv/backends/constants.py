@@ -32,6 +32,7 @@ TURNED = {
     ("gather", "grad_input"): "columns", ("gather", "grad_weight"): "rows columns",
     ("window", "grad_input"): "columns", ("window", "grad_weight"): "columns",
     ("pointwise", "grad_input"): "columns", ("pointwise", "grad_weight"): "rows columns",
+    ("patches", "grad_weight"): "rows columns", ("packed_runs", "grad_weight"): "rows columns",
 }  # fmt: skip
 
 

@@ -139,6 +139,7 @@ def implicit_gemm(
     k, c = (spread * _spread(problem, n * size) for n in (problem.group_filters, problem.group_channels))
     sectors = {"forward": a * c + b * c, "grad_input": a * k + b * c, "grad_weight": a * k + b * c}[direction] / SECTOR
     multiplies = how_it_multiplies(problem, tile, gpu, tf32, by_mma=held is not None)
+    turning = turned(tile, direction, size, multiplies) if held is None else 0.0  # a matter of Triton's kernels
     cost = constants.cost_of(costs or tile.kernel, direction, multiplies)
     left, right = (left_rows or tile.rows) * tile.depth, tile.columns * tile.depth
     per_step = Features.of(tile, left, right, size, multiplies, direction, share)
@@ -150,7 +151,7 @@ def implicit_gemm(
         steps,
         2 * tile.rows * tile.columns * tile.depth * share,
         gpu.rate(problem.dtype, tf32) if rate is None else rate,
-        (left + right) * size + read_from_shared(tile, size, multiplies) + turned(tile, direction, size, multiplies),
+        (left + right) * size + read_from_shared(tile, size, multiplies) + turning,
         a + b,
         sectors,
         tile.rows * tile.columns * (accumulator(problem.dtype).itemsize if tile.splits > 1 else size),
@@ -297,13 +298,16 @@ def read_from_shared(tile: Tile, size: int, multiplies: str) -> float:
 
 
 def turned(tile: Tile, direction: Direction, size: int, multiplies: str) -> float:
-    """Bytes that shared memory could move meanwhile, where a step turns operands round: neighbours go to other lines,
-    so that a line of WIDTH words is written in WIDTH / 8 passes, and read once more."""
-    if multiplies != "wgmma" or size != 4:
+    """Bytes that shared memory could move meanwhile, where a step of Triton's kernels turns operands round: neighbours go
+    to other lines, so that a line of WIDTH words is written in WIDTH / 8 passes, and read once more. For mma pixels of
+    planes are not turned, but read in twice the passes."""
+    if multiplies == "fma" or size != 4:
         return 0.0
-    which = constants.TURNED.get((tile.kernel, direction), "")
+    if multiplies == "mma":
+        return tile.rows * tile.depth * size * 2.0 if tile.kernel == "planes" and direction != "grad_weight" else 0.0
+    which = "rows columns" if tile.taps > 1 else constants.TURNED.get((tile.kernel, direction), "")
     widths = (tile.rows if "rows" in which else 0, tile.columns if "columns" in which else 0)
-    return sum(width * tile.depth * size * (width / 8 + 1) for width in widths) * tile.taps
+    return sum(width * tile.depth * size * (width / 8 + 1) for width in widths)
 
 
 def copying(size: int, gpu: Gpu) -> float:
