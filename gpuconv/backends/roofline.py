@@ -298,9 +298,9 @@ def read_from_shared(tile: Tile, size: int, multiplies: str) -> float:
 
 
 def turned(tile: Tile, direction: Direction, size: int, multiplies: str) -> float:
-    """Bytes that shared memory could move meanwhile, where a step of Triton's kernels turns operands round: neighbours go
-    to other lines, so that a line of WIDTH words is written in WIDTH / 8 passes, and read once more. For mma pixels of
-    planes are not turned, but read in twice the passes."""
+    """Bytes that shared memory could move meanwhile, where a step of Triton's kernels turns operands round: neighbours
+    go to other lines, so that a line of WIDTH words is written in WIDTH / 8 passes, and read once more. For mma pixels
+    of planes are not turned, but read in twice the passes."""
     if multiplies == "fma" or size != 4:
         return 0.0
     if multiplies == "mma":
