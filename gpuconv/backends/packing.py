@@ -149,11 +149,9 @@ class Source(NamedTuple):
     @property
     def dense(self) -> bool:
         """Whether it is contiguous: pixels side by side, then channels, then images."""
-        n, c = (
-            stride if count > 1 else 0
-            for stride, count in zip(self.strides[:2], (self.images, self.channels), strict=True)
-        )
-        return self.in_rows and c in (0, self.pixels) and n in (0, self.channels * self.pixels)
+        dense = (self.channels * self.pixels, self.pixels)  # strides of images and channels, where there are several
+        both = zip((self.images, self.channels), self.strides[:2], dense, strict=True)
+        return self.in_rows and all(count == 1 or stride == wanted for count, stride, wanted in both)
 
 
 Sources = tuple[Source | None, Source | None]  # of two operands, in their order; None of one that is read as it lies
