@@ -89,10 +89,32 @@ def nothing_is_written(kernel: Kernel, site: Site) -> str:
     return "no thread has written to shared memory since the fence before"
 
 
+def next_does_the_same(kernel: Kernel, site: Site) -> str:
+    """Products on the same sums are done in order: the next group holds this one's too, the next wait is for both."""
+    what = re.escape(site.opcode)
+    after = next(each.line for each in sites(kernel.text, what) if each.line > site.line)
+    assert not any(site.line < each.line < after for each in sites(kernel.text, r"bar\."))
+    return "the next one, with no barrier between, does the same"
+
+
+def sums_are_untouched(kernel: Kernel, site: Site) -> str:
+    """The product before has the same sums as the one after, and nothing names them between."""
+    there = sites(kernel.text, r"wgmma\.mma_async")
+    before = [each for each in there if each.line < site.line][-1]
+    after = next(each for each in there if each.line > site.line)
+    sums, same = (re.findall(r"%\w+", re.search(r"\{([^}]*)\}", each.text)[1]) for each in (before, after))
+    between = re.sub(r"//[^\n]*", "", kernel.text[before.end : after.start])
+    assert sums and sums == same and not {*sums} & {*re.findall(r"%\w+", between)}
+    assert not re.search(r"(?m)^\$\w+:", between)
+    return "its product goes on with the sums of the one before"
+
+
 REASONS: dict[str, Callable[[Kernel, Site], str]] = {
     r"bar\.": barrier_is_redundant,
     r"cp\.async\.bulk\.(?:commit|wait)": no_bulk_store,
     r"cp\.async\.wait": nothing_is_under_way,
+    r"wgmma\.(?:commit|wait)": next_does_the_same,
+    r"wgmma\.fence": sums_are_untouched,
     r"mbarrier\.inval": never_touched_again,
     r"fence\.proxy\.async": nothing_is_written,
 }
@@ -241,7 +263,9 @@ def test_planted_fault_is_found(name: str, fault: str, pytestconfig: pytest.Conf
     for number, site in places[::every]:
         assert edit(site) != site.text
         found = k.found(instead(k.text, site, edit(site)))
-        if found is None and re.match(r"cp\.async.*wait", site.opcode):  # it needs not be there at all: see above
+        if found is None and re.match(
+            r"(?:cp\.async|wgmma).*wait", site.opcode
+        ):  # it needs not be there at all: see above
             assert k.found(without(k.text, site)) is None
             found = "redundant, as the instruction is"
         print(f"{name}, {fault}, {number}: line {site.line}, {site.text[:70]}: {found}")
