@@ -53,7 +53,8 @@ CURATED = {name: ConvProblem.of(x, w, **settings) for name, (x, w, settings) in 
 # Sums so long that adding in another order gives other bits.
 LONG_SUMS = {"long-sums": ConvProblem.of((3, 24, 21, 23), (19, 24, 3, 3), padding=1)}
 
-# For kernels that need channels in vectors, long filters, or sums over pixels so long that they are split.
+# For kernels that need channels in vectors, as many filters as a turned weight has, long filters, or sums so long that
+# they are split.
 _OF_FAMILIES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "vectors-1x1": ((3, 32, 20, 24), (48, 32, 1, 1), {}),
     "vectors-1x1-stride2": ((3, 40, 21, 23), (24, 40, 1, 1), {"stride": 2}),
@@ -64,9 +65,13 @@ _OF_FAMILIES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]]
     "vectors-3x3-stride2": ((3, 40, 21, 22), (24, 40, 3, 3), {"padding": 1, "stride": 2}),
     "vectors-3x3-dilation2": ((2, 72, 13, 11), (40, 72, 3, 3), {"padding": ((2, 1), (0, 2)), "dilation": 2}),
     "vectors-3x3-long": ((7, 24, 44, 41), (40, 24, 3, 3), {"padding": 1}),
+    "turned-1x1-wide": ((2, 40, 7, 5), (1056, 40, 1, 1), {}),
+    "turned-3x3": ((3, 40, 21, 23), (96, 40, 3, 3), {"padding": 1}),
+    "turned-3x3-wide": ((1, 24, 7, 5), (1056, 24, 3, 3), {"padding": 1}),
     "groups-of-4-long": ((7, 32, 44, 41), (32, 4, 3, 3), {"padding": 1, "groups": 8}),
     "stem-long": ((5, 3, 61, 59), (24, 3, 5, 5), {"stride": 2, "padding": 2}),
     "patches-8x8": ((5, 3, 40, 48), (24, 3, 8, 8), {"stride": 8}),
+    "patches-long": ((5, 3, 164, 160), (24, 3, 4, 4), {"stride": 4}),
     "11x11-depthwise": ((2, 16, 23, 25), (16, 1, 11, 11), {"groups": 16, "padding": 5}),
     "13x9-depthwise-long": ((9, 8, 45, 43), (8, 1, 13, 9), {"groups": 8, "padding": (6, 4)}),
 }  # fmt: skip

@@ -123,8 +123,8 @@ def threads_call_at_once() -> None:
 
 def a_thread_without_a_context_calls_descriptors_too() -> None:
     """The first thing that a thread does with the GPU is a launch, of a kernel that needs scratch."""
-    layer = gpuconv.nn.Conv2d(64, 64, 3, padding=1).cuda().half().to(memory_format=LAST).requires_grad_(False)
-    x = torch.zeros(8, 64, 14, 14, dtype=torch.half, device="cuda").contiguous(memory_format=LAST)
+    layer = gpuconv.nn.Conv2d(512, 64, 3, padding=1).cuda().half().to(memory_format=LAST).requires_grad_(False)
+    x = torch.zeros(1, 512, 8, 8, dtype=torch.half, device="cuda").contiguous(memory_format=LAST)
     with launched() as found:
         layer(x)
     assert {launch.name for launch in found} & {"window_forward"}, found
