@@ -43,7 +43,7 @@ class Planned(NamedTuple):
 KERNELS = {
     "window forward": Planned(
         "triton", "H100", "forward", "window", (2, 72, 5, 7), (72, 72, 3, 1), {"padding": (1, 0)},
-        {"stages": 3, "persistent": 1}, least=40,
+        {"stages": 3, "persistent": 1}, least=30,
     ),
     "window grad_weight": Planned(
         "triton", "H100", "grad_weight", "window", (2, 40, 9, 7), (40, 40, 3, 1), {"padding": (1, 0)}, {"stages": 3},

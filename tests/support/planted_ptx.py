@@ -4,6 +4,7 @@ kernel = Kernel("tensor forward", problem, "forward", "cuda", "A100", tile)
 kernel.found(without(kernel.text, site))  # 'race', 'values', …; None: nothing does
 """
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable
@@ -21,18 +22,28 @@ from gpuconv.checking.problems import OPERANDS, tensors
 from gpuconv.emulator import EmulationError, load
 from gpuconv.emulator.device import VirtualGpu
 from gpuconv.emulator.ptx import parse
+from gpuconv.emulator.tensor_map import TensorMap
 from gpuconv.gpu import KNOWN
 from gpuconv.planning import plan
 from gpuconv.problem import ConvProblem, Direction
 from gpuconv.reference import as_numpy
 
+Change = tuple[int, Callable[[TensorMap], dict[str, Any]]]  # of which tensor map, and its other fields
+
+
+class _Refused(Exception):
+    """CUDA makes no such tensor map."""
+
 
 class _Planted(VirtualGpu):
-    """A GPU that runs another text in the place of that of a kernel, the first that is launched."""
+    """A GPU that runs another text in the place of that of a kernel, the first that is launched, and with other tensor
+    maps, those that are made on the host."""
 
     schedule, seed = SCHEDULES[0]
     original: Any = None  # what is launched as compiled
     instead: str | None = None
+    change: Change | None = None
+    maps: tuple[TensorMap, ...] = ()  # unchanged
     counted: Any = None  # the counters of its last run
 
     def run(self, compiled: Any, blocks: int, arguments: list[Any], **more: Any) -> None:
@@ -40,10 +51,23 @@ class _Planted(VirtualGpu):
         program, planted = compiled.program, compiled.program is self.original.program
         if planted and self.instead is not None:
             program = load(self.instead, program.name)
+        if planted:
+            self.maps = tuple(each for each in arguments if isinstance(each, TensorMap))
+            arguments = self._changed(arguments)
         how = {"schedule": self.schedule, "seed": self.seed}
         counted = program.run(blocks, compiled.threads, compiled.shared, arguments, **more, **how)
         if planted:
             self.counted = counted
+
+    def _changed(self, arguments: list[Any]) -> list[Any]:
+        if self.change is None:
+            return arguments
+        number, fields = self.change
+        try:
+            other = dataclasses.replace(self.maps[number], **fields(self.maps[number]))
+        except ValueError as error:
+            raise _Refused from error
+        return [other if each is self.maps[number] else each for each in arguments]
 
 
 class Kernel:
@@ -90,6 +114,12 @@ class Kernel:
         assert found is None, f"{self.name}: as it is, {found} finds a fault"
         return self._gpu.original.program.ptx
 
+    @functools.cached_property
+    def maps(self) -> tuple[TensorMap, ...]:
+        """Its tensor maps that are made on the host, of one run: each has other addresses."""
+        assert self.found(None) is None
+        return self._gpu.maps
+
     @property
     def entry(self) -> str:
         """Its name in the text."""
@@ -108,7 +138,11 @@ class Kernel:
     @functools.cached_property
     def runs(self) -> dict[int, int]:
         """The runs of each instruction, by its line in the text."""
-        assert self.found(self.text) is None
+        return self.runs_of(self.text)
+
+    def runs_of(self, text: str) -> dict[int, int]:
+        """The same of another text, in which nothing is found."""
+        assert self.found(text) is None
         counted = self._gpu.counted
         return {line.ptx_line: int(n) for line, n in zip(counted.lines, counted.table["runs"], strict=True)}
 
@@ -117,13 +151,13 @@ class Kernel:
         assert self.found(text) is None
         return self._gpu.counted.shared_passes
 
-    def found(self, text: str | None) -> str | None:
+    def found(self, text: str | None, change: Change | None = None) -> str | None:
         """The check that finds a fault in a text that is run in place of the kernel's; None if none does.
 
-        The check of the emulator, or 'values' beyond the oracle's bound (or never written), or 'bits' that differ
-        between schedules.
+        The check of the emulator, or 'refused' as a tensor map, or 'values' beyond the oracle's bound (or never
+        written), or 'bits' that differ between schedules.
         """
-        self._gpu.instead = text
+        self._gpu.instead, self._gpu.change = text, change
         before: list[bytes] = []
         for self._gpu.schedule, self._gpu.seed in SCHEDULES:
             try:
@@ -131,6 +165,8 @@ class Kernel:
             except EmulationError as error:
                 assert error.kind != "unknown instruction", error
                 return error.kind
+            except _Refused:
+                return "refused"
             for result, exact in zip(results, self._exact, strict=True):
                 if not reference.worst_violation(result, exact)[0] <= 1:
                     return "values"
@@ -184,6 +220,13 @@ def reads_shared_memory(first: int, end: int) -> str:
     """Instructions by which each thread reads all words of shared memory, for nothing."""
     return f"""{{ .reg .b32 %at, %word; .reg .pred %more; mov.u32 %at, {first};
         EACH: ld.shared.b32 %word, [%at]; add.u32 %at, %at, 4; setp.lt.u32 %more, %at, {end}; @%more bra EACH; }}"""
+
+
+def spoils_shared_memory(first: int, end: int) -> str:
+    """Instructions by which thread 0 writes to all words of shared memory."""
+    return f"""{{ .reg .b32 %at, %thread; .reg .pred %other, %more; mov.u32 %thread, %tid.x; mov.u32 %at, {first};
+        setp.ne.u32 %other, %thread, 0; @%other bra NONE; EACH: st.shared.b32 [%at], 0x7fc07fc0; add.u32 %at, %at, 4;
+        setp.lt.u32 %more, %at, {end}; @%more bra EACH; NONE: }}"""
 
 
 def comes_before(text: str, name: str, line: int, what: str, stop: str = "(?!)") -> bool:
