@@ -74,8 +74,14 @@ fi
 bench resnet50 $((SECONDS < 330 ? 90 : 40)) --suite resnet50
 bench depthwise $((SECONDS < 430 ? 40 : 20)) --suite convnext_t --suite replknet31 --suite mamba
 bench fused $((SECONDS < 440 ? 30 : 15)) --suite resnet50 --direction fused --batch 8
-bench rest $((SECONDS < 450 ? 480 - SECONDS : 20)) --suite airbench94 --suite resnet9 --suite mobilenetv2 --suite stems \
+bench rest $((SECONDS < 370 ? 400 - SECONDS : 20)) --suite airbench94 --suite resnet9 --suite mobilenetv2 --suite stems \
     --suite efficientnet_b0 --suite unet --suite resnext50 --suite segmentation --suite vgg16 --suite deepbench --suite r3d18 --suite wav2vec2
+# Tiles beside each other, and beside what the formula says: from these its guess for the L2 cache can be told. Last,
+# since it records what won.
+tiles=(--layer resnet50.conv3_3x3 --layer resnet50.conv2_3x3 --direction forward --dtype bfloat16)
+for layout in channels_last contiguous; do
+    step "tiles-$layout" 40 "$python" -m gpuconv tune "${tiles[@]}" --layout "$layout" --batch 32 --seconds 30 --json
+done
 step report 25 "$python" -m gpuconv bench --report "$results" --csv "$out/$name-gpu.csv" --plots "$out/$name-plots"
 echo
 echo "results in $out; $SECONDS s in all"

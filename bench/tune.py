@@ -25,11 +25,21 @@ from gpuconv.planning.ranking import ranked
 MOST_TILES = 6  # of each backend
 
 
+class Timed(NamedTuple):
+    """A candidate that was timed, and how long its formula says that it takes; None where it has none."""
+
+    backend: str
+    tile: Tile | None
+    seconds: float
+    predicted: float | None
+
+
 class Tuned(NamedTuple):
     """What was measured for one problem."""
 
     asked: Asked
     winners: tuned.Winners
+    timed: tuple[Timed, ...]
     wrong: tuple[str, ...]  # the candidates that gave a wrong result or failed, and how
 
     @property
@@ -62,7 +72,8 @@ def tune(asked: Asked, names: Sequence[str], budget: float | None = None) -> Tun
     problem, direction, device, operands = asked
     a, b = operands_of(asked)
     winners: tuned.Winners = {}
-    wrong = []
+    wrong, timed = [], []
+    gpu = Gpu.of(device)
     exact = ExactResult(problem, direction, a, b, operands.tf32)
     with float32_as("tf32" if operands.tf32 else "float32"):
         for name, tile in candidates(asked, names):
@@ -78,13 +89,15 @@ def tune(asked: Asked, names: Sequence[str], budget: float | None = None) -> Tun
                     raise
                 wrong.append(f"{name} {tile}: {distrust.in_a_line(failure)}")
                 continue
+            predicted = tile and backends.get(name).predict(problem, direction, tile, gpu, operands.tf32).seconds
+            timed.append(Timed(name, tile, seconds, predicted))
             if name not in winners or seconds < winners[name].seconds:
                 winners[name] = tuned.Measured(seconds, tile)
     key = tuned.key_of(problem, direction, plan.device_name(device), operands)
     if winners and key is not None:
         tuned.record({key: winners})
         plan.forget()
-    return Tuned(asked, winners, tuple(wrong))
+    return Tuned(asked, winners, tuple(timed), tuple(wrong))
 
 
 def operands_of(asked: Asked) -> tuple[torch.Tensor, torch.Tensor]:

@@ -124,6 +124,10 @@ def _values(one: Tuned) -> dict[str, Any]:
             name: {"seconds": m.seconds, "tile": m.tile and dataclasses.asdict(m.tile)}
             for name, m in one.winners.items()
         },
+        "timed": [
+            {"backend": t.backend, "tile": str(t.tile), "seconds": t.seconds, "predicted_seconds": t.predicted}
+            for t in one.timed
+        ],
         "wrong": list(one.wrong),
     }
 

@@ -47,6 +47,8 @@ def test_the_fastest_of_the_right_ones_is_recorded(monkeypatch: pytest.MonkeyPat
     found = tune.tune(asked(), ("wrong", "broken", "numpy", "aten"), budget=0.01)
     assert set(found.winners) == {"numpy", "aten"} and found.best in ("numpy", "aten")
     assert "wrong None: error" in found.wrong[0] and found.wrong[1] == "broken None: RuntimeError: out of memory"
+    assert [(t.backend, t.predicted) for t in found.timed] == [("numpy", None), ("aten", None)]
+    assert {t.backend: t.seconds for t in found.timed} == {name: m.seconds for name, m in found.winners.items()}
     table = tuned.look_up(asked().problem, "forward", "cpu", asked().operands)
     assert table == found.winners
 

@@ -35,13 +35,13 @@ class _Planted(VirtualGpu):
     instead: str | None = None
     counted: Any = None  # the counters of its last run
 
-    def run(self, compiled: Any, blocks: int, arguments: list[Any]) -> None:
+    def run(self, compiled: Any, blocks: int, arguments: list[Any], **more: Any) -> None:
         self.original = self.original or compiled
         program, planted = compiled.program, compiled.program is self.original.program
         if planted and self.instead is not None:
             program = load(self.instead, program.name)
         how = {"schedule": self.schedule, "seed": self.seed}
-        counted = program.run(blocks, compiled.threads, compiled.shared, arguments, **how)
+        counted = program.run(blocks, compiled.threads, compiled.shared, arguments, **more, **how)
         if planted:
             self.counted = counted
 

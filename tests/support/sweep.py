@@ -160,7 +160,7 @@ def chosen(lane: tuple[str, str], randoms: int, full: bool) -> list[Case]:
     return found
 
 
-sizes_of = operator.attrgetter("kernel", "rows", "columns", "depth", "warps", "stages", "width")
+sizes_of = operator.attrgetter("kernel", "packs", "taps", "rows", "columns", "depth", "warps", "stages", "width")
 
 
 def tiles_of_layers(backend: str, full: bool) -> list[Case]:
@@ -184,9 +184,9 @@ def tiles_of_layers(backend: str, full: bool) -> list[Case]:
 
 
 def smallest(case: Case) -> Case:
-    """The case with the least problem that the same kernels are launched for, with a tile that differs in how many
-    programs share a sum, or take tiles in turn."""
-    keys = {key_of(launch) for launch in case.launches}
+    """The case with the least problem that the same kernels are launched for, but for copies that are made first, with
+    a tile that differs in how many programs share a sum, or take tiles in turn."""
+    keys = keys_of(case)
     for plain in _smaller(case):
         if case.tile.persistent:  # few programs, so that each takes several tiles
             tiles = [dataclasses.replace(case.tile, splits=min(case.tile.splits, 2), persistent=3)]
@@ -199,9 +199,14 @@ def smallest(case: Case) -> Case:
             tiles = tiles[:1] + [dataclasses.replace(tile, splits=case.tile.splits) for tile in tiles[:1]]
         for tile in tiles:
             less = case._replace(plain=plain, tile=tile)
-            if {key_of(launch) for launch in less.launches} == keys:
+            if keys_of(less) == keys:
                 return less
     return case
+
+
+def keys_of(case: Case) -> set[object]:
+    """The keys of what is launched, but for copies."""
+    return {key_of(launch) for launch in case.launches[case.tile.packs != "" :]}
 
 
 def key_of(launch: Launch | CudaLaunch) -> object:
@@ -222,7 +227,7 @@ def _smaller(case: Case) -> Iterator[ConvProblem]:
     axes = zip(plain.filter_size, plain.dilation, plain.padding, strict=True)
     need = [d * (r - 1) + 1 - sum(p) for r, d, p in axes]
     found = []
-    for groups, c_, k_ in itertools.product(few(plain.groups, 8, 32), few(c, 40, 72, 144), few(k, 24, 72, 144)):
+    for groups, c_, k_ in itertools.product(few(plain.groups, 8, 32), few(c, 40, 64, 72, 144), few(k, 24, 64, 72, 144)):
         for size, n in itertools.product(few(plain.input_size[0], 7, 8, 10, 12, 14, 16, 24, 28), (1, 2, 8, 16, 32)):
             sizes = (max(size, h) for h in need)
             found.append(((n, groups * c_, *sizes), (groups * k_, c_, *plain.filter_size), groups))
