@@ -10,12 +10,13 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
 
-from gpuconv import emulator, reference
+from gpuconv import backends, emulator, reference
 from gpuconv.backends.cuda import compiler as cuda_compile
 from gpuconv.cli import main
 from gpuconv.emulator import device
 from gpuconv.gpu import KNOWN
 from gpuconv.inspection.kernels import Kernel, inspect_kernels
+from gpuconv.planning import plan
 from gpuconv.problem import ConvProblem
 
 if emulator.why_not() is not None:
@@ -65,14 +66,14 @@ def test_operations_of_tensor_cores_are_the_layer_s_where_it_fits_the_tile(
 
 
 def test_bytes_of_the_copy_engine_are_the_boxes_that_windows_and_filters_are_fetched_in() -> None:
-    problem = ConvProblem.of(
-        (1, 512, 8, 8), (64, 512, 3, 3), padding=1, memory_format=torch.channels_last, dtype=torch.float16
-    )
-    (kernel,) = ran(problem, "triton", "H100")
-    tile = kernel.tile
-    assert tile.kernel == "window" and problem.flops == 2 * 64 * 512 * 9 * 64
-    blocks = 64 // tile.rows * (64 // tile.columns)
-    fetched = 9 * (512 // tile.depth) * (tile.rows + tile.columns) * tile.depth * 2  # of a block, for nine taps
+    problem = layer(3)
+    operands = plan.contiguous_operands(problem, "forward", problem.memory_format)
+    offered = backends.get("triton").tiles(problem, "forward", KNOWN["H100"], operands)
+    tile = next(tile for tile in offered if tile.kernel == "window" and tile.rows == 64 and tile.splits == 1)
+    (kernel,) = ran(problem, "triton", "H100", tile=tile)
+    assert problem.flops == 2 * 512 * 64 * 9 * 64
+    blocks = 512 // tile.rows * (64 // tile.columns)
+    fetched = 9 * (64 // tile.depth) * (tile.rows + tile.columns) * tile.depth * 2  # of a block, for nine taps
     stored = tile.rows * tile.columns * 2
     assert kernel.counters.tma_bytes == blocks * (fetched + stored)
 

@@ -122,17 +122,34 @@ def threads_call_at_once() -> None:
 
 
 def a_thread_without_a_context_calls_descriptors_too() -> None:
-    """The first thing that a thread does with the GPU is a launch, of a kernel that needs scratch."""
-    layer = gpuconv.nn.Conv2d(512, 64, 3, padding=1).cuda().half().to(memory_format=LAST).requires_grad_(False)
-    x = torch.zeros(1, 512, 8, 8, dtype=torch.half, device="cuda").contiguous(memory_format=LAST)
-    with launched() as found:
-        layer(x)
-    assert {launch.name for launch in found} & {"window_forward"}, found
-    with launched() as found:
-        thread = threading.Thread(target=layer, args=(x,))
-        thread.start()
-        thread.join()
-    assert found[0].name == "window_forward" and found[0].values[-2], "it is given scratch"
+    """The first thing that a thread does with the GPU is a launch, of a kernel that is given descriptors, or of one
+    that also makes some and needs scratch: where the stride divides no side of the images."""
+    layer = (
+        gpuconv.nn.Conv2d(512, 64, 3, padding=1, stride=2).cuda().half().to(memory_format=LAST).requires_grad_(False)
+    )
+    for side, scratch in ((8, False), (9, True)):
+        first, second = (
+            torch.zeros(1, 512, side, side, dtype=torch.half, device="cuda").contiguous(memory_format=LAST)
+            for _ in range(2)
+        )
+        with launched() as found:
+            layer(first)
+        assert {launch.name for launch in found} & {"window_forward"}, found
+        errors: list[str] = []
+
+        def work(layer: torch.nn.Module = layer, x: torch.Tensor = second, errors: list[str] = errors) -> None:
+            try:
+                layer(x)
+            except Exception:
+                errors.append(traceback.format_exc())
+
+        with launched() as found:
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+        assert not errors, errors[0]
+        assert found[0].name == "window_forward" and 128 in found[0].sizes, "it is given a descriptor"
+        assert bool(found[0].values[-2]) == scratch
 
 
 def other_gpus_compute_theirs() -> None:

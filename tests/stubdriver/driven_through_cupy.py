@@ -41,6 +41,7 @@ LAYERS = {
     "halo": ConvProblem.of((2, 64, 14, 14), (64, 64, 3, 3), padding=1, dtype=HALF, memory_format=LAST),
     "grouped": ConvProblem.of((8, 64, 9, 9), (64, 4, 3, 3), padding=1, groups=16, dtype=HALF, memory_format=LAST),
     "grouped_halo": ConvProblem.of((2, 64, 9, 9), (64, 4, 3, 3), padding=1, groups=16, dtype=HALF, memory_format=LAST),
+    "planes": ConvProblem.of((2, 24, 9, 10), (40, 24, 1, 1), dtype=HALF),
     "depthwise": ConvProblem.of((4, 64, 17, 16), (64, 1, 3, 3), padding=1, groups=64, dtype=torch.float32),
     "banded": ConvProblem.of((4, 4, 33, 40), (4, 1, 13, 13), padding=6, groups=4, dtype=HALF),
 }

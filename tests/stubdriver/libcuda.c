@@ -373,6 +373,7 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuui
                                 const cuuint64_t *strides, const cuuint32_t *box, const cuuint32_t *element_strides,
                                 CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle, CUtensorMapL2promotion l2,
                                 CUtensorMapFloatOOBfill fill) {
+    if (!current) return refuse(CUDA_ERROR_INVALID_CONTEXT, "cuTensorMapEncodeTiled: no context is current in this thread");
     const char *wrong = tensor_map_encode((TensorMap *)map, type, rank, address, sizes, strides, box, element_strides, interleave,
                                           swizzle, fill);
     return wrong ? refuse(CUDA_ERROR_INVALID_VALUE, "a descriptor for the copy engine: %s", wrong) : CUDA_SUCCESS;

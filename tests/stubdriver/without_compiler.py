@@ -21,7 +21,9 @@ from gpuconv.planning import plan
 from gpuconv.problem import ConvProblem
 from gpuconv.settings import Settings
 
-problem = ConvProblem.of((4, 8, 12, 12), (16, 8, 3, 3), padding=1, dtype=torch.float16)
+problem = ConvProblem.of(
+    (4, 8, 12, 12), (16, 8, 1, 1), dtype=torch.float16, memory_format=torch.channels_last
+)  # where `auto` takes Triton's kernels if it can
 settings = Settings(problem.stride, problem.padding, problem.dilation, 1)
 chosen = plan.choose(problem, "forward", torch.device("cuda", 0), settings)
 try:

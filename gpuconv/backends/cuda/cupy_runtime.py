@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from gpuconv.backends import context
 from gpuconv.backends.capture import refuse_capture
 from gpuconv.backends.cuda import compiler
 from gpuconv.backends.cuda.launch import Instance, Launch
@@ -46,7 +47,6 @@ class CupyRuntime:
         self._modules: dict[_Module, int] = {}
         self._functions_of: dict[tuple[_Module, str], int] = {}  # by their names
         self._shared: dict[int, int] = {}  # bytes that a function may be launched with, by its handle
-        self._contexts: dict[int, int] = {}  # primary ones, by GPU
         self._thread = _Thread()
         self._lock = threading.Lock()
         self._launch_kernel: Any = None
@@ -77,7 +77,8 @@ class CupyRuntime:
 
     def _launch(self, launch: Launch, index: int, tensors: tuple[torch.Tensor | None, ...]) -> None:
         if self._thread.device != index:
-            self._enter(index)
+            context.enter(index)
+            self._thread.device = index
         instance = launch.instance
         function = self._functions.get((index, instance)) or self._load(index, instance)
         stream = torch._C._cuda_getCurrentRawStream(index)
@@ -86,23 +87,6 @@ class CupyRuntime:
             function, launch.blocks, 1, 1, instance.threads, 1, 1, instance.shared, stream,
             ctypes.addressof(parameters), 0,
         )  # fmt: skip
-
-    def _enter(self, index: int) -> None:
-        """Make the GPU's primary context, which is PyTorch's, current in this thread.
-
-        The CUDA runtime does so when it needs one; in a thread where only gpuconv launches (autograd's, a pool's),
-        nothing else does.
-        """
-        from cupy_backends.cuda.api import driver
-
-        with self._lock:
-            if index not in self._contexts:
-                libcuda, device, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
-                driver.check_status(libcuda.cuDeviceGet(ctypes.byref(device), index))
-                driver.check_status(libcuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device))
-                self._contexts[index] = context.value or 0
-        driver.ctxSetCurrent(self._contexts[index])
-        self._thread.device = index
 
     def _load(self, index: int, instance: Instance) -> int:
         """The handle of the instance's function on this GPU, whose context is current."""

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from gpuconv.activations import Activation
-from gpuconv.backends import last_program
+from gpuconv.backends import context, last_program
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.capture import not_loaded
 from gpuconv.backends.derived import accumulator, axes, overflows
@@ -181,6 +181,8 @@ class Launch:
                 arguments = self._encoded(pointers, tensors) if self.described else pointers
                 run(*self._grid, stream, function, metadata, None, None, None, *arguments, *self.rest)
                 return
+        if self.described:
+            _enter(tensors[0])  # Triton encodes descriptors before it sees to that
         compiled = self._compile_and_launch(tensors)
         if stream is not None and _all_aligned([0 if t is None else t.data_ptr() for t in tensors]):
             self.use(compiled)
@@ -211,6 +213,7 @@ class Launch:
             if known is None:
                 if len(self._maps) >= _MOST_MAPS:
                     self._maps.clear()
+                _enter(tensors[place])
                 encode = nvidia.make_tensordesc_arg
                 unused = (None,) * (len(inspect.signature(encode).parameters) - 2)  # before 3.8 it takes two arguments
                 known = encode(self._descriptor(place, tensors[place]), self._boxes[place], *unused)
@@ -236,6 +239,12 @@ class Launch:
             if "stream is capturing" not in str(error):
                 raise
             raise not_loaded(self.kernel.__name__) from error
+
+
+def _enter(tensor: Any) -> None:
+    """See that a context is current in this thread; a tensor on the CPU needs none."""
+    if tensor.is_cuda:
+        context.enter_one(tensor.device.index)
 
 
 def _lend_scratch() -> None:

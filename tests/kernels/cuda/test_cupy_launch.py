@@ -80,7 +80,7 @@ def test_every_family_gives_the_driver_what_its_kernels_want(happened: Happened)
     for row in rows:
         assert row["got"] == row["wanted"], row["family"]
     families = {f"{family} {direction}" for family in FAMILIES for direction in DIRECTIONS}
-    families -= {"halo grad_weight", "grouped_halo grad_weight"}
+    families -= {"halo grad_weight", "grouped_halo grad_weight", "planes grad_weight"}
     assert {row["family"] for row in rows} == {*families, "act_backward"}
     assert {family for family, _ in found["errors"]} == {row["family"] for row in rows}
     assert [one for one in found["errors"] if not one[1] <= 1] == []

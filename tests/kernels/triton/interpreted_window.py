@@ -170,9 +170,10 @@ def test_tensors_that_are_not_aligned_are_copied_and_residuals_left_to_gather() 
     x, w, residual = moved("input"), t["weight"], moved("residual")
     assert x.data_ptr() % 16 and residual.data_ptr() % 16
     plain = plan.contiguous_operands(problem, "forward", torch.channels_last)
+    tile = dataclasses.replace(SMALL, windows=window_launch.window_of(problem, "forward", SMALL.rows).number)
     for added in (None, residual):
         operands = plain._replace(residual=None if added is None else added.stride())
-        run = backend.TritonBackend().bind(problem, "forward", CPU, Activation("none"), operands, SMALL)
+        run = backend.TritonBackend().bind(problem, "forward", CPU, Activation("none"), operands, tile)
         exact = reference.forward(problem, as_numpy(x), as_numpy(w), None, None if added is None else as_numpy(added))
         assert_close_to_oracle(run(x, w, None, added), exact)
 
