@@ -89,7 +89,9 @@ def tune(asked: Asked, names: Sequence[str], budget: float | None = None) -> Tun
                     raise
                 wrong.append(f"{name} {tile}: {distrust.in_a_line(failure)}")
                 continue
-            predicted = tile and backends.get(name).predict(problem, direction, tile, gpu, operands.tf32).seconds
+            predicted = None
+            if tile is not None:
+                predicted = backends.get(name).predict(problem, direction, tile, gpu, operands.tf32).seconds
             timed.append(Timed(name, tile, seconds, predicted))
             if name not in winners or seconds < winners[name].seconds:
                 winners[name] = tuned.Measured(seconds, tile)
