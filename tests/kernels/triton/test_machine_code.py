@@ -78,11 +78,12 @@ def complaints(code: MachineCode, launch: Launch, capability: int, numbers: str)
     return wrong + too_few(code.ttgir)
 
 
-# By default not everything is compiled for everything: float16 and bfloat16 differ in the suffix of an instruction, and
-# for these kernels sm_86 and sm_89 differ in their name.
+# By default not everything is compiled for everything: float16 and bfloat16 differ in the suffix of an instruction, for
+# these kernels sm_89 differs from sm_86 in its name, and multiply-adds are the same everywhere.
 _WITH_FULL = {
+    *((90, "float32"), (90, "float64"), (100, "float64"), (120, "float32")),
     *((80, "bfloat16"), (90, "float16"), (100, "float16"), (120, "bfloat16")),
-    *((86, "bfloat16"), (86, "float32"), (86, "float64"), (89, "float16"), (89, "tf32")),
+    *((86, "bfloat16"), (86, "float32"), (86, "float64"), *((89, numbers) for numbers in NUMBERS)),
 }
 _PAIRS = [
     pytest.param(capability, numbers, marks=[pytest.mark.full] * ((capability, numbers) in _WITH_FULL))
@@ -99,7 +100,7 @@ def test_all_that_the_planner_chooses_compiles_well(capability: int, numbers: st
         if launch.descriptors or launch.described:
             continue  # test_window_machine_code.py has every tile of theirs
         if (
-            launch.kernel.__name__.startswith("depthwise_")
+            launch.kernel.__name__.startswith(("depthwise_", "pack"))
             and capability != 80
             and not pytestconfig.getoption("--full")
         ):
