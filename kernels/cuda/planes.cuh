@@ -98,29 +98,10 @@ __device__ __forceinline__ void planes_product(Sums& acc, unsigned char* shared,
   __syncthreads();  // shared memory is free for another use
 }
 
-// Store the block's sums, (row, pixel) at p + row · channel + pixel where there are such; they leave registers as in
-// `store`. finish(values, row, pixel) may change them before they are rounded.
-template <typename Finish>
-__device__ __forceinline__ void store_planes(const Sums& acc, unsigned char* slabs, TYPE* p, offset_t channel, int rows,
-                                             int pixels, Finish finish) {
-  using Way = Slab<true, EACH>;
-  float* const slab = reinterpret_cast<float*>(slabs) + threadIdx.x / 32 * 16 * SLAB_PITCH;
-#pragma unroll
-  for (int pass = 0; pass < MI; ++pass) {
-    __syncwarp();  // the slab has been read
-    Way::write(slab, acc, pass);
-    __syncwarp();  // the slab has been written
-#pragma unroll 1
-    for (int item = lane(); item < Way::ITEMS; item += 32) {
-      const int row = warp_row() + 16 * pass + Way::line(item), pixel = warp_column() + Way::first(item);
-      if (row >= rows || pixel >= pixels) continue;
-      alignas(16) float values[EACH];
-      Way::read(values, slab, item);
-      finish(values, row, pixel);
-      Run<EACH, TYPE> out;
-#pragma unroll
-      for (int e = 0; e < EACH; ++e) out.at[e] = narrow<TYPE>(values[e]);
-      *reinterpret_cast<Run<EACH, TYPE>*>(p + row * channel + pixel) = out;
-    }
-  }
+// Where `store` puts the rows of a tile, `channel` apart: a table [BM], negative beyond the last row.
+__device__ __forceinline__ const offset_t* places_of_rows(unsigned char* shared, offset_t channel, int rows) {
+  offset_t* const to = reinterpret_cast<offset_t*>(shared + SLABS);
+  for (int row = threadIdx.x; row < BM; row += THREADS) to[row] = row < rows ? row * channel : -1;
+  __syncthreads();
+  return to;
 }

@@ -21,14 +21,17 @@ planes_forward(const TYPE* __restrict__ p_x, const TYPE* __restrict__ p_w, const
 
   // ---- bias, residual, activation; one rounding; store
   const TYPE* const p_tile_residual = p_residual + n * offset_t(a.residual[0]) + k * res_k + pixel;
-  const auto finish = [&](float* values, int r, int m) {
+  const auto fetch = [&](int r, int m) {
+    return p_residual ? load<EACH>(p_tile_residual + r * res_k + m) : Run<EACH, TYPE>{};
+  };
+  const auto finish = [&](float* values, int r, int, const Run<EACH, TYPE>& residual) {
     const float bias = p_bias ? widen(p_bias[k + r]) : 0.f;
 #pragma unroll
     for (int e = 0; e < EACH; ++e) values[e] += bias;
-    if (p_residual) add<EACH>(values, p_tile_residual + r * res_k + m);
+    if (p_residual) add<EACH>(values, residual);
 #pragma unroll
     for (int e = 0; e < EACH; ++e) values[e] = activate(values[e], ACTIVATION, float(a.slope));
   };
-  store_planes(acc, shared_memory, p_y + n * offset_t(a.y[0]) + k * y_k + pixel, y_k, a.K - row, pixels - pixel,
-               finish);
+  store<true, EACH>(acc, shared_memory, p_y + n * offset_t(a.y[0]) + k * y_k + pixel,
+                    places_of_rows(shared_memory, y_k, a.K - row), pixels - pixel, 1, finish, Everything{}, fetch);
 }

@@ -16,7 +16,7 @@ planes_grad_input(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_w, T
   planes_product<DOWN>(acc, shared_memory, p_gy + n * offset_t(a.y[0]) + k * gy_k + pixel, gy_k,
                        p_w + k * offset_t(a.w[0]) + row * offset_t(a.w[1]), offset_t(a.w[1]), offset_t(a.w[0]),
                        a.C - row, a.K, pixels - pixel);
-  const auto finish = [](float*, int, int) {};
-  store_planes(acc, shared_memory, p_gx + n * offset_t(a.x[0]) + c * gx_c + pixel, gx_c, a.C - row, pixels - pixel,
-               finish);
+  const auto finish = [](float*, int, int, Nothing) {};
+  store<true, EACH>(acc, shared_memory, p_gx + n * offset_t(a.x[0]) + c * gx_c + pixel,
+                    places_of_rows(shared_memory, gx_c, a.C - row), pixels - pixel, 1, finish);
 }

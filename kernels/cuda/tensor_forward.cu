@@ -81,6 +81,6 @@ tensor_forward(const TYPE* __restrict__ p_x, const TYPE* __restrict__ p_w, const
 #pragma unroll
     for (int e = 0; e < EACH; ++e) values[e] = activate(values[e], ACTIVATION, float(a.slope));
   };
-  store<Y_VECTOR, Y_RUN>(acc, shared_memory, p_y + channel * offset_t(a.y[1]), o_y, a.K - column, offset_t(a.y[1]),
-                         finish, Everything{}, residual);
+  store<Y_VECTOR, Y_VECTOR ? 0 : Y_RUN>(acc, shared_memory, p_y + channel * offset_t(a.y[1]), o_y, a.K - column,
+                                        offset_t(a.y[1]), finish, Everything{}, residual);
 }

@@ -76,6 +76,6 @@ tensor_grad_input(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_w, T
   __syncthreads();
   const offset_t channel = group * a.C + column;
   const auto finish = [](float*, int, int, Nothing) {};
-  store<Y_VECTOR, Y_RUN>(acc, shared_memory, p_gx + channel * offset_t(a.x[1]), o_gx, a.C - column, offset_t(a.x[1]),
-                         finish);
+  store<Y_VECTOR, Y_VECTOR ? 0 : Y_RUN>(acc, shared_memory, p_gx + channel * offset_t(a.x[1]), o_gx, a.C - column,
+                                        offset_t(a.x[1]), finish);
 }

@@ -310,25 +310,26 @@ struct Nothing {
 };
 
 // Store the block's sums, (row, column) at base + to[row] + column · step, where to[row] is not negative, column is
-// below `columns` and m_there(row, column). VECTOR: 16 bytes of one row at a time; otherwise RUN rows of one column, which
-// are neighbours in memory from to[row] on, and neighbouring threads have neighbouring rows. finish(values, row, column,
-// fetch(row, column)) may change them before they are rounded; what is fetched is asked for before sums go to the slab.
-template <bool VECTOR, int RUN = 1, typename Result, typename Finish, typename There = Everything,
+// below `columns` and m_there(row, column). ACROSS: RUN columns of one row at a time, 16 bytes if RUN is 0; otherwise RUN
+// rows of one column, which are neighbours in memory from to[row] on, and neighbouring threads have neighbouring rows.
+// finish(values, row, column, fetch(row, column)) may change them before they are rounded; what is fetched is asked for
+// before sums go to the slab.
+template <bool ACROSS, int RUN = 0, typename Result, typename Finish, typename There = Everything,
           typename Fetch = Nothing>
 __device__ __forceinline__ void store(const Sums& acc, unsigned char* slabs, Result* base, const offset_t* to,
                                       int columns, offset_t step, Finish finish, There m_there = {}, Fetch fetch = {}) {
-  constexpr int EACH = VECTOR ? Vector<Result>::SIZE : RUN;
-  using Way = Slab<VECTOR, EACH>;
+  constexpr int EACH = RUN > 0 ? RUN : ACROSS ? Vector<Result>::SIZE : 1;
+  using Way = Slab<ACROSS, EACH>;
   constexpr int ROUNDS = ceil_div(Way::ITEMS, 32), HELD = ROUNDS > 4 ? 1 : ROUNDS;
   typedef decltype(fetch(0, 0)) Fetched;
   float* const slab = reinterpret_cast<float*>(slabs) + threadIdx.x / 32 * 16 * SLAB_PITCH;
 #pragma unroll
-  for (int pass = 0; pass < (VECTOR ? MI : NI); ++pass) {
+  for (int pass = 0; pass < (ACROSS ? MI : NI); ++pass) {
     const auto row_of = [&](int item) {
-      return warp_row() + (VECTOR ? 16 * pass + Way::line(item) : Way::first(item));
+      return warp_row() + (ACROSS ? 16 * pass + Way::line(item) : Way::first(item));
     };
     const auto column_of = [&](int item) {
-      return warp_column() + (VECTOR ? Way::first(item) : 8 * pass + Way::line(item));
+      return warp_column() + (ACROSS ? Way::first(item) : 8 * pass + Way::line(item));
     };
     const auto fetched = [&](int item) {
       const int row = row_of(item), column = column_of(item);
@@ -355,7 +356,7 @@ __device__ __forceinline__ void store(const Sums& acc, unsigned char* slabs, Res
       Run<EACH, Result> out;
 #pragma unroll
       for (int e = 0; e < EACH; ++e) out.at[e] = narrow<Result>(values[e]);
-      Result* const p = base + to[row] + column * (VECTOR ? 1 : step);
+      Result* const p = base + to[row] + column * (ACROSS ? 1 : step);
       if constexpr (sizeof out == 16) {
         store_16(p, *reinterpret_cast<const uint4*>(&out));
       } else {

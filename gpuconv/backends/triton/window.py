@@ -28,14 +28,11 @@ from gpuconv.backends.roofline import (
 )
 from gpuconv.backends.triton import window_launch
 from gpuconv.backends.triton.launch import programs_of_bias
-from gpuconv.backends.triton.window_launch import (
+from gpuconv.backends.triton.window_launch import is_turned, launches, prefetches, splits_of
+from gpuconv.backends.triton.window_shape import (
     folds,
-    is_turned,
-    launches,
     not_described,
     placed,
-    prefetches,
-    splits_of,
     step_bytes,
     weight_window,
     window_of,

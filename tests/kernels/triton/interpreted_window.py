@@ -16,7 +16,7 @@ from interpreter import check, few, guarded  # noqa: F401 (a fixture)
 from gpuconv import reference
 from gpuconv.activations import Activation
 from gpuconv.backends.base import Tile
-from gpuconv.backends.triton import backend, window_launch
+from gpuconv.backends.triton import backend, window_launch, window_shape
 from gpuconv.checking.problems import random_problem, tensors
 from gpuconv.planning import plan
 from gpuconv.problem import DIRECTIONS, ConvProblem, Direction
@@ -88,7 +88,7 @@ def test_taps_that_one_program_sums(name: str) -> None:
     pixels, dtype = math.prod(window), torch.float16 if by_row else torch.float32
     problem = ConvProblem.of(sizes, (24, 16, 3, 2), padding=((1, 0), (0, 2)), dtype=dtype)
     tile = Tile(32, 16, pixels, 4, 2, splits=2, kernel="window", taps=2)
-    found = window_launch.weight_window(problem, tile)
+    found = window_shape.weight_window(problem, tile)
     assert (found[:3], found.by_row) == (window, by_row)
     check(problem, name, "channels_last", tile, directions=("grad_weight",))
 
@@ -170,7 +170,7 @@ def test_tensors_that_are_not_aligned_are_copied_and_residuals_left_to_gather() 
     x, w, residual = moved("input"), t["weight"], moved("residual")
     assert x.data_ptr() % 16 and residual.data_ptr() % 16
     plain = plan.contiguous_operands(problem, "forward", torch.channels_last)
-    tile = dataclasses.replace(SMALL, windows=window_launch.window_of(problem, "forward", SMALL.rows).number)
+    tile = dataclasses.replace(SMALL, windows=window_shape.window_of(problem, "forward", SMALL.rows).number)
     for added in (None, residual):
         operands = plain._replace(residual=None if added is None else added.stride())
         run = backend.TritonBackend().bind(problem, "forward", CPU, Activation("none"), operands, tile)

@@ -20,6 +20,7 @@ from gpuconv.backends.triton import (
     pointwise as triton_pointwise,
     window as triton_window,
     window_launch,
+    window_shape,
 )
 from gpuconv.bench import suites
 from gpuconv.gpu import INTERPRETER, KNOWN
@@ -223,7 +224,7 @@ def test_windows_of_a_weight_are_fetched_by_row_where_that_wastes_little(batch: 
     tile = Tile(128, 64, 64 * min(2, taps), 4, 3, kernel="window", taps=taps)
     for size in (112, 56, 28):
         problem = dataclasses.replace(LAYER, input_size=(size, size), batch=batch)
-        window = window_launch.weight_window(problem, tile)
+        window = window_shape.weight_window(problem, tile)
         assert window.by_row and tile.depth == window.images * window.rows * window.columns
         assert window.number * tile.depth <= 1.31 * batch * size * size, window
 
@@ -241,8 +242,8 @@ def test_old_triton_multiplies_no_16_bit_window_through_registers(monkeypatch: p
     """Triton 3.6, sm_90: gyᵀ of the next step is loaded into registers that a product under way still reads."""
     problem = dataclasses.replace(LAYER, input_size=(7, 7), batch=33)
     tile = Tile(128, 128, 64, 8, 3, kernel="window")
-    monkeypatch.setattr(window_launch, "_THROUGH_REGISTERS", 1.2)
-    assert not window_launch.weight_window(problem, tile).by_row
-    monkeypatch.setattr(window_launch, "_THROUGH_REGISTERS", math.inf)
-    assert window_launch.weight_window(problem, tile).by_row
-    assert not window_launch.weight_window(dataclasses.replace(problem, dtype=torch.float32), tile).by_row
+    monkeypatch.setattr(window_shape, "_THROUGH_REGISTERS", 1.2)
+    assert not window_shape.weight_window(problem, tile).by_row
+    monkeypatch.setattr(window_shape, "_THROUGH_REGISTERS", math.inf)
+    assert window_shape.weight_window(problem, tile).by_row
+    assert not window_shape.weight_window(dataclasses.replace(problem, dtype=torch.float32), tile).by_row

@@ -18,6 +18,7 @@ from gpuconv.backends.triton import (
     pointwise as triton_pointwise,
     window as triton_window,
     window_launch,
+    window_shape,
 )
 from gpuconv.backends.triton.launch import Launch
 from gpuconv.gpu import KNOWN
@@ -139,7 +140,7 @@ def test_pointwise_grad_weight_with_its_bias_compiles_well() -> None:
     assert not any(loop[name] for name in ("LDSM", "SHFL", "STS")), loop
 
 
-@pytest.mark.skipif(window_launch.RELEASE < (3, 8), reason="before Triton 3.8 no window goes through registers")
+@pytest.mark.skipif(window_shape.RELEASE < (3, 8), reason="before Triton 3.8 no window goes through registers")
 def test_products_of_a_split_grad_weight_do_not_wait_for_one_another() -> None:
     """Where its loop may run no time, for all that ptxas knows, it waits after each (C7515) where one operand comes to
     registers: here windows are fetched whole."""

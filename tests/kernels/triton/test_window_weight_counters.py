@@ -13,7 +13,7 @@ from gpuconv import backends
 from gpuconv.activations import Activation
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import programs_of_grad_weight
-from gpuconv.backends.triton import window_launch
+from gpuconv.backends.triton import window_shape
 from gpuconv.checking.problems import OPERANDS, tensors
 from gpuconv.emulator import device as emulator
 from gpuconv.problem import ConvProblem
@@ -37,7 +37,7 @@ def test_three_taps_at_once_are_right_under_every_schedule(name: str, numbers: s
     depth = 128 if numbers == "bfloat16" else 64
     tile = dataclasses.replace(THREE, depth=depth)
     case = Case("triton", "H100", "grad_weight", numbers, "channels_last", name, PROBLEMS[name], tile)
-    assert window_launch.weight_window(case.problem, tile).by_row
+    assert window_shape.weight_window(case.problem, tile).by_row
     assert complaint(case, SCHEDULES) is None
 
 
@@ -53,9 +53,9 @@ def test_three_taps_at_once_fetch_less_than_half_and_what_is_predicted() -> None
         with emulator.on("h100") as gpu:
             bind = backends.get("triton").bind
             bind(problem, "grad_weight", a.device, Activation("none"), operands, tile)(a, b, True)
-        counters, window = gpu.counters()[0], window_launch.weight_window(problem, tile)
+        counters, window = gpu.counters()[0], window_shape.weight_window(problem, tile)
         assert window.by_row
-        step = window_launch.step_bytes(problem, tile, window)
+        step = window_shape.step_bytes(problem, tile, window)
         assert counters.tma_bytes == programs_of_grad_weight(problem, tile) * window.number * step
         loop = counters.main_loop
         assert loop.global_sectors == 0 and loop.shared_passes == loop.shared_passes_least
