@@ -41,6 +41,7 @@ class MachineCode:
     ptx: str = dataclasses.field(default="", repr=False)  # of Triton's kernels
     ttgir: str = dataclasses.field(default="", repr=False)  # Triton's GPU dialect: buffers, copies, products, waits
     scratch: int = 0  # bytes of global memory of one block, in which Triton's kernels make descriptors
+    threads: int = 0  # of a block, of Triton's kernels
 
     @cached_property
     def sass(self) -> str:
@@ -112,7 +113,9 @@ def machine_code(launch: Launch, capability: int) -> MachineCode:
     code = read_cubin(
         compiled.asm["cubin"], compiled.metadata.shared, ptx=compiled.asm["ptx"], ttgir=compiled.asm["ttgir"]
     )
-    return dataclasses.replace(code, scratch=compiled.metadata.global_scratch_size)
+    return dataclasses.replace(
+        code, scratch=compiled.metadata.global_scratch_size, threads=32 * compiled.metadata.num_warps
+    )
 
 
 def cuda_architecture(gpu: Gpu) -> str:

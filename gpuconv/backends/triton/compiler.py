@@ -9,6 +9,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
+from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.jit import MockTensor, create_function_from_signature
 
 from gpuconv.backends.triton.launch import Launch
@@ -24,7 +25,7 @@ def compile_for(launch: Launch, capability: int, tensors: tuple[torch.Tensor | N
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, _ = bind(*launch.arguments(given), **options)
     parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
-    source = ASTSource(kernel, signature, constants, attributes)
+    source = (GluonASTSource if launch.gluon else ASTSource)(kernel, signature, constants, attributes)
     return triton.compile(source, target=target, options=parsed.__dict__)
 
 
