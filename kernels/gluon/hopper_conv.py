@@ -45,44 +45,46 @@ def tile_at(
 
 @gluon.jit
 def fetch(
-    x, w, xs, ws, full, empty, count, taps, start, step, C, columns, x_w,
+    x, w, xs, ws, full, empty, count, taps, start, step, up, C, columns, x_w,
     TN: gl.constexpr, TD: gl.constexpr, TH: gl.constexpr, TW: gl.constexpr, BK: gl.constexpr, BC: gl.constexpr,
     STAGES: gl.constexpr, BAND: gl.constexpr, FOLD_H: gl.constexpr, FOLD_W: gl.constexpr, WEIGHTS: gl.constexpr,
 ):  # fmt: skip
-    slot, phase = gl.to_tensor(0), gl.to_tensor(1)
+    """The warp that fetches: window and filters of one step after the other, into the ring's slots in turn."""
     tiles, windows, windows_d, windows_h, windows_w, column_blocks = count
     taps_d, taps_h, taps_w = taps
     start_d, start_h, start_w = start
     step_d, step_h, step_w = step
+    up_h, up_w = up
+    slot, phase = gl.to_tensor(0), gl.to_tensor(1)  # the first round waits for nothing
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        h, n, d, w_, column_block, group = tile_at(
+        h, n, d, at, column_block, group = tile_at(
             tile, windows, windows_d, windows_h, windows_w, column_blocks, TN, TD, TH, TW, BAND
         )
-        k = group * columns + column_block * BK
         for t in range(taps_d):
             for r in range(taps_h):
-                at_h = start_h + r * step_h
+                from_h = start_h + r * step_h
                 e = d + start_d + t * step_d
                 if FOLD_H > 1:
-                    e = at_h % FOLD_H
+                    e = from_h % FOLD_H
                 for s in range(taps_w):
-                    at_w = start_w + s * step_w
+                    from_w = start_w + s * step_w
                     tap = (t * taps_h + r) * taps_w + s
                     for c in range(0, C, BC):
                         mbarrier.wait(empty.index(slot), phase)
                         mbarrier.expect(full.index(slot), x.block_type.nbytes + w.block_type.nbytes)
                         tma.async_copy_global_to_shared(
                             x,
-                            [h + at_h // FOLD_H, n, e, w_ + at_w // FOLD_W, at_w % FOLD_W * x_w + group * C + c],
-                            full.index(slot),
-                            xs.index(slot),
-                        )
+                            [h - up_h + from_h // FOLD_H, n, e, at - up_w + from_w // FOLD_W,
+                             from_w % FOLD_W * x_w + group * C + c],
+                            full.index(slot), xs.index(slot),
+                        )  # fmt: skip
                         if WEIGHTS == "plain":
-                            tma.async_copy_global_to_shared(w, [tap, k, c], full.index(slot), ws.index(slot))
+                            place = [tap, group * columns + column_block * BK, c]
+                        elif WEIGHTS == "turned":
+                            place = [tap, column_block * BK, group * C + c]
                         else:
-                            tma.async_copy_global_to_shared(
-                                w, [tap, group * C + c, column_block * BK], full.index(slot), ws.index(slot)
-                            )
+                            place = [tap, group * C + c, column_block * BK]
+                        tma.async_copy_global_to_shared(w, place, full.index(slot), ws.index(slot))
                         slot, phase = next_slot(slot, phase, STAGES)
 
 
@@ -103,10 +105,10 @@ def multiply(
         acc = gl.zeros((BK, PIXELS), gl.float32, layout)
         for i in range(steps):
             mbarrier.wait(full.index(slot), phase)
-            if WEIGHTS == "plain":
-                a = ws.index(slot).reshape((BK, BC))
-            else:
+            if WEIGHTS == "transposed":
                 a = ws.index(slot).reshape((BC, BK)).permute((1, 0))
+            else:
+                a = ws.index(slot).reshape((BK, BC))
             b = xs.index(slot).reshape((PIXELS, BC)).permute((1, 0))
             product = warpgroup_mma(a, b, acc, is_async=True)
             acc = warpgroup_mma_wait(1, deps=(product,))
@@ -135,7 +137,8 @@ def hopper_conv(
     p_x, p_w, p_bias, p_residual, p_y,
     C, columns, K, x_w,
     tiles, windows, windows_d, windows_h, windows_w, column_blocks,
-    taps_d, taps_h, taps_w, start_d, start_h, start_w, step_d, step_h, step_w,
+    taps_d, taps_h, taps_w,
+    start_d, start_h, start_w, step_d, step_h, step_w, up_h, up_w,  # where taps fall, counted from the window's pixel
     TN: gl.constexpr, TD: gl.constexpr, TH: gl.constexpr, TW: gl.constexpr, BK: gl.constexpr, BC: gl.constexpr,
     STAGES: gl.constexpr, BAND: gl.constexpr, FOLD_H: gl.constexpr, FOLD_W: gl.constexpr, WEIGHTS: gl.constexpr,
     ACTIVATION: gl.constexpr, SLOPE: gl.constexpr,
@@ -149,66 +152,11 @@ def hopper_conv(
     taps = (taps_d, taps_h, taps_w)
     start = (start_d, start_h, start_w)
     step = (step_d, step_h, step_w)
+    up = (up_h, up_w)
     steps = taps_d * taps_h * taps_w * gl.cdiv(C, BC)
-    gl.warp_specialize(
-        [
-            (
-                multiply,
-                (
-                    p_bias,
-                    p_y,
-                    ys,
-                    xs,
-                    ws,
-                    full,
-                    empty,
-                    count,
-                    steps,
-                    columns,
-                    K,
-                    TN,
-                    TD,
-                    TH,
-                    TW,
-                    BK,
-                    BC,
-                    STAGES,
-                    BAND,
-                    WEIGHTS,
-                    ACTIVATION,
-                    SLOPE,
-                ),
-            ),
-            (
-                fetch,
-                (
-                    p_x,
-                    p_w,
-                    xs,
-                    ws,
-                    full,
-                    empty,
-                    count,
-                    taps,
-                    start,
-                    step,
-                    C,
-                    columns,
-                    x_w,
-                    TN,
-                    TD,
-                    TH,
-                    TW,
-                    BK,
-                    BC,
-                    STAGES,
-                    BAND,
-                    FOLD_H,
-                    FOLD_W,
-                    WEIGHTS,
-                ),
-            ),
-        ],
-        [1],
-        [24],
-    )
+    gl.warp_specialize([
+        (multiply, (p_bias, p_y, ys, xs, ws, full, empty, count, steps, columns, K,
+                    TN, TD, TH, TW, BK, BC, STAGES, BAND, WEIGHTS, ACTIVATION, SLOPE)),
+        (fetch, (p_x, p_w, xs, ws, full, empty, count, taps, start, step, up, C, columns, x_w,
+                 TN, TD, TH, TW, BK, BC, STAGES, BAND, FOLD_H, FOLD_W, WEIGHTS)),
+    ], [1], [24])  # fmt: skip
