@@ -387,22 +387,25 @@ def grad_weight_launches(
     tile: Tile,
     with_bias: bool,
     descriptors: bool = False,
+    described: dict[int, Described] | None = None,
 ) -> tuple[Launch, ...]:
     """The launch of a grad_weight kernel; where its sum is split and `adds_apart`, also the one that adds.
 
-    tiles: programs of one split of the product. The scalars end with `splits`.
+    tiles: programs of one split of the product. The scalars end with `splits`. A kernel to which gy is described is
+    given it again at the end, where it sums the bias's gradient.
     """
     dtype, sums = problem.dtype, accumulator(problem.dtype)
+    again = ((dtype if with_bias else None),) if described else ()
     programs = splits * tiles + programs_of_bias(problem, splits, with_bias)
     if splits > 1 and not adds_apart(problem, tile, splits, tiles):
         of_bias = programs_of_bias(problem, 1, with_bias)
         partials = splits * (tiles * tile.rows * tile.columns * tile.taps + of_bias * FILTERS.value)
-        alone = (dtype, dtype, dtype, dtype if with_bias else None, sums, torch.int32)
+        alone = (dtype, dtype, dtype, dtype if with_bias else None, sums, torch.int32, *again)
         workspace = Workspace(partials, tiles + of_bias)
-        return (Launch(kernel, programs, alone, scalars, constants, tile, descriptors, workspace),)
+        return (Launch(kernel, programs, alone, scalars, constants, tile, descriptors, workspace, described),)
     written = sums if splits > 1 else dtype
-    dtypes = (dtype, dtype, written, written if with_bias else None, None, None)
-    product = Launch(kernel, programs, dtypes, scalars, constants, tile, descriptors)
+    dtypes = (dtype, dtype, written, written if with_bias else None, None, None, *again)
+    product = Launch(kernel, programs, dtypes, scalars, constants, tile, descriptors, described=described)
     return (product,) if splits == 1 else (product, ordered_sum(problem, splits, with_bias))
 
 
