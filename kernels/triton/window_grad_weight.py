@@ -22,7 +22,7 @@ sum of the window's tap becomes NaN even if no output pixel meets it.
 import triton
 import triton.language as tl
 
-from .common import HW, Axes, Operand, block_indices, kernel, multiply, store_tile, wide
+from .common import HW, Axes, Operand, block_indices, in_vectors, kernel, multiply, store_tile, wide
 from .grad_bias import sum_bias
 from .last_program import added, comes_last, leave
 
@@ -72,9 +72,12 @@ def window_grad_weight(
     BY_ROW: tl.constexpr,
     X_VIEW: tl.constexpr,  # "plain", "folded": all remainders in one, "made" here: one of each remainder
     PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
+    GW_VECTOR: tl.constexpr,  # channels of gw that lie together, so do its strides in units of it; 0: they do not
     WIDE: tl.constexpr,  # offsets into gw, and the bias's into gy, need 64 bits
 ):  # fmt: skip
     ROWS: tl.constexpr = 1 if BY_ROW else TH  # of a fetch
+    if GW_VECTOR > 0:
+        gw_split, gw_k, gw_c, gw_tap = gw_split * GW_VECTOR, gw_k * GW_VECTOR, 1, gw_tap * GW_VECTOR
     stride, pad, dilation = HW(stride_h, stride_w), HW(pad_h, pad_w), HW(dilation_h, dilation_w)
 
     # ---- which split, group, taps, tile; tiles vary fastest, then taps: they share gy and x in the L2 cache
@@ -146,7 +149,7 @@ def window_grad_weight(
         window_n = tl.where(next_image, window_n + 1, window_n)
 
     # ---- store; the workspace has the type of the sum, a single split rounds to the result's
-    m_filter, m_channel = o_filter < group_filters, o_channel < group_channels
+    m_filter, m_channel = o_filter < group_filters, o_channel < in_vectors(group_channels, GW_VECTOR)
     SIZE: tl.constexpr = BK * BC
     if p_arrived is not None:
         p_parts = p_workspace + program % programs * splits * TAPS * SIZE

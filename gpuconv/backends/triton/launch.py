@@ -377,6 +377,16 @@ def strides_of_sums(problem: ConvProblem, apart: bool) -> tuple[int, int, int, i
     return math.prod(problem.weight_shape), c, 1, filters * c, filters
 
 
+def vectors_of_sums(problem: ConvProblem, apart: bool) -> tuple[int, tuple[int, int, int, int, int]]:
+    """How many channels lie together where a grad_weight's product writes, and `strides_of_sums` in units of that, but
+    for the bias's. 0: channels do not lie one after the other, and strides are in elements."""
+    split, k, c, tap, bias = strides_of_sums(problem, apart)
+    if c != 1 and problem.group_channels > 1:
+        return 0, (split, k, c, tap, bias)
+    vector = math.gcd(problem.vector_unit, split, k, tap if problem.taps > 1 else 0, problem.group_channels)
+    return vector, (split // vector, k // vector, 1, tap // vector, bias)
+
+
 def grad_weight_launches(
     kernel: Any,
     tiles: int,

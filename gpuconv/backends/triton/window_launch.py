@@ -28,7 +28,7 @@ from gpuconv.backends.triton.launch import (
     epilogue_of,
     grad_weight_launches,
     layouts,
-    strides_of_sums,
+    vectors_of_sums,
 )
 from gpuconv.backends.triton.window_shape import (
     Window,
@@ -280,7 +280,7 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     size, splits = math.prod(problem.weight_shape), splits_of(problem, tile)
     window = weight_window(problem, tile)
     tiles = programs_of_grad_weight(problem, tile)
-    gw = strides_of_sums(problem, adds_apart(problem, tile, splits, tiles))
+    vector, gw = vectors_of_sums(problem, adds_apart(problem, tile, splits, tiles))
     gy, _ = layouts(problem, "grad_weight", operands)
     numbers = arithmetic_of(problem, operands)
     of_gy = descriptor_strides(problem.output_shape, operands.strides[0], unit)
@@ -293,7 +293,7 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
         "TN": window.images, "TH": window.rows, "TW": window.columns, "BK": tile.rows, "BC": tile.columns,
         "TAPS": tile.taps, "BY_ROW": window.by_row, "X_VIEW": view,
         "PRECISION": numbers["PRECISION"], "EMULATE_BF16": numbers["EMULATE_BF16"],
-        "WIDE": overflows(size, gy.extent),
+        "GW_VECTOR": vector, "WIDE": overflows(size, gy.extent),
     }  # fmt: skip
     scalars = (
         problem.batch, problem.in_channels, problem.out_channels, c, k, problem.groups, *_settings(problem),
