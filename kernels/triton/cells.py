@@ -135,7 +135,7 @@ def cells_grad_input(
         gy, o_gy, b_valid, b_start, step, size,
         filters, o_j % COLUMNS * row, taps, K,
         tl.zeros((BM, BN), ACCUMULATE),
-        BC, INSIDE, EVEN_K, GY_ROWS_FAST, True, WIDE, PRECISION, EMULATE_BF16,
+        BC, INSIDE, EVEN_K, VECTOR, GY_ROWS_FAST, True, WIDE, PRECISION, EMULATE_BF16,
     )  # fmt: skip
 
     # ---- one rounding; store
