@@ -9,9 +9,12 @@ from gpuconv.problem import DIRECTIONS
 
 reason = stubdriver.why_not(runtime=False)
 pytestmark = pytest.mark.skipif(reason is not None, reason=f"no stub of the driver: {reason}")
-FAMILIES = {"gather", "hopper", "packed_runs", "patches", "planes", "pointwise", "stem", "taps", "window"}
-# For few channels, whose grad_input is for others; and forward and grad_input alone.
-LACKING = {**{family: {"grad_input"} for family in ("packed_runs", "patches", "stem")}, "hopper": {"grad_weight"}}
+FAMILIES = {"cells", "gather", "hopper", "packed_runs", "patches", "planes", "pointwise", "stem", "taps", "window"}
+# For few channels, whose grad_input is for `cells`; and forward and grad_input alone.
+LACKING = {
+    **{family: {"grad_input"} for family in ("packed_runs", "patches", "stem")},
+    "cells": {"forward", "grad_weight"}, "hopper": {"grad_weight"},
+}  # fmt: skip
 
 
 @pytest.mark.skipif(emulator.why_not() is not None, reason=f"no launch can be executed: {emulator.why_not()}")

@@ -21,7 +21,7 @@ from gpuconv.backends.derived import accumulator
 from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.backends.family import FamilyBackend, by_name
 from gpuconv.backends.last_program import counters_on
-from gpuconv.backends.triton import depthwise, gather, hopper, pack, planes, pointwise, runs, stem, window
+from gpuconv.backends.triton import cells, depthwise, gather, hopper, pack, planes, pointwise, runs, stem, window
 from gpuconv.backends.triton.alignment import by_alignment
 from gpuconv.backends.triton.launch import INTERPRETING, Launch, bias_offset, why_not
 from gpuconv.gpu import Gpu
@@ -34,6 +34,7 @@ FAMILIES = by_name(
     runs.PATCHES,
     runs.PACKED,
     stem.FAMILY,
+    cells.FAMILY,
     depthwise.FAMILY,
     window.FAMILY,
     hopper.FAMILY,
@@ -235,12 +236,16 @@ def _bind_forward(
 def _bind_grad_input(
     problem: ConvProblem, operands: Operands, tile: Tile, call: Callable[..., None]
 ) -> Callable[..., Any]:
-    launch, *add = launches(problem, "grad_input", operands, tile)
+    packs, launch, *add = _with_pack(launches(problem, "grad_input", operands, tile))
     shape, memory_format = problem.input_shape, problem.memory_format
     epilogue = (None,) * (len(launch.dtypes) - 3)  # no bias and no residual, where the kernel of forward serves
 
     def grad_input(grad_output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         gx = allocate(shape, grad_output, memory_format)
+        if packs is not None:
+            filters = weight.new_empty(packs.filters)
+            call(packs, weight, filters)
+            weight = filters
         if not add:
             call(launch, grad_output, weight, *epilogue, gx)
             return gx
@@ -262,7 +267,8 @@ def _bind_grad_weight(
     filters, accumulate = problem.out_channels, accumulator(problem.dtype)
     splits = FAMILIES[tile.kernel].splits_of(problem, tile)
     bias_at = bias_offset(splits, math.prod(shape))
-    not_added = (None,) * (len(without[1].dtypes) - 4)  # no workspace, where the last programs do not add
+    described = bool(without[1].described)  # then the bias's programs are given gy as it is
+    not_added = (None,) * (len(without[1].dtypes) - 4 - described)  # no workspace, where the last programs do not add
     counters = counters_on(device)
 
     def grad_weight(
@@ -271,17 +277,18 @@ def _bind_grad_weight(
         gw = allocate(shape, grad_output, memory_format)
         gb = grad_output.new_empty(filters) if with_bias else None
         packs, product, *add = with_ if with_bias else without
+        again = ((grad_output if with_bias else None),) if described else ()
         if packs is not None:
             input, _ = _packed(packs, call, input, None)
         if product.workspace.counters:
             partials = grad_output.new_empty(product.workspace.partials, dtype=accumulate)
-            call(product, grad_output, input, gw, gb, partials, counters(product.workspace.counters))
+            call(product, grad_output, input, gw, gb, partials, counters(product.workspace.counters), *again)
             return gw, gb
         if not add:
-            call(product, grad_output, input, gw, gb, *not_added)
+            call(product, grad_output, input, gw, gb, *not_added, *again)
             return gw, gb
         partials = grad_output.new_empty(bias_at + splits * filters, dtype=accumulate)
-        call(product, grad_output, input, partials, partials[bias_at:] if with_bias else None, *not_added)
+        call(product, grad_output, input, partials, partials[bias_at:] if with_bias else None, *not_added, *again)
         call(add[0], partials, gw, gb)
         return gw, gb
 
