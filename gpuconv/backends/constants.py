@@ -66,6 +66,9 @@ REGISTERS_A_TAP = 4.5  # of the kernels that load a window anew for each tap; co
 SECTORS_AN_ELEMENT: dict[str, float] = {}
 # In the order of `Cost`; counted, with `python -m gpuconv.bench.calibrate --fit`.
 COSTS: dict[tuple[str, str, str], Cost] = {
+    ("cells", "grad_input", "fma"): Cost(81.29, 1.18, 1.97, 9.6, 9.92, 10, 349.52, 4.86, 123),
+    ("cells", "grad_input", "mma"): Cost(41.39, 0.54, 2.27, 11.31, 5.26, 10, 553.35, 7.58, 81),
+    ("cells", "grad_input", "wgmma"): Cost(61.73, 0, 2, 13.27, 5.08, 10, 545.9, 7.25, 118),
     ("depthwise", "forward", "fma"): Cost(115.92, 1.61, 2, 38.81, 10, 10, 897.89, 0, 114),
     ("depthwise", "grad_input", "fma"): Cost(100.85, 2.13, 2, 30.46, 10, 10, 521.19, 0, 112),
     ("depthwise", "grad_weight", "fma"): Cost(337.76, 3.02, 2, 0, 10, 10, 2038.17, 7.67, 136),

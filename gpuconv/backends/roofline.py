@@ -122,6 +122,7 @@ def implicit_gemm(
     share: float = 1.0,
     left_rows: int = 0,
     held: int | None = None,
+    shared: float | None = None,
     count: Callable[[ConvProblem, Direction, Tile], tuple[int, float]] = programs_and_steps,
     elements: Callable[[ConvProblem, Direction, Tile], tuple[float, float]] = fetched,
     costs: str = "",
@@ -131,8 +132,9 @@ def implicit_gemm(
     rate: operations a second that the GPU is capable of; its peak for the number type where it is not given. share:
     which part of a tile's products, and of the weight, is not zeros that are skipped. left_rows: those of the left
     operand that a step fetches, where not all of the tile. held: bytes of shared memory of a program, where it is not
-    what Triton's kernels have. count: its programs and steps. elements: what all of them fetch of both operands.
-    costs: whose they are, where it is not the tile's family.
+    what Triton's kernels have. shared: bytes that a step moves to and from it, where that is another number. count: its
+    programs and steps. elements: what all of them fetch of both operands. costs: whose they are, where it is not the
+    tile's family.
     """
     size = problem.dtype.itemsize
     programs, steps = count(problem, direction, tile)
@@ -154,7 +156,7 @@ def implicit_gemm(
         steps,
         2 * tile.rows * tile.columns * tile.depth * share,
         gpu.rate(problem.dtype, tf32) if rate is None else rate,
-        (left + right) * size + read_from_shared(tile, size, multiplies) + turning,
+        (left + right) * size + read_from_shared(tile, size, multiplies) + turning if shared is None else shared,
         a + b,
         sectors,
         tile.rows * tile.columns * (accumulator(problem.dtype).itemsize if tile.splits > 1 else size),
@@ -244,7 +246,7 @@ def how_it_multiplies(problem: ConvProblem, tile: Tile, gpu: Gpu, tf32: bool, by
     size = problem.dtype.itemsize
     if size == 8 or (size == 4 and not tf32) or tile.kernel == "simt":
         return "fma"
-    return "wgmma" if gpu.capability[0] in (9, 10) and not by_mma else "mma"
+    return "wgmma" if gpu.capability[0] in (9, 10) and not by_mma and tile.warps % 4 == 0 else "mma"
 
 
 class Features(NamedTuple):
