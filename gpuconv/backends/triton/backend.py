@@ -21,7 +21,7 @@ from gpuconv.backends.derived import accumulator
 from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.backends.family import FamilyBackend, by_name
 from gpuconv.backends.last_program import counters_on
-from gpuconv.backends.triton import cells, depthwise, gather, pack, planes, pointwise, runs, stem, window
+from gpuconv.backends.triton import cells, depthwise, gather, hopper, pack, planes, pointwise, runs, stem, window
 from gpuconv.backends.triton.alignment import by_alignment
 from gpuconv.backends.triton.launch import INTERPRETING, Launch, bias_offset, why_not
 from gpuconv.gpu import Gpu
@@ -37,6 +37,7 @@ FAMILIES = by_name(
     cells.FAMILY,
     depthwise.FAMILY,
     window.FAMILY,
+    hopper.FAMILY,
 )
 
 # RuntimeErrors that say so: of the compiler's passes, and of the driver where it loads a module or asks for resources.
