@@ -38,6 +38,10 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+# Neighbouring threads get the neighbours along the last axis of a block of addresses of which the compiler can prove
+# nothing; in Triton 3.6 those along the first.
+FIRST_AXIS_FAST = tl.constexpr(triton.__version__.startswith("3.6."))
+
 
 def kernel(function: Callable[..., Any]) -> Any:
     """`triton.jit` for a kernel that is launched: compiled once for all values of its run-time integers.
@@ -201,7 +205,8 @@ def load_tile(
     """The tile [rows, columns] whose element (i, j) is at base + o_rows[i] + o_columns[j], zero where masked.
 
     Neighbouring threads should read neighbouring addresses, and Triton hands the last axis of a block to neighbouring
-    threads. So where rows are the closer ones in memory (ROWS_FAST) the tile is loaded transposed.
+    threads (but see `FIRST_AXIS_FAST`). So where rows are the closer ones in memory (ROWS_FAST) the tile is loaded
+    transposed.
     """
     if ROWS_FAST:
         p = p_base + (o_columns[:, None] + o_rows[None, :])  # [columns, rows]
@@ -240,12 +245,21 @@ def rounded(b, DTYPE: tl.constexpr, EMULATE_BF16: tl.constexpr):
 
 
 @triton.jit
+def in_vectors(count, VECTOR: tl.constexpr):
+    """count, a multiple of VECTOR, as the compiler is to see; 0 tells it nothing."""
+    return count // VECTOR * VECTOR if VECTOR > 1 else count
+
+
+@triton.jit
 def store_tile(
     p_base, o_rows, o_columns, m_rows, m_columns, b_tile, ROWS_FAST: tl.constexpr, EMULATE_BF16: tl.constexpr
 ):  # fmt: skip
-    """Round the tile [rows, columns] to the type of the destination, once, and store it where both masks hold."""
+    """Round the tile [rows, columns] to the type of the destination, once, and store it where both masks hold.
+
+    Neighbouring threads should write neighbouring addresses: see `load_tile`.
+    """
     b_out = rounded(b_tile, p_base.dtype.element_ty, EMULATE_BF16)
-    if ROWS_FAST:
+    if ROWS_FAST != FIRST_AXIS_FAST:
         p = p_base + (o_columns[:, None] + o_rows[None, :])  # [columns, rows]
         tl.store(p, tl.trans(b_out), mask=m_columns[:, None] & m_rows[None, :])
     else:

@@ -21,6 +21,7 @@ from .common import (
     Operand,
     advance,
     block_indices,
+    in_vectors,
     inside,
     kernel,
     load_tile,
@@ -55,15 +56,14 @@ def gather_grad_weight(
     MASKED: tl.constexpr,  # some tap of some pixel is outside the image
     GY_PIXELS_FAST: tl.constexpr, X_PIXELS_FAST: tl.constexpr,
     VECTOR: tl.constexpr,  # see common: K, C and the strides of gy and x are divided by it
-    GW_VECTOR: tl.constexpr,  # the strides of gw are
+    GW_VECTOR: tl.constexpr,  # channels of gw that lie together, its strides in units of it; 0: they do not
     WIDE: tl.constexpr, ACCUMULATE: tl.constexpr, PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
     C, K = C * VECTOR, K * VECTOR
     gy = vectors(Operand(p_gy, gy_n, gy_k, Axes(gy_z, gy_p, gy_q)), VECTOR)
     x = vectors(Operand(p_x, x_n, x_c, Axes(x_d, x_h, x_w)), VECTOR)
-    gw_split, gw_k, gw_tap = gw_split * GW_VECTOR, gw_k * GW_VECTOR, gw_tap * GW_VECTOR
-    if GW_VECTOR > 1:
-        gw_c = 1
+    if GW_VECTOR > 0:
+        gw_split, gw_k, gw_c, gw_tap = gw_split * GW_VECTOR, gw_k * GW_VECTOR, 1, gw_tap * GW_VECTOR
     size, out = Axes(D, H, W), Axes(Z, P, Q)
     stride, dilation = Axes(stride_d, stride_h, stride_w), Axes(dilation_d, dilation_h, dilation_w)
 
@@ -122,7 +122,7 @@ def gather_grad_weight(
         b_n, b_out = advance(b_n, b_out, add_n, add, out)
 
     # ---- store; the workspace has the type of the sum, a single split rounds to the result's
-    m_filter, m_channel = o_filter < K, o_channel < C
+    m_filter, m_channel = o_filter < K, o_channel < in_vectors(C, GW_VECTOR)
     if p_arrived is not None:
         b_acc, adds = sum_of_splits(b_acc, p_workspace, p_arrived, program % programs, program // programs, splits)
         m_filter &= adds

@@ -17,7 +17,7 @@ Vectors: as in `common`, but along pixels (VECTOR divides their number) and alon
 
 import triton.language as tl
 
-from .common import Axes, Operand, block_indices, kernel, load_tile, multiply, store_tile, wide
+from .common import Axes, Operand, block_indices, in_vectors, kernel, load_tile, multiply, store_tile, wide
 from .epilogue import epilogue
 from .grad_bias import sum_bias
 from .last_program import sum_of_splits
@@ -101,9 +101,12 @@ def planes_grad_weight(
     steps, splits,  # steps: of BC pixels, in all images
     BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr,
     VECTOR: tl.constexpr,
+    GW_VECTOR: tl.constexpr,  # channels of gw that lie together, its strides in units of it; 0: they do not
     WIDE: tl.constexpr, ACCUMULATE: tl.constexpr, PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
 ):  # fmt: skip
     pixels, gy_n, gy_k, x_n, x_c = pixels * VECTOR, gy_n * VECTOR, gy_k * VECTOR, x_n * VECTOR, x_c * VECTOR
+    if GW_VECTOR > 0:
+        gw_split, gw_k, gw_c = gw_split * GW_VECTOR, gw_k * GW_VECTOR, 1
 
     # ---- which split, group, tile
     column_blocks = tl.cdiv(C, BN)
@@ -146,7 +149,7 @@ def planes_grad_weight(
         n = tl.where(next_image, n + 1, n)
 
     # ---- store; the workspace has the type of the sum, a single split rounds to the result's
-    m_filter, m_channel = o_filter < K, o_channel < C
+    m_filter, m_channel = o_filter < K, o_channel < in_vectors(C, GW_VECTOR)
     if p_arrived is not None:
         b_acc, adds = sum_of_splits(b_acc, p_workspace, p_arrived, program % (tiles * G), program // tiles // G, splits)
         m_filter &= adds

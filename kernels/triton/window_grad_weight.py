@@ -3,8 +3,8 @@
     gw[k, r, s, c] = Σ_pixels gy[pixel, k] · x[pixel · u − pad + (r, s) · d, c]        gb[k] = Σ_pixels gy[pixel, k]
 
 For one tap this is the product gyᵀ · x, summed over windows of TN × TH × TW pixels: one of gy, and the one of x that is
-shifted by the tap, taken from the view of the pixels u apart (see `window_common`). A result is as small as a filter,
-so the windows are divided over `splits` programs, whose partial sums `sum_partials` adds in order.
+shifted by the tap, taken from a view in which pixels u apart are neighbours (see `window_common`). A result is as small
+as a filter, so the windows are divided over `splits` programs, whose partial sums `sum_partials` adds in order.
 
     program  →  split, then group, TAPS taps below each other, a tile of BK filters × BC channels; loops over the
                 split's windows
@@ -22,15 +22,15 @@ sum of the window's tap becomes NaN even if no output pixel meets it.
 import triton
 import triton.language as tl
 
-from .common import HW, Axes, Operand, block_indices, kernel, multiply, store_tile, wide
+from .common import HW, Axes, Operand, block_indices, in_vectors, kernel, multiply, store_tile, wide
 from .grad_bias import sum_bias
 from .last_program import added, comes_last, leave
 
 
 @triton.jit
 def view_of(image, a, N, size, C, u, TN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr):
-    """The descriptor of an image's pixels (a.h + i·u.h, a.w + j·u.w). The axis that a window is longest on comes last
-    but the channels: images where it has one column."""
+    """The descriptor of an image's pixels (a.h + i·u.h, a.w + j·u.w), where the host cannot make one of all pixels. The
+    axis that a window is longest on comes last but the channels: images where it has one column."""
     p = image.p + a.h.to(tl.int64) * image.axis.h + a.w.to(tl.int64) * image.axis.w
     rows = tl.maximum(size.h - a.h + u.h - 1, u.h) // u.h
     columns = tl.maximum(size.w - a.w + u.w - 1, u.w) // u.w
@@ -43,16 +43,24 @@ def view_of(image, a, N, size, C, u, TN: tl.constexpr, TH: tl.constexpr, TW: tl.
 
 
 @triton.jit
-def pixels_of(view, n, h, w, c, TN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr):
-    """A block of a view, as [pixels, channels]."""
-    b = view.load([h, w, n, c]) if TW == 1 else view.load([n, h, w, c])
+def pixels_of(
+    view, n, h, rest, w, c,
+    TN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr, FOLDED: tl.constexpr,
+):  # fmt: skip
+    """A block of a view, as [pixels, channels]. If FOLDED, rest is the remainder of the row, and c has the column's."""
+    if FOLDED:
+        b = view.load([h, rest, w, n, c]) if TW == 1 else view.load([n, h, rest, w, c])
+    else:
+        b = view.load([h, w, n, c]) if TW == 1 else view.load([n, h, w, c])
     return b.reshape(TN * TH * TW, BC)
 
 
 @kernel
 def window_grad_weight(
-    p_gy, p_x, p_gw, p_gb,  # gw and gb, or, where `sum_partials` follows, the workspace; gb may be None
+    p_gy, p_x,  # descriptors of their pixels, or x
+    p_gw, p_gb,  # or, where `sum_partials` follows, the workspace; gb may be None
     p_workspace, p_arrived,  # of `last_program`; None where it does not add
+    p_summed,  # gy, for gb
     N, C, K, group_channels, group_filters, G,
     H, W, P, Q, R, S,
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
@@ -62,13 +70,14 @@ def window_grad_weight(
     TN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
     TAPS: tl.constexpr,
     BY_ROW: tl.constexpr,
+    X_VIEW: tl.constexpr,  # "plain", "folded": all remainders in one, "made" here: one of each remainder
     PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr,
+    GW_VECTOR: tl.constexpr,  # channels of gw that lie together, so do its strides in units of it; 0: they do not
     WIDE: tl.constexpr,  # offsets into gw, and the bias's into gy, need 64 bits
 ):  # fmt: skip
     ROWS: tl.constexpr = 1 if BY_ROW else TH  # of a fetch
-    zero = tl.full((), 0, tl.int32)
-    gy = Operand(p_gy, gy_n, 1, HW(gy_p, gy_q))
-    x = Operand(p_x, x_n, 1, HW(x_h, x_w))
+    if GW_VECTOR > 0:
+        gw_split, gw_k, gw_c, gw_tap = gw_split * GW_VECTOR, gw_k * GW_VECTOR, 1, gw_tap * GW_VECTOR
     stride, pad, dilation = HW(stride_h, stride_w), HW(pad_h, pad_w), HW(dilation_h, dilation_w)
 
     # ---- which split, group, taps, tile; tiles vary fastest, then taps: they share gy and x in the L2 cache
@@ -79,9 +88,9 @@ def window_grad_weight(
     if p_gb is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
         if program >= programs * splits:
             # filters and strides are multiples of 16 bytes, which the compiler is to see
-            UNIT: tl.constexpr = 128 // p_gy.dtype.element_ty.primitive_bitwidth
+            UNIT: tl.constexpr = 128 // p_summed.dtype.element_ty.primitive_bitwidth
             beyond, pixels, filters = program - programs * splits, wide(N, WIDE) * P * Q, K // UNIT * UNIT
-            gy_all = Operand(p_gy, gy_n // UNIT * UNIT, 1, Axes(0, gy_p // UNIT * UNIT, gy_q // UNIT * UNIT))
+            gy_all = Operand(p_summed, gy_n // UNIT * UNIT, 1, Axes(0, gy_p // UNIT * UNIT, gy_q // UNIT * UNIT))
             sum_bias(
                 gy_all, p_gb, gb_split, p_workspace, p_arrived, programs, TAPS * BK * BC,
                 beyond, splits, pixels, filters, Axes(1, P, Q), True, WIDE, tl.float32, EMULATE_BF16, OUT_BF16,
@@ -105,11 +114,13 @@ def window_grad_weight(
     begin = (wide(windows, True) * split // splits).to(tl.int32)
     end = (wide(windows, True) * (split + 1) // splits).to(tl.int32)
     tl.assume(begin < end)  # no split without windows: else ptxas waits for each product before the next (C7515)
-    inside = (a_h < H) & (a_w < W)  # else the tap meets no pixel: x is read beyond its last image, as zeros
-    gy_view = view_of(gy, HW(zero, zero), N, HW(P, Q), K, HW(1, 1), TN, ROWS, TW, BK)
-    a = HW(tl.where(inside, a_h, 0), tl.where(inside, a_w, 0))
-    x_view = view_of(x, a, N, HW(H, W), C, stride, TN, ROWS, TW, BC)
-    n0 = tl.where(inside, 0, N)
+    x_view, rest_h, rest_w, n0 = p_x, a_h, a_w * x_w, 0
+    if X_VIEW == "made":
+        inside = (a_h < H) & (a_w < W)  # else the tap meets no pixel: x is read beyond its last image, as zeros
+        a = HW(tl.where(inside, a_h, 0), tl.where(inside, a_w, 0))
+        x = Operand(p_x, x_n, 1, HW(x_h, x_w))
+        x_view, rest_h, rest_w = view_of(x, a, N, HW(H, W), C, stride, TN, ROWS, TW, BC), 0, 0
+        n0 = tl.where(inside, 0, N)
     window_w, window_h, window_n = begin % windows_w, begin // windows_w % windows_h, begin // windows_w // windows_h
     b_acc = ()  # [BK, BC] for each tap
     for _ in tl.static_range(TAPS):
@@ -118,9 +129,12 @@ def window_grad_weight(
         n, p, q = window_n * TN, window_h * TH, window_w * TW
         b_gy, b_x = (), ()
         for i in tl.static_range(TH // ROWS):
-            b_gy += (pixels_of(gy_view, n, p + i, q, k, TN, ROWS, TW, BK),)  # type: ignore[assignment]  # tuples grow
+            b_gy += (pixels_of(p_gy, n, p + i, 0, q, k, TN, ROWS, TW, BK, False),)  # type: ignore[assignment]  # tuples grow
         for i in tl.static_range(TH // ROWS + TAPS - 1):
-            b_x += (pixels_of(x_view, n0 + n, up_h + p + i, up_w + q, c, TN, ROWS, TW, BC),)  # type: ignore[assignment]  # tuples grow
+            b_row = pixels_of(
+                x_view, n0 + n, up_h + p + i, rest_h, up_w + q, rest_w + c, TN, ROWS, TW, BC, X_VIEW == "folded"
+            )  # fmt: skip
+            b_x += (b_row,)  # type: ignore[assignment]  # tuples grow
         for i in tl.static_range(TH // ROWS):
             b_sum = ()
             for t in tl.static_range(TAPS):  # innermost: two products in turn do not wait for each other's sum
@@ -135,7 +149,7 @@ def window_grad_weight(
         window_n = tl.where(next_image, window_n + 1, window_n)
 
     # ---- store; the workspace has the type of the sum, a single split rounds to the result's
-    m_filter, m_channel = o_filter < group_filters, o_channel < group_channels
+    m_filter, m_channel = o_filter < group_filters, o_channel < in_vectors(group_channels, GW_VECTOR)
     SIZE: tl.constexpr = BK * BC
     if p_arrived is not None:
         p_parts = p_workspace + program % programs * splits * TAPS * SIZE

@@ -261,7 +261,8 @@ def _bind_grad_weight(
     filters, accumulate = problem.out_channels, accumulator(problem.dtype)
     splits = FAMILIES[tile.kernel].splits_of(problem, tile)
     bias_at = bias_offset(splits, math.prod(shape))
-    not_added = (None,) * (len(without[1].dtypes) - 4)  # no workspace, where the last programs do not add
+    described = bool(without[1].described)  # then the bias's programs are given gy as it is
+    not_added = (None,) * (len(without[1].dtypes) - 4 - described)  # no workspace, where the last programs do not add
     counters = counters_on(device)
 
     def grad_weight(
@@ -270,17 +271,18 @@ def _bind_grad_weight(
         gw = allocate(shape, grad_output, memory_format)
         gb = grad_output.new_empty(filters) if with_bias else None
         packs, product, *add = with_ if with_bias else without
+        again = ((grad_output if with_bias else None),) if described else ()
         if packs is not None:
             input, _ = _packed(packs, call, input, None)
         if product.workspace.counters:
             partials = grad_output.new_empty(product.workspace.partials, dtype=accumulate)
-            call(product, grad_output, input, gw, gb, partials, counters(product.workspace.counters))
+            call(product, grad_output, input, gw, gb, partials, counters(product.workspace.counters), *again)
             return gw, gb
         if not add:
-            call(product, grad_output, input, gw, gb, *not_added)
+            call(product, grad_output, input, gw, gb, *not_added, *again)
             return gw, gb
         partials = grad_output.new_empty(bias_at + splits * filters, dtype=accumulate)
-        call(product, grad_output, input, partials, partials[bias_at:] if with_bias else None, *not_added)
+        call(product, grad_output, input, partials, partials[bias_at:] if with_bias else None, *not_added, *again)
         call(add[0], partials, gw, gb)
         return gw, gb
 

@@ -31,7 +31,7 @@ from gpuconv.backends.triton.launch import (
     layouts,
     residual_layout,
     result_strides,
-    strides_of_sums,
+    vectors_of_sums,
 )
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
@@ -179,9 +179,7 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     size = math.prod(problem.weight_shape)
     pixels = problem.output_pixels
     splits, tiles = splits_of(problem, tile), programs_of_grad_weight(problem, tile)
-    apart = adds_apart(problem, tile, splits, tiles)
-    gw_split, gw_k, gw_c, gw_tap, gb_split = strides_of_sums(problem, apart)
-    gw_vector = vector if apart else _vector_of_result(problem, vector)
+    gw_vector, gw = vectors_of_sums(problem, adds_apart(problem, tile, splits, tiles))
     constants = {
         "BM": tile.rows, "BN": tile.columns, "BC": tile.depth,
         "MASKED": not (_masks_show(problem, operands, vector) and _reads_inside(problem)),
@@ -192,8 +190,7 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     }  # fmt: skip
     scalars = (
         pixels, k // vector, c // vector, problem.groups, *axis_scalars(problem), *gy.divided(vector),
-        *x.divided(vector), gw_split // gw_vector, gw_k // gw_vector, gw_c, gw_tap // gw_vector,
-        gb_split, splits,
+        *x.divided(vector), *gw, splits,
     )  # fmt: skip
     return grad_weight_launches(gather_grad_weight, tiles, problem, splits, scalars, constants, tile, with_bias)
 

@@ -390,6 +390,16 @@ def strides_of_sums(problem: ConvProblem, apart: bool) -> tuple[int, int, int, i
     return math.prod(problem.weight_shape), c, 1, filters * c, filters
 
 
+def vectors_of_sums(problem: ConvProblem, apart: bool) -> tuple[int, tuple[int, int, int, int, int]]:
+    """How many channels lie together where a grad_weight's product writes, and `strides_of_sums` in units of that, but
+    for the bias's. 0: channels do not lie one after the other, and strides are in elements."""
+    split, k, c, tap, bias = strides_of_sums(problem, apart)
+    if c != 1 and problem.group_channels > 1:
+        return 0, (split, k, c, tap, bias)
+    vector = math.gcd(problem.vector_unit, split, k, tap if problem.taps > 1 else 0, problem.group_channels)
+    return vector, (split // vector, k // vector, 1, tap // vector, bias)
+
+
 def grad_weight_launches(
     kernel: Any,
     tiles: int,
@@ -400,22 +410,25 @@ def grad_weight_launches(
     tile: Tile,
     with_bias: bool,
     descriptors: bool = False,
+    described: dict[int, Described] | None = None,
 ) -> tuple[Launch, ...]:
     """The launch of a grad_weight kernel; where its sum is split and `adds_apart`, also the one that adds.
 
-    tiles: programs of one split of the product. The scalars end with `splits`.
+    tiles: programs of one split of the product. The scalars end with `splits`. A kernel to which gy is described is
+    given it again at the end, where it sums the bias's gradient.
     """
     dtype, sums = problem.dtype, accumulator(problem.dtype)
+    again = ((dtype if with_bias else None),) if described else ()
     programs = splits * tiles + programs_of_bias(problem, splits, with_bias)
     if splits > 1 and not adds_apart(problem, tile, splits, tiles):
         of_bias = programs_of_bias(problem, 1, with_bias)
         partials = splits * (tiles * tile.rows * tile.columns * tile.taps + of_bias * FILTERS.value)
-        alone = (dtype, dtype, dtype, dtype if with_bias else None, sums, torch.int32)
+        alone = (dtype, dtype, dtype, dtype if with_bias else None, sums, torch.int32, *again)
         workspace = Workspace(partials, tiles + of_bias)
-        return (Launch(kernel, programs, alone, scalars, constants, tile, descriptors, workspace),)
+        return (Launch(kernel, programs, alone, scalars, constants, tile, descriptors, workspace, described),)
     written = sums if splits > 1 else dtype
-    dtypes = (dtype, dtype, written, written if with_bias else None, None, None)
-    product = Launch(kernel, programs, dtypes, scalars, constants, tile, descriptors)
+    dtypes = (dtype, dtype, written, written if with_bias else None, None, None, *again)
+    product = Launch(kernel, programs, dtypes, scalars, constants, tile, descriptors, described=described)
     return (product,) if splits == 1 else (product, ordered_sum(problem, splits, with_bias))
 
 

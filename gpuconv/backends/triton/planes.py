@@ -21,7 +21,7 @@ from gpuconv.backends.triton.launch import (
     layouts,
     residual_layout,
     result_strides,
-    strides_of_sums,
+    vectors_of_sums,
 )
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
@@ -96,9 +96,9 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     size = math.prod(problem.weight_shape)
     steps, splits = problem.batch * math.ceil(pixels / tile.depth), splits_of(problem, tile)
     tiles = problem.groups * tiles_of_weight(problem, tile)
-    gw_split, gw_k, gw_c, _, gb_split = strides_of_sums(problem, adds_apart(problem, tile, splits, tiles))
+    gw_vector, (gw_split, gw_k, gw_c, _, gb_split) = vectors_of_sums(problem, adds_apart(problem, tile, splits, tiles))
     constants = {
-        "BM": tile.rows, "BN": tile.columns, "BC": tile.depth, "VECTOR": vector,
+        "BM": tile.rows, "BN": tile.columns, "BC": tile.depth, "VECTOR": vector, "GW_VECTOR": gw_vector,
         "WIDE": overflows(gy.extent, x.extent, size, problem.batch * pixels),
         **arithmetic_of(problem, operands),
     }  # fmt: skip

@@ -28,11 +28,12 @@ from gpuconv.backends.triton.launch import (
     epilogue_of,
     grad_weight_launches,
     layouts,
-    strides_of_sums,
+    vectors_of_sums,
 )
 from gpuconv.backends.triton.window_shape import (
     Window,
     descriptor_strides,
+    divides,
     folds,
     fresh_strides,
     placed,
@@ -125,6 +126,19 @@ def _image(
         (n, u * h, apart, v * w, 1),
         (window.images, window.rows, 1, window.columns, channels),
     )
+
+
+def _summed(
+    shape: tuple[int, ...], strides: tuple[int, int, int], window: Window, channels: int,
+    stride: tuple[int, ...] = (1, 1),
+) -> Described:  # fmt: skip
+    """The descriptor of an image whose pixels a grad_weight sums over, which it fetches by row or whole: with images
+    last but the channels where a window has one column, and without an axis of remainders where there are none."""
+    found = _image(shape, strides, window._replace(rows=1 if window.by_row else window.rows), channels, stride)
+    order = [1, 2, 3, 0, 4] if window.columns == 1 else [0, 1, 2, 3, 4]
+    if stride == (1, 1):
+        order.remove(2)
+    return Described(*(tuple(part[axis] for axis in order) for part in found))
 
 
 def _filters(problem: ConvProblem, strides: tuple[int, int], filters: int, channels: int) -> Described:
@@ -266,21 +280,26 @@ def _grad_weight(problem: ConvProblem, operands: Operands, tile: Tile, with_bias
     size, splits = math.prod(problem.weight_shape), splits_of(problem, tile)
     window = weight_window(problem, tile)
     tiles = programs_of_grad_weight(problem, tile)
-    gw = strides_of_sums(problem, adds_apart(problem, tile, splits, tiles))
+    vector, gw = vectors_of_sums(problem, adds_apart(problem, tile, splits, tiles))
     gy, _ = layouts(problem, "grad_weight", operands)
     numbers = arithmetic_of(problem, operands)
+    of_gy = descriptor_strides(problem.output_shape, operands.strides[0], unit)
+    of_x = descriptor_strides(problem.input_shape, operands.strides[1], unit)
+    described = {0: _summed(problem.output_shape, of_gy, window, tile.rows)}
+    view = "plain" if problem.stride == (1, 1) else "folded" if divides(problem) else "made"
+    if view != "made":
+        described[1] = _summed(problem.input_shape, of_x, window, tile.columns, problem.stride)
     constants = {
         "TN": window.images, "TH": window.rows, "TW": window.columns, "BK": tile.rows, "BC": tile.columns,
-        "TAPS": tile.taps, "BY_ROW": window.by_row,
+        "TAPS": tile.taps, "BY_ROW": window.by_row, "X_VIEW": view,
         "PRECISION": numbers["PRECISION"], "EMULATE_BF16": numbers["EMULATE_BF16"],
-        "WIDE": overflows(size, gy.extent),
+        "GW_VECTOR": vector, "WIDE": overflows(size, gy.extent),
     }  # fmt: skip
     scalars = (
         problem.batch, problem.in_channels, problem.out_channels, c, k, problem.groups, *_settings(problem),
-        *descriptor_strides(problem.output_shape, operands.strides[0], unit),
-        *descriptor_strides(problem.input_shape, operands.strides[1], unit),
-        *gw, window.number, *window.blocks[1:], splits,
+        *of_gy, *of_x, *gw, window.number, *window.blocks[1:], splits,
     )  # fmt: skip
     return grad_weight_launches(
-        window_grad_weight, tiles, problem, splits, scalars, constants, tile, with_bias, descriptors=True
-    )
+        window_grad_weight, tiles, problem, splits, scalars, constants, tile, with_bias, descriptors=view == "made",
+        described=described,
+    )  # fmt: skip

@@ -167,10 +167,12 @@ def step_bytes(problem: ConvProblem, tile: Tile, window: Window) -> int:
 def folds(problem: ConvProblem, tile: Tile) -> bool:
     """Whether one view of the input has the pixels of all remainders (`gpuconv.kernels.triton.window_common`), and no
     block of channels reaches into the next pixel."""
-    if all(u == 1 for u in problem.stride):
-        return True
-    even = not any(h % u for h, u in zip(problem.input_size, problem.stride, strict=True))
-    return even and problem.group_channels % tile.depth == 0
+    return problem.stride == (1, 1) or (divides(problem) and problem.group_channels % tile.depth == 0)
+
+
+def divides(problem: ConvProblem) -> bool:
+    """Whether the strides divide the sizes of the input."""
+    return not any(h % u for h, u in zip(problem.input_size, problem.stride, strict=True))
 
 
 def descriptor_strides(shape: tuple[int, ...], strides: tuple[int, ...] | None, unit: int) -> tuple[int, int, int]:

@@ -148,7 +148,7 @@ def test_products_of_a_split_grad_weight_do_not_wait_for_one_another() -> None:
     problem = ConvProblem.of((33, 512, 7, 7), (512, 512, 3, 3), padding=1)
     for tile, launch in launched(problem, "grad_weight", "bfloat16", 90):
         kind = tile.rows, tile.columns
-        if not launch.descriptors or launch.constants["BY_ROW"] or tile.splits == 1 or kind in seen:
+        if not launch.described or launch.constants["BY_ROW"] or tile.splits == 1 or kind in seen:
             continue
         seen.add(kind)
         code = machine_code(launch, 90)
@@ -169,7 +169,8 @@ def test_a_bias_leaves_the_loop_of_a_grad_weight_as_it_is() -> None:
     loop = with_bias.loop_instructions
     assert abs(loop.total() - without.loop_instructions.total()) <= 10
     # 24 products of 16 pixels each, of one fetch of gy and half as much again of x
-    assert loop["HGMMA"] == 24 and loop["UTMALDG"] == 4 + 6 and loop.total() <= 350
+    assert loop["HGMMA"] == 24 and loop["UTMALDG"] == 4 + 6
+    assert loop.total() <= 400  # 50 more than with descriptors made in the kernel, which cost far more than a loop
     assert not any(loop[name] for name in ("LDSM", "LDS", "STS", "SHFL")), loop
 
 
