@@ -28,11 +28,11 @@ def ring(described, STAGES: gl.constexpr):
 
 
 @gluon.jit
-def barriers(COUNT: gl.constexpr):
-    """So many barriers in shared memory, each for one arrival a phase."""
+def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr = 1):
+    """So many barriers in shared memory, each for so many arrivals a phase."""
     all_of_them = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(COUNT):
-        mbarrier.init(all_of_them.index(i), count=1)
+        mbarrier.init(all_of_them.index(i), count=ARRIVALS)
     return all_of_them
 
 
