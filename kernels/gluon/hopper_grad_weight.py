@@ -91,6 +91,7 @@ def waited(products, UNDER_WAY: gl.constexpr):
 def multiply(
     p_gw, p_gb, result, buffers, walk,
     TAPS: gl.constexpr, STAGES: gl.constexpr, ACROSS: gl.constexpr, SPLIT: gl.constexpr,
+    GW_VECTOR: gl.constexpr,
 ):  # fmt: skip
     b_gy, b_x, full, empty = buffers
     begin, end, rows = walk
@@ -104,10 +105,10 @@ def multiply(
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], WARPS, [16, BC // ACROSS, 16])
     sums = ()
     for t in gl.static_range(TAPS):  # noqa: B007
-        sums += (gl.zeros((BK, BC), gl.float32, LAYOUT),)
+        sums += (gl.zeros((BK, BC), gl.float32, LAYOUT),)  # type: ignore[assignment]  # tuples grow
     if p_gb is not None:
         OF_BIAS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], WARPS, [16, 8, 16])
-        sums += (gl.zeros((BK, 8 * ACROSS), gl.float32, OF_BIAS),)
+        sums += (gl.zeros((BK, 8 * ACROSS), gl.float32, OF_BIAS),)  # type: ignore[assignment]  # tuples grow
         OF_ONES: gl.constexpr = gl.NVMMASharedLayout.get_default_for([8 * ACROSS, PIXELS], b_gy.dtype)
         b_ones = gl.allocate_shared_memory(b_gy.dtype, [8 * ACROSS, PIXELS], OF_ONES)
         SPREAD: gl.constexpr = gl.BlockedLayout([1, 8], [8, 4], [gl.num_warps(), 1], [1, 0])
@@ -116,15 +117,15 @@ def multiply(
     slot, phase, item = gl.to_tensor(0), gl.to_tensor(0), gl.to_tensor(0)
     before = ()  # the slots of the TAPS items before
     for t in gl.static_range(TAPS):
-        before += (slot + STAGES - TAPS + t,)
+        before += (slot + STAGES - TAPS + t,)  # type: ignore[assignment]  # tuples grow
     window = begin
     while window < end:
         row = window % rows
         last = gl.minimum(rows, row + end - window)
         for lead in gl.static_range(TAPS - 1):  # noqa: B007  # `_` is a run-time number below
             mbarrier.wait(full.index(slot), phase)
-            mbarrier.arrive(empty.index(before[0]), pred=item >= TAPS)
-            before = before[1:] + (slot,)  # noqa: RUF005
+            mbarrier.arrive(empty.index(before[0]), pred=item >= TAPS)  # type: ignore[misc]  # it has grown
+            before = before[1:] + (slot,)  # type: ignore[assignment]  # tuples grow  # noqa: RUF005
             slot, phase = next_slot(slot, phase, STAGES)
             item += 1
         for _ in range(row, last):
@@ -134,12 +135,13 @@ def multiply(
             products = ()
             for t in gl.static_range(TAPS):
                 b = b_x.index(of_taps[t]).reshape((PIXELS, BC))
-                products += (warpgroup_mma(a, b, sums[t], is_async=True),)
+                products += (warpgroup_mma(a, b, sums[t], is_async=True),)  # type: ignore[assignment]  # tuples grow
             if p_gb is not None:
-                products += (warpgroup_mma(a, b_ones.permute((1, 0)), sums[TAPS], is_async=True),)
+                b = b_ones.permute((1, 0))
+                products += (warpgroup_mma(a, b, sums[TAPS], is_async=True),)  # type: ignore[assignment]  # tuples grow
             sums = waited(products, len(products))
-            mbarrier.arrive(empty.index(before[0]), pred=item >= TAPS)
-            before = of_taps
+            mbarrier.arrive(empty.index(before[0]), pred=item >= TAPS)  # type: ignore[misc]  # it has grown
+            before = of_taps  # type: ignore[assignment]  # tuples grow
             slot, phase = next_slot(slot, phase, STAGES)
             item += 1
         sums = waited(sums, 0)  # the next strip's first items hand back what this one's last products read
@@ -154,10 +156,13 @@ def multiply(
             gl.store(p + t * TILE, sums[t])
     else:
         gw_k, gw_c, gw_tap = gw_strides
-        m = (o_k < filters)[:, None] & (o_c < channels)[None, :]
-        p = p_gw + gw_at + (o_k * gw_k)[:, None] + (o_c * gw_c)[None, :]
+        m = (o_k < filters)[:, None] & (o_c < channels * 8)[None, :]
+        if GW_VECTOR == 0:
+            o_c *= gw_c
+        UNIT: gl.constexpr = max(GW_VECTOR, 1)
+        p = p_gw + gw_at + (o_k * gw_k * UNIT)[:, None] + o_c[None, :]
         for t in gl.static_range(TAPS):
-            gl.store(p + t * gw_tap, sums[t].to(p_gw.dtype.element_ty), m & (t < taps))
+            gl.store(p + t * gw_tap * UNIT, sums[t].to(p_gw.dtype.element_ty), m & (t < taps))
     if p_gb is not None:  # in all columns alike
         o_k = gl.arange(0, BK, gl.SliceLayout(1, OF_BIAS))[:, None]
         o_column = gl.arange(0, 8 * ACROSS, gl.SliceLayout(0, OF_BIAS))[None, :]
@@ -176,12 +181,14 @@ def apart(shift, pad, stride):
 def hopper_grad_weight(
     p_gy, p_x,  # descriptors
     p_gw, p_gb,  # the results, or where sums are split, what `sum_tiles` adds; gb may be None
-    group_channels, group_filters, G, T, R, S,
+    group_channels, group_filters,  # channels in units of 8
+    G, T, R, S,
     stride_d, stride_h, stride_w, pad_d, pad_h, pad_w, dilation_d, dilation_h, dilation_w,
     fold_d, fold_h, fold_w,  # how far pixels of x that differ by less than the stride are apart in a descriptor's row
-    gw_k, gw_c, gw_tap,  # strides, of a result
+    gw_k, gw_c, gw_tap,  # of a result, in units of GW_VECTOR channels that lie together; 0: in elements
     windows, rows, columns, planes, splits,
     TAPS: gl.constexpr, STAGES: gl.constexpr, ACROSS: gl.constexpr, SPLIT: gl.constexpr, STRIDED: gl.constexpr,
+    GW_VECTOR: gl.constexpr,
 ):  # fmt: skip
     BK: gl.constexpr = p_gy.block_type.shape[4]
     BC: gl.constexpr = p_x.block_type.shape[4]
@@ -191,7 +198,7 @@ def hopper_grad_weight(
     empty = barriers(STAGES)
 
     # ---- which tile, taps, group, split; tiles vary fastest, then taps: they share gy and x in the L2 cache
-    column_blocks = gl.cdiv(group_channels, BC)
+    column_blocks = gl.cdiv(group_channels, BC // 8)
     tiles, runs = gl.cdiv(group_filters, BK) * column_blocks, gl.cdiv(R, TAPS)
     program = gl.program_id(0)
     k, c = program % tiles // column_blocks * BK, program % tiles % column_blocks * BC
@@ -205,7 +212,7 @@ def hopper_grad_weight(
 
     # ---- where the first tap finds the first pixel: `up` strides on, pixel `at` of those that the stride joins
     up_d, up_h, up_w = t * dilation_d - pad_d, r * dilation_h - pad_h, s * dilation_w - pad_w
-    x_c = group * group_channels + c
+    x_c = group * group_channels * 8 + c
     if STRIDED:
         up_d, at_d = apart(up_d, pad_d, stride_d)
         up_h, at_h = apart(up_h, pad_h, stride_h)
@@ -213,16 +220,18 @@ def hopper_grad_weight(
         x_c += at_d * fold_d + at_h * fold_h + at_w * fold_w
 
     gy_k = group * group_filters + k
-    gw_at = gy_k * gw_k + c * gw_c + ((t * R + r) * S + s) * gw_tap
+    UNIT: gl.constexpr = max(GW_VECTOR, 1)
+    gw_at = gy_k * gw_k * UNIT + ((t * R + r) * S + s) * gw_tap * UNIT
+    gw_at += c if GW_VECTOR > 0 else c * gw_c
     of_bias = (run % (S * runs * T) == 0) & (c == 0), split.to(gl.int64) * (G * group_filters) + gy_k
-    left = (group_filters - k, group_channels - c, R - r)
+    left = (group_filters - k, group_channels - c // 8, R - r)
     walk = (begin, end, rows)
     buffers = (b_gy, b_x, full, empty)
     blocks, up, strides = (columns, planes), (up_d, up_h, up_w), (gw_k, gw_c, S * gw_tap)
     result = (gw_at, strides, of_bias, left)
     gl.warp_specialize(
         [
-            (multiply, (p_gw, p_gb, result, buffers, walk, TAPS, STAGES, ACROSS, SPLIT)),
+            (multiply, (p_gw, p_gb, result, buffers, walk, TAPS, STAGES, ACROSS, SPLIT, GW_VECTOR)),
             (fetch, (p_gy, p_x, gy_k, x_c, blocks, up, buffers, walk, TAPS, STAGES)),
         ],
         [1],

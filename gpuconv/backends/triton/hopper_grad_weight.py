@@ -19,7 +19,7 @@ from gpuconv.backends.derived import axes, overflows, tiles_of_weight, with_spli
 from gpuconv.backends.family import Family
 from gpuconv.backends.last_program import Workspace
 from gpuconv.backends.roofline import SECTOR, Prediction, Work, predicted, read_from_shared, results_of
-from gpuconv.backends.triton.launch import INTERPRETING, Described, Launch, result_strides
+from gpuconv.backends.triton.launch import INTERPRETING, Described, Launch, vectors_of_sums
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
@@ -235,14 +235,15 @@ def launches(
     window = _window(gy, tile.depth, tile.taps)
     stride = axes(problem.stride, 1)
     _, planes, rows, columns = window.blocks
+    vector, gw = vectors_of_sums(problem, apart=False)
     scalars = (
-        problem.group_channels, problem.group_filters, problem.groups, *axes(problem.filter_size, 1), *stride,
+        problem.group_channels // 8, problem.group_filters, problem.groups, *axes(problem.filter_size, 1), *stride,
         *axes(tuple(low for low, _ in problem.padding), 0), *axes(problem.dilation, 1), *x.strides[1:],
-        *result_strides(problem.weight_shape, problem), window.number, rows, columns, planes, splits,
+        *gw[1:4], window.number, rows, columns, planes, splits,
     )  # fmt: skip
     settings = {
         "TAPS": tile.taps, "STAGES": tile.stages, "ACROSS": max(1, 16 * tile.warps // tile.rows), "SPLIT": splits > 1,
-        "STRIDED": max(stride) > 1,
+        "STRIDED": max(stride) > 1, "GW_VECTOR": vector,
     }  # fmt: skip
     described = {
         0: _described(gy, window, problem.out_channels, tile.rows, (1, 1, 1)),
@@ -261,14 +262,16 @@ def launches(
 def _sum(problem: ConvProblem, tile: Tile, splits: int, with_bias: bool) -> Launch:
     """The launch that adds the partial sums; called with them, gw, and gb or None."""
     elements, dtype = _partials(problem, tile), problem.dtype
-    block = 256 if elements <= _FEW else 1024
+    few = elements <= _FEW
+    block = 256 if few else 1024
     filters, channels = problem.group_filters, problem.group_channels
+    vector, gw = vectors_of_sums(problem, apart=False)
     scalars = (
         splits, elements // block, math.ceil(filters / tile.rows), math.ceil(channels / tile.columns),
-        *axes(problem.filter_size, 1), problem.groups, filters, channels,
-        *result_strides(problem.weight_shape, problem),
+        *axes(problem.filter_size, 1), problem.groups, filters, channels // 8, *gw[1:4],
     )  # fmt: skip
-    settings = {"BK": tile.rows, "BC": tile.columns, "TAPS": tile.taps, "BLOCK": block, "LANES": 4}
+    settings = {"BK": tile.rows, "BC": tile.columns, "TAPS": tile.taps, "BLOCK": block, "LANES": 4 if few else 1}
+    settings["GW_VECTOR"] = vector
     programs = elements // block + (math.ceil(problem.out_channels / block) if with_bias else 0)
     dtypes = (torch.float32, dtype, dtype if with_bias else None)
     return Launch(sum_tiles, programs, dtypes, scalars, settings, Tile(0, 0, 0, warps=4, stages=3))
