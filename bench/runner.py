@@ -20,6 +20,7 @@ import torch
 
 from gpuconv import backends
 from gpuconv.bench import timing
+from gpuconv.bench.compile_first import compile_first
 from gpuconv.bench.environment import environment, source
 from gpuconv.bench.records import Row, key, read
 from gpuconv.bench.verdict import ExactResult
@@ -41,6 +42,7 @@ class Options(NamedTuple):
     seconds: float | None = None  # start nothing new after this long
     first_call: bool = False  # also time first calls, in new processes: slow
     specs: Mapping[str, str] | None = None  # of backends from elsewhere: name → package.module:Class
+    compile_first: int = 0  # processes that compile everything before; they take half of `seconds` at most
 
 
 class Lost(RuntimeError):
@@ -56,14 +58,27 @@ def run(
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a+", encoding="utf-8") as file:
         _drop_cut_line(out, file)
-        for number, workload in enumerate(workloads):
-            progress(number, f"{workload.layer} {workload.direction} {workload.numbers}")
-            left = [
+        todo = [
+            [
                 (backend, layout)
                 for layout in options.layouts
                 for backend in options.subjects
                 if key({**_what(workload, backend, layout), **here}) not in done
             ]
+            for workload in workloads
+        ]
+        if options.compile_first:
+            what = [
+                (workload, *one)
+                for workload, left in zip(workloads, todo, strict=True)
+                for one in left
+                if one[0] not in BASELINES
+            ]
+            progress(0, "compiling")
+            most = None if options.seconds is None else options.seconds / 2
+            compile_first(what, options.specs or {}, options.device, options.compile_first, most)
+        for number, (workload, left) in enumerate(zip(workloads, todo, strict=True)):
+            progress(number, f"{workload.layer} {workload.direction} {workload.numbers}")
             if not left:
                 continue
             for row in _measure_each(left, workload, options):

@@ -194,6 +194,8 @@ def activate_tensor(activation: Activation, z: Tensor) -> Tensor:
         return F.leaky_relu(z, slope)
     if name == "gelu_tanh":
         return F.gelu(z, approximate="tanh")
+    if name == "hardswish" and z.dtype is torch.float64:  # PyTorch's has 1/6 in float32, on GPUs and in gradients
+        return z * F.relu6(z + 3) / 6
     function: Callable[[Tensor], Tensor] = getattr(torch, name) if name in ("sigmoid", "tanh") else getattr(F, name)
     return function(z)
 
@@ -215,6 +217,8 @@ def backward_tensor(activation: Activation, grad: Tensor, s: Tensor) -> Tensor:
     if name == "tanh":
         return aten.tanh_backward(grad, s)
     if name == "hardswish":
+        if s.dtype is torch.float64:
+            return grad * torch.where(s <= -3, 0.0, torch.where(s < 3, s / 3 + 0.5, 1.0))
         return aten.hardswish_backward(grad, s)
     if name == "silu":
         return grad * (torch.sigmoid(s) * (1 + s * torch.sigmoid(-s)))  # aten.silu_backward has no derivative

@@ -54,7 +54,7 @@ def test_values_and_derivatives_are_those_of_one_after_the_other(lane: Lane, act
         def unfused(x, w, b=None, residual=None):
             return one_by_one(activation, x, w, b, residual)
 
-        same(to_the_second_order(fused, tensors[:count]), to_the_second_order(unfused, tensors[:count]), 1e-6)
+        same(to_the_second_order(fused, tensors[:count]), to_the_second_order(unfused, tensors[:count]), 1e-10)
 
 
 @each_lane

@@ -81,3 +81,8 @@ def test_every_package_is_listed() -> None:
             parts = file.parent.relative_to(ROOT / folder).parts
             found.add(".".join((inside, *parts)))
     assert listed == found
+
+
+def test_pytest_benchmark_is_kept_out_where_it_is_installed(pytestconfig: pytest.Config) -> None:
+    """It warns of xdist, and here warnings are errors: not one test would run."""
+    assert pytestconfig.pluginmanager.is_blocked("benchmark")

@@ -4,22 +4,35 @@
 it, so that no launch has to zero them; launches on one stream take turns, and each stream has its own.
 """
 
+import math
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
-from gpuconv.backends.derived import WORKSPACE
+from gpuconv.backends.derived import WORKSPACE, accumulator
 from gpuconv.backends.tile import Tile
+from gpuconv.problem import ConvProblem
 
 # Bytes of partial sums that the last program of a tile reads, at most: about what one multiprocessor gets from the L2
 # cache in the time that a launch more would take.
 _MOST_READ = 128 << 10
+_MANY_SECTORS = 1 << 19  # elements whose sectors take longer to write than a launch takes: a guess
 _MOST_SUMS = 64  # of a thread, of one tap: with more there would be no registers to add them in
 _COUNTERS = 4096  # of a launch, at most
 _FOR_GRAPHS = 1 << 18  # of all launches in CUDA graphs
 _PER_THREAD = 2  # the handle of another stream in each thread
+
+
+def apart(problem: ConvProblem, tile: Tile, splits: int, tiles: int) -> bool:
+    """Whether a grad_weight's product leaves its sums in a workspace, and a launch of its own adds them all: where they
+    are split and the last programs do not add, and where the result is large and no two channels of it are neighbours,
+    since each element would be a sector that is written."""
+    if splits == 1:
+        scattered = problem.memory_format is torch.contiguous_format and problem.taps > 1 and problem.group_channels > 1
+        return scattered and math.prod(problem.weight_shape) >= _MANY_SECTORS
+    return not adds(tile, splits, tiles, accumulator(problem.dtype).itemsize)
 
 
 def adds(tile: Tile, splits: int, tiles: int, itemsize: int = 4) -> bool:

@@ -228,7 +228,7 @@ def how_it_multiplies(problem: ConvProblem, tile: Tile, gpu: Gpu, tf32: bool, by
     size = problem.dtype.itemsize
     if size == 8 or (size == 4 and not tf32) or tile.kernel == "simt":
         return "fma"
-    return "wgmma" if gpu.capability[0] in (9, 10) and not by_mma else "mma"
+    return "wgmma" if gpu.capability[0] in (9, 10) and not by_mma and tile.warps % 4 == 0 else "mma"
 
 
 class Features(NamedTuple):

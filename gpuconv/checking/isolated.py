@@ -19,6 +19,7 @@ from gpuconv.checking.self_test import Outcome, Trial, attempt
 
 MOST_SECONDS = 180  # for one trial, compilation included
 _MOST_SECONDS_TO_START = 300
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # of several processes that share the cores
 
 
 def attempts(
@@ -35,8 +36,10 @@ def attempts(
     results: list[queue.SimpleQueue[Outcome | BaseException]] = [queue.SimpleQueue() for _ in range(processes)]
     enough = threading.Event()
 
+    environment = {**os.environ, **(_ONE_THREAD if processes > 1 else {})}
+
     def work(share: int) -> None:
-        outcomes = _in_turn(trials[share::processes], device, specs, most_seconds)
+        outcomes = _in_turn(trials[share::processes], device, specs, most_seconds, environment)
         try:
             for outcome in outcomes:
                 results[share].put(outcome)
@@ -60,7 +63,11 @@ def attempts(
 
 
 def _in_turn(
-    trials: Sequence[Trial], device: torch.device, specs: Sequence[str], most_seconds: float
+    trials: Sequence[Trial],
+    device: torch.device,
+    specs: Sequence[str],
+    most_seconds: float,
+    environment: dict[str, str],
 ) -> Generator[Outcome, None, None]:
     """The outcomes of the trials, in order.
 
@@ -70,7 +77,7 @@ def _in_turn(
     done = 0
     while done < len(trials):
         left = [(i, trial) for i, trial in enumerate(trials[done:], start=done) if trial.kernels not in deadly]
-        outcomes = _one_process([trial for _, trial in left], device, specs, most_seconds)
+        outcomes = _one_process([trial for _, trial in left], device, specs, most_seconds, environment)
         for i, trial in left:
             while done < i:
                 yield deadly[trials[done].kernels]
@@ -91,13 +98,19 @@ def _in_turn(
 
 
 def _one_process(
-    trials: Sequence[Trial], device: torch.device, specs: Sequence[str], most_seconds: float
+    trials: Sequence[Trial],
+    device: torch.device,
+    specs: Sequence[str],
+    most_seconds: float,
+    environment: dict[str, str],
 ) -> Iterator[tuple[Outcome, bool]]:
     """Outcomes as they come, each with whether the process can go on; the last one says how the process ended."""
     ours, theirs = os.pipe()
     command = [sys.executable, "-m", "gpuconv.checking.isolated", str(theirs)]
     with (
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=(theirs,)) as child,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=(theirs,), env=environment
+        ) as child,
         Connection(ours, writable=False) as results,
     ):
         os.close(theirs)

@@ -76,6 +76,10 @@ def bench(
     first_call: Annotated[
         bool, typer.Option("--first-call", help="Also time first calls in new processes, and compilation. Slow.")
     ] = False,
+    compile_first: Annotated[
+        int,
+        typer.Option(min=0, help="First compile everything in so many processes, in half of --seconds at most."),
+    ] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -129,7 +133,7 @@ def bench(
             subjects = {runner.register(name): name for name in backend or usable(runner.OURS, where)[0]}
             options = runner.Options(
                 where, list(dict.fromkeys(("aten", *subjects))), each_of("layout", layout, LAYOUTS), seconds,
-                first_call, subjects,
+                first_call, subjects, compile_first,
             )  # fmt: skip
             layers = layers_of(suite or ([] if layer else [_SUITE]), layer or ())
             directions = each_of("direction", direction or [*DIRECTIONS], TIMED)

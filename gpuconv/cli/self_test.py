@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 from gpuconv import backends
 from gpuconv.checking import isolated, self_test
 from gpuconv.checking.problems import as_code
@@ -13,7 +15,8 @@ from gpuconv.cli.progress import Progress
 from gpuconv.gpu import Gpu
 from gpuconv.planning import distrust, plan
 
-_MOST_PROCESSES = 4  # each takes half a gigabyte of a GPU's memory
+_MOST_PROCESSES = 16
+_MEMORY = 1 << 30  # bytes of the GPU's that a process may take: half of that for its context
 
 
 def run_self_test(backend: list[str] | None, device: str | None, as_json: bool) -> int:
@@ -27,7 +30,7 @@ def run_self_test(backend: list[str] | None, device: str | None, as_json: bool) 
     device_name = plan.device_name(where)
     outcomes: Iterable[self_test.Outcome]
     if where.type == "cuda" and os.name == "posix":
-        processes = max(1, min(_MOST_PROCESSES, (os.cpu_count() or 1) // 2))
+        processes = processes_for(len(os.sched_getaffinity(0)), torch.cuda.mem_get_info(where)[0])
         outcomes = isolated.attempts(
             trials, where, [spec for spec in backend or () if ":" in spec], processes=processes
         )
@@ -55,6 +58,11 @@ def run_self_test(backend: list[str] | None, device: str | None, as_json: bool) 
     else:
         print("\n".join(_end(report, not_here, finished, trouble)))
     return 130 if not finished else 0 if report.ok else 1
+
+
+def processes_for(cores: int, free: int) -> int:
+    """How many processes share a self-test on a GPU with so many bytes free."""
+    return max(1, min(_MOST_PROCESSES, cores, free // _MEMORY))
 
 
 def _remember(report: self_test.Report, finished: bool) -> str | None:

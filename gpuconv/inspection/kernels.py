@@ -37,6 +37,7 @@ _SHOWN = (
 # Kernels that run before or after the one that multiplies.
 _ROLES = {
     "pack": "copies operands to channels last",
+    "pack_cells": "writes the weight as filters of cells",
     "pack_runs": "copies the input with four channels and its padding",
     **dict.fromkeys(("sum_partials", "window_sum"), "adds partial sums in order"),
 }

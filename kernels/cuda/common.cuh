@@ -104,7 +104,7 @@ struct Conv {
   long long per_split;  // grad_weight: pixels of one split, a multiple of BK
   long long x[5], w[5], y[5], residual[5];  // strides: n c d h w | k c t r s | n k z p q | n k z p q
   long long w_tap[3];  // w's strides from one tap to the next: its own, in grad_input times stride/common
-  long long gw_split, gb_split;  // grad_weight with splits > 1: strides of the partial sums; w is then theirs too
+  long long gw_split, gb_split;  // of sums that another launch adds: strides of splits; w is then theirs too; else 0
 };
 static_assert(sizeof(Conv) == 40 * 4 + 27 * 8, "the launcher fills in this layout");
 

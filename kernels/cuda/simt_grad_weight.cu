@@ -117,7 +117,7 @@ simt_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, vo
     multiply(acc, stage, place);
   }
 
-  // ---- store: partial sums as they are, a single split rounded
+  // ---- store: as they are where another launch adds them, else rounded
   const Where at = where(opaque(blockIdx.x), a);
   const Tile owns = place_in_tile(opaque(threadIdx.x));
   const int filters = a.K - at.k0, channels = a.C - at.c0;
@@ -137,7 +137,7 @@ simt_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, vo
     add_parts(sums, parts, a.splits);
     if (m_bias) bias = add_numbers(parts + BM * BN + own, a.splits);
   }
-  if (a.splits > 1 && !last_adds) {
+  if (a.gw_split && !last_adds) {
     store_tile(static_cast<accumulator*>(p_gw) + o_gw, acc, owns, filters, channels, a.w[0], a.w[1]);
     if (m_bias) static_cast<accumulator*>(p_gb)[o_gb] = bias;
   } else {

@@ -63,7 +63,7 @@ __device__ __forceinline__ void sum_bias(const TYPE* p_gy, void* p_gb, float* p_
     for (int row = 0; row < Of::ROWS; ++row) sum += s_sums[row * PITCH + k];
     if (last_adds)
       parts[split * PART + k] = sum;
-    else if (a.splits > 1)
+    else if (a.gw_split)
       static_cast<float*>(p_gb)[split * a.gb_split + k0 + k] = sum;
     else
       static_cast<TYPE*>(p_gb)[k0 + k] = narrow<TYPE>(sum);
@@ -148,7 +148,7 @@ tensor_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, 
     add_parts(sums, parts, a.splits);
   }
 
-  // ---- store: partial sums as they are, a single split, or all of them, rounded
+  // ---- store: as they are where another launch adds them, else rounded
   offset_t* const o_row = reinterpret_cast<offset_t*>(shared_memory + SLABS);  // [BM], negative beyond the last filter
   for (int row = threadIdx.x; row < BM; row += THREADS)
     o_row[row] =
@@ -157,7 +157,7 @@ tensor_grad_weight(const TYPE* __restrict__ p_gy, const TYPE* __restrict__ p_x, 
   const offset_t o_tile = split * offset_t(a.gw_split) + offset_of<offset_t>(0, at_tap, a.w) + c0 * offset_t(a.w[1]);
   const auto finish = [](float*, int, int, Nothing) {};
   const auto m_group = [](int row, int column) { return share_group<1, 1>(row, column); };
-  if (a.splits > 1 && !last_adds)
+  if (a.gw_split && !last_adds)
     store<Y_VECTOR>(acc, shared_memory, static_cast<float*>(p_gw) + o_tile, o_row, a.C - c0, offset_t(a.w[1]), finish,
                     m_group);
   else

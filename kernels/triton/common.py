@@ -192,6 +192,20 @@ def valid_taps(b_start, step, size, taps):
 
 
 @triton.jit
+def scattered(p_base, o_first, o_last):
+    """Addresses base + o_first + o_last, [first, last], of which the compiler can prove nothing: neighbouring threads
+    get neighbours along the last axis.
+
+    Triton 3.6 is told that there are pairs along it, for else it would take the first: each element in a sector of its
+    own. Where there are no pairs that does no harm: nothing proves that one is aligned, so none moves as one.
+    """
+    p = p_base + (o_first[:, None] + o_last[None, :])
+    if FIRST_AXIS_FAST:
+        p = tl.max_contiguous(p, [1, 2])
+    return p
+
+
+@triton.jit
 def load_tile(
     p_base,
     o_rows,
@@ -201,15 +215,19 @@ def load_tile(
     MASK_ROWS: tl.constexpr,
     MASK_COLUMNS: tl.constexpr,
     ROWS_FAST: tl.constexpr,
+    SCATTERED: tl.constexpr = False,  # of the addresses the compiler can prove nothing
 ):
     """The tile [rows, columns] whose element (i, j) is at base + o_rows[i] + o_columns[j], zero where masked.
 
     Neighbouring threads should read neighbouring addresses, and Triton hands the last axis of a block to neighbouring
-    threads (but see `FIRST_AXIS_FAST`). So where rows are the closer ones in memory (ROWS_FAST) the tile is loaded
-    transposed.
+    threads, in Triton 3.6 only if it is SCATTERED. So where rows are the closer ones in memory (ROWS_FAST) the tile is
+    loaded transposed.
     """
     if ROWS_FAST:
-        p = p_base + (o_columns[:, None] + o_rows[None, :])  # [columns, rows]
+        if SCATTERED:  # noqa: SIM108 (settled when compiling)
+            p = scattered(p_base, o_columns, o_rows)
+        else:
+            p = p_base + (o_columns[:, None] + o_rows[None, :])  # [columns, rows]
         if MASK_ROWS and MASK_COLUMNS:
             b = tl.load(p, mask=m_columns[:, None] & m_rows[None, :], other=0.0)
         elif MASK_ROWS:
@@ -220,7 +238,10 @@ def load_tile(
             b = tl.load(p)
         b = tl.trans(b)
     else:
-        p = p_base + (o_rows[:, None] + o_columns[None, :])  # [rows, columns]
+        if SCATTERED:  # noqa: SIM108 (settled when compiling)
+            p = scattered(p_base, o_rows, o_columns)
+        else:
+            p = p_base + (o_rows[:, None] + o_columns[None, :])  # [rows, columns]
         if MASK_ROWS and MASK_COLUMNS:
             b = tl.load(p, mask=m_rows[:, None] & m_columns[None, :], other=0.0)
         elif MASK_ROWS:
@@ -302,6 +323,7 @@ def gather_product(
     BC: tl.constexpr,
     INSIDE: tl.constexpr,  # whether a tap is inside: "always" it is, see its "bits", or "compare" its coordinates
     EVEN_C: tl.constexpr,  # BC divides C
+    VECTOR: tl.constexpr,
     X_ROWS_FAST: tl.constexpr,  # pixels lie closer than channels
     W_ROWS_FAST: tl.constexpr,  # the channels that are summed over lie closer than the columns
     WIDE: tl.constexpr,
@@ -332,9 +354,12 @@ def gather_product(
             m_pixel = o_x == o_x  # not used
         # ---- the product
         b_x = load_tile(
-            x.p + o_x_tap, o_x, b_channel * x.channel, m_pixel, m_c, INSIDE != "always", not EVEN_C, X_ROWS_FAST
-        )  # [BM, BC]
-        b_w = load_tile(w.p + o_w_tap, b_channel * w.channel, o_w, m_c, m_c, not EVEN_C, False, W_ROWS_FAST)  # [BC, BN]
+            x.p + o_x_tap, o_x, b_channel * x.channel, m_pixel, m_c, INSIDE != "always", not EVEN_C, X_ROWS_FAST,
+            VECTOR == 1,
+        )  # [BM, BC]  # fmt: skip
+        b_w = load_tile(
+            w.p + o_w_tap, b_channel * w.channel, o_w, m_c, m_c, not EVEN_C, False, W_ROWS_FAST, VECTOR == 1
+        )  # [BC, BN]
         b_acc = multiply(b_x, b_w, b_acc, PRECISION, EMULATE_BF16)
         # ---- count on: c, then s, then r, then t
         next_tap = c0 + BC >= C

@@ -13,7 +13,7 @@ will not be stored are computed along with the rest. `derivative` is what `act_b
 import triton
 import triton.language as tl
 
-from .common import widened
+from .common import FIRST_AXIS_FAST, widened
 
 
 @triton.jit
@@ -105,7 +105,7 @@ def epilogue(
     if p_bias is not None:
         b_acc += widened(tl.load(p_bias + o_column), b_acc.dtype, EMULATE_BF16)[None, :]
     if p_residual is not None:
-        if RESIDUAL_ROWS_FAST:
+        if RESIDUAL_ROWS_FAST != FIRST_AXIS_FAST:
             b_res = tl.trans(tl.load(p_residual + (o_residual_columns[:, None] + o_residual_rows[None, :])))
         else:
             b_res = tl.load(p_residual + (o_residual_rows[:, None] + o_residual_columns[None, :]))

@@ -92,7 +92,7 @@ def gather_forward(
         moved(x, group * C * x.channel), o_x, b_valid, b_start, dilation, size,
         moved(w, group * K * w.row), o_filter_safe * w.row, taps, C,
         tl.zeros((BM, BN), ACCUMULATE),
-        BC, INSIDE, EVEN_C, X_ROWS_FAST, True, WIDE, PRECISION, EMULATE_BF16,
+        BC, INSIDE, EVEN_C, VECTOR, X_ROWS_FAST, True, WIDE, PRECISION, EMULATE_BF16,
     )  # fmt: skip
 
     # ---- bias, residual, activation; one rounding; store

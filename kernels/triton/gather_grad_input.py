@@ -119,7 +119,7 @@ def gather_grad_input(
             gy_group, o_gy, b_valid, b_start, step, Axes(Z, P, Q),
             Operand(p_w_first, w.channel, w.row, w_step), o_column, taps, K,
             tl.zeros((BM, BN), ACCUMULATE),
-            BC, INSIDE, EVEN_K, GY_ROWS_FAST, False, WIDE, PRECISION, EMULATE_BF16,
+            BC, INSIDE, EVEN_K, VECTOR, GY_ROWS_FAST, False, WIDE, PRECISION, EMULATE_BF16,
         )  # fmt: skip
 
         # ---- one rounding; store

@@ -116,8 +116,12 @@ def gather_grad_weight(
         if MASKED:
             m_inside &= inside(b_at, size)
         # Where filters are known to lie in vectors the compiler finds that itself: the tile need not be transposed.
-        b_gy = load_tile(p_gy_group, o_gy_filter, o_gy, m_pixel, m_pixel, False, True, GY_TRANSPOSED)  # [BM, BC]
-        b_x = load_tile(p_x_group, o_x, o_x_channel, m_inside, m_inside, True, False, X_PIXELS_FAST)  # [BC, BN]
+        b_gy = load_tile(
+            p_gy_group, o_gy_filter, o_gy, m_pixel, m_pixel, False, True, GY_TRANSPOSED, VECTOR == 1
+        )  # [BM, BC]
+        b_x = load_tile(
+            p_x_group, o_x, o_x_channel, m_inside, m_inside, True, False, X_PIXELS_FAST, VECTOR == 1
+        )  # [BC, BN]
         b_acc = multiply(b_gy, b_x, b_acc, PRECISION, EMULATE_BF16)
         b_n, b_out = advance(b_n, b_out, add_n, add, out)
 

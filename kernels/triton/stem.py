@@ -28,6 +28,7 @@ from .common import (
     load_tile,
     multiply,
     offset_of,
+    scattered,
     split_pixel,
     store_tile,
     tile_of_program,
@@ -68,13 +69,13 @@ def load_patches(
         m = m & m_columns[:, None] & m_rows[None, :]
         if VOLUME:
             m &= inside_axis(b_move.d, b_at.d, size.d)
-        b_x = tl.trans(tl.load(p_x + (o_columns[:, None] + o_rows[None, :]), mask=m, other=0.0))
+        b_x = tl.trans(tl.load(scattered(p_x, o_columns, o_rows), mask=m, other=0.0))
     else:
         m = inside_axis(b_at.h, b_move.h, size.h) & inside_axis(b_at.w, b_move.w, size.w)  # [rows, columns]
         m = m & m_rows[:, None] & m_columns[None, :]
         if VOLUME:
             m &= inside_axis(b_at.d, b_move.d, size.d)
-        b_x = tl.load(p_x + (o_rows[:, None] + o_columns[None, :]), mask=m, other=0.0)
+        b_x = tl.load(scattered(p_x, o_rows, o_columns), mask=m, other=0.0)
     return b_x
 
 
@@ -136,7 +137,7 @@ def stem_forward(
         b_x = load_patches(
             x.p, o_x, o_xj, b_start, b_move, o_pixel_safe >= 0, m_j, size, VOLUME, X_ROWS_FAST
         )  # [BM, BJ]
-        b_w = load_tile(w.p, o_wj, o_filter_safe * w.row, m_j, m_j, True, False, True)  # [BJ, BN]
+        b_w = load_tile(w.p, o_wj, o_filter_safe * w.row, m_j, m_j, True, False, True, True)  # [BJ, BN]
         b_acc = multiply(b_x, b_w, b_acc, PRECISION, EMULATE_BF16)
         b_c, b_s = carry(b_c + add_c, b_s + add_s, C)
         b_s, b_r = carry(b_s, b_r + add_r, S)
@@ -222,7 +223,7 @@ def stem_grad_weight(
         o_gy = offset_of(b_n, b_out, gy)
         o_x = offset_of(b_n, b_at, x)
         b_gy = load_tile(
-            gy.p, o_filter_safe * gy.channel, o_gy, m_pixel, m_pixel, False, True, not GY_PIXELS_FAST
+            gy.p, o_filter_safe * gy.channel, o_gy, m_pixel, m_pixel, False, True, not GY_PIXELS_FAST, True
         )  # [BM, BC]
         b_x = load_patches(
             x.p, o_x, o_xj, narrow(b_at), b_move, m_pixel, o_j_safe >= 0, size, VOLUME, X_PIXELS_FAST

@@ -23,7 +23,7 @@ def window_sum(
     ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
 ):  # fmt: skip
     size = wide(quarter, WIDE) * 4
-    o = wide(tl.program_id(0), WIDE) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    o = wide(tl.program_id(0), WIDE) * BLOCK + tl.max_contiguous(tl.arange(0, BLOCK), 4)  # [BLOCK], four a thread
     m = o < size
     b_sum = tl.zeros((BLOCK,), tl.float32)
     p = p_partial + o

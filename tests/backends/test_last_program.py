@@ -97,6 +97,43 @@ def test_the_last_program_adds_in_order_whichever_it_is(
         assert torch.equal(gw, found[0][0]) and torch.equal(gb, found[0][1])
 
 
+@emulated
+@pytest.mark.parametrize(("backend", "family", "gpu"), [("triton", "window", "h100"), ("cuda", "tensor", "a100")])
+def test_a_large_contiguous_result_is_written_in_whole_sectors(
+    backend: str, family: str, gpu: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its channels are as far apart as it has taps: a product would write a sector for each element."""
+    of = dataclasses.replace(problem(family), memory_format=torch.contiguous_format)
+    gy, x = (t.contiguous(memory_format=LAST) for t in tensors(of)[:2])  # packed, as it were
+    operands = Operands((gy.stride(), x.stride()))
+    tile = dataclasses.replace(three_splits(backend, family, gpu, of, operands), splits=1)
+    found = []
+    for most in (1, last_program._MANY_SECTORS):
+        monkeypatch.setattr(last_program, "_MANY_SECTORS", most)
+        with emulator.on(gpu) as virtual:
+            found.append(backends.get(backend).bind(of, "grad_weight", CPU, IDENTITY, operands, tile)(gy, x, True))
+        if most == 1:
+            both = [pair for each in virtual.counters() for pair in zip(each.lines, each.table, strict=True)]
+            written = [row for line, row in both if line.opcode.startswith("st.global")]
+            assert virtual.launches[1:] == ["sum_partials"] and written
+            sectors, least = (sum(int(row[name]) for row in written) for name in ("sectors", "sectors_least"))
+            assert sectors <= 1.3 * least, (sectors, least)
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_which_results_are_written_by_another_launch() -> None:
+    tile = Tile(128, 128, 64, 8, 3)
+
+    def apart(filters: int, taps: int, memory_format: torch.memory_format) -> bool:
+        of = ConvProblem.of((2, 512, 7, 7), (filters, 512, taps, taps), memory_format=memory_format)
+        return last_program.apart(of, tile, 1, 9)
+
+    assert apart(512, 3, torch.contiguous_format)
+    assert not apart(512, 3, LAST) and not apart(4096, 1, torch.contiguous_format)  # whole sectors as it is
+    assert not apart(32, 3, torch.contiguous_format)  # small
+
+
 # ---- counters --------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import time
 from pathlib import Path
 
 import planted
@@ -11,6 +13,7 @@ import torch
 
 from gpuconv import backends
 from gpuconv.bench import plots, records, report, runner, timing, verdict, workloads
+from gpuconv.bench.compile_first import compile_first
 from gpuconv.bench.workloads import Workload, combinations
 from gpuconv.checking.precision import float32_as
 from gpuconv.cli import main
@@ -178,6 +181,25 @@ def test_other_code_is_measured_again(quick: None, tmp_path: Path, monkeypatch: 
 
 def test_nothing_new_is_started_when_time_is_up(quick: None, tmp_path: Path) -> None:
     assert measure(tmp_path / "a.jsonl", "aten", seconds=0.0) == []
+
+
+def test_other_processes_compile_first_what_is_left_to_measure(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(planted.__file__).parent)  # where the processes find the backend
+    monkeypatch.setenv("NOTED", str(tmp_path / "calls"))
+    specs = {backends.load("planted:Noted"): "planted:Noted"}
+    for _ in range(2):  # the second time nothing is left
+        measure(tmp_path / "a.jsonl", "aten", "noted", directions=("forward",), specs=specs, compile_first=3)
+    calls = [int(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    assert os.getpid() not in calls[:2] and len({*calls[:2]}) == 2  # a process for each layout
+    assert set(calls[2:]) == {os.getpid()}
+
+
+def test_compiling_first_ends_when_its_time_is_up() -> None:
+    begun = time.monotonic()
+    compile_first([(Workload(SMALL, "forward", "float32", 2), "numpy", "contiguous")], {}, CPU, 2, 0.0)
+    assert time.monotonic() - begun < 5
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:

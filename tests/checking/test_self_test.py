@@ -21,6 +21,7 @@ from gpuconv.checking import check, isolated, self_test
 from gpuconv.checking.precision import NUMBERS
 from gpuconv.checking.problems import CURATED, OF_FAMILIES
 from gpuconv.cli import main
+from gpuconv.cli.self_test import processes_for
 from gpuconv.gpu import INTERPRETER, KNOWN
 from gpuconv.planning import distrust, plan
 from gpuconv.planning.distrust import Kernels
@@ -209,6 +210,14 @@ def test_a_kernel_that_kills_its_process_or_never_ends_costs_no_more_than_itself
     assert status["forward", "float32"] == ("failed", "the process ended by signal 6")
     assert status["grad_input", "float64"] == ("failed", "nothing came in 5 s")
     assert {status[kind][0] for kind in (("grad_input", "float32"), ("grad_weight", "float64"))} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("cores", "free", "processes"),
+    [(16, 79 << 30, 16), (64, 79 << 30, 16), (8, 6 << 30, 6), (2, 9 << 30, 2), (4, 0, 1)],
+)
+def test_processes_are_as_many_as_cores_and_memory_allow(cores: int, free: int, processes: int) -> None:
+    assert processes_for(cores, free) == processes
 
 
 # ---- what is remembered ----------------------------------------------------------------------------------------------

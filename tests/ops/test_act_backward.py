@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lanes import INTERPRETING, Lane, each_lane, each_lane_and_gpu
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpuconv import reference
 from gpuconv.activations import LIPSCHITZ, Activation, activate_tensor, backward_tensor, derivative
@@ -80,10 +81,24 @@ def test_derivatives_are_those_of_the_activation(activation: str) -> None:
     (expected,) = torch.autograd.grad(y.sum(), z)
     saved = (y if a.from_output else z).detach()
     got = derivative(a, saved.numpy())
-    tolerance = 1e-7 if a.name == "hardswish" else 1e-12  # PyTorch has 1/6 in float32
-    np.testing.assert_allclose(got, expected.numpy(), rtol=0, atol=tolerance)
-    np.testing.assert_allclose(reference.activate(a, z.detach().numpy()), y.detach().numpy(), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(got, expected.numpy(), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(reference.activate(a, z.detach().numpy()), y.detach().numpy(), rtol=0, atol=1e-12)
     torch.testing.assert_close(backward_tensor(a, torch.ones_like(saved), saved), expected, rtol=0, atol=1e-12)
+
+
+def test_hardswish_in_float64_is_not_pytorchs_whose_kernel_on_gpus_has_a_sixth_in_float32() -> None:
+    class Called(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            called.add(function.overloadpacket.__name__)
+            return function(*args, **kwargs or {})
+
+    for dtype, expected in ((torch.float64, set()), (torch.float32, {"hardswish", "hardswish_backward"})):
+        called: set[str] = set()
+        with Called():
+            z = torch.linspace(-7, 7, 5, dtype=dtype, requires_grad=True)
+            torch.autograd.grad(activate_tensor(Activation("hardswish"), z).sum(), z)
+            backward_tensor(Activation("hardswish"), torch.ones_like(z), z)
+        assert {name for name in called if "hardswish" in name} == expected
 
 
 def test_nan_is_not_lost_and_empty_tensors_are_no_error() -> None:

@@ -9,8 +9,8 @@ from gpuconv.problem import DIRECTIONS
 
 reason = stubdriver.why_not(runtime=False)
 pytestmark = pytest.mark.skipif(reason is not None, reason=f"no stub of the driver: {reason}")
-FAMILIES = {"gather", "packed_runs", "patches", "planes", "pointwise", "stem", "taps", "window"}
-FEW_CHANNELS = {"packed_runs", "patches", "stem"}  # grad_input is for others
+FAMILIES = {"cells", "gather", "packed_runs", "patches", "planes", "pointwise", "stem", "taps", "window"}
+FEW_CHANNELS = {"packed_runs", "patches", "stem"}  # their grad_input is for `cells`
 
 
 @pytest.mark.skipif(emulator.why_not() is not None, reason=f"no launch can be executed: {emulator.why_not()}")
@@ -23,7 +23,9 @@ def test_every_family_gives_the_driver_what_its_kernels_want_either_way(clean_en
     for gpu, families in {"H100": FAMILIES, "A100": FAMILIES - {"window", "pointwise"}}.items():
         for family in families:
             directions = {one["what"].split()[0] for one in found if (one["family"], one["gpu"]) == (family, gpu)}
-            assert directions == {*DIRECTIONS} - ({"grad_input"} if family in FEW_CHANNELS else set())
+            others = {*DIRECTIONS} - {"grad_input"}
+            left_out = others if family == "cells" else {"grad_input"} if family in FEW_CHANNELS else set()
+            assert directions == {*DIRECTIONS} - left_out
     for split in ("grad_weight split", "grad_input split", "forward split"):
         assert any(one["what"] == split for one in found)
     # Planted: each is seen in what reaches the driver, and in what is computed.

@@ -165,3 +165,14 @@ class Deadly(NumpyBackend):
         while problem.dtype is torch.float64:
             time.sleep(1)
         return super().grad_input(problem, grad_output, weight)
+
+
+class Noted(NumpyBackend):
+    """Notes in the file $NOTED which process calls its forward."""
+
+    name = "noted"
+
+    def forward(self, problem, input, weight, bias, residual, activation):
+        with open(os.environ["NOTED"], "a") as file:
+            print(os.getpid(), file=file)
+        return super().forward(problem, input, weight, bias, residual, activation)

@@ -11,7 +11,7 @@ from gpuconv.backends import last_program
 from gpuconv.backends.base import Tile
 from gpuconv.backends.cuda import windows
 from gpuconv.backends.cuda.launch import Instance, Launch, sum_partials
-from gpuconv.backends.derived import accumulator, axes, programs_of_grad_weight, splits_of
+from gpuconv.backends.derived import axes, programs_of_grad_weight, splits_of
 from gpuconv.backends.last_program import Workspace
 from gpuconv.problem import ConvProblem, Direction
 
@@ -82,11 +82,10 @@ def _grad_weight(
 
 
 def adds_apart(problem: ConvProblem, merged: ConvProblem, tile: Tile) -> bool:
-    """Whether a launch of its own adds the partial sums of a grad_weight; else, where there are any, the last blocks of
-    its product do."""
-    splits = splits_of(problem, tile)
+    """Whether a launch of its own adds the partial sums of a grad_weight, or the whole ones; else, where it is split,
+    the last blocks of its product do."""
     counters = programs_of_grad_weight(merged, tile) + math.ceil(problem.out_channels / tile.rows)
-    return splits > 1 and not last_program.adds(tile, splits, counters, accumulator(problem.dtype).itemsize)
+    return last_program.apart(problem, tile, splits_of(problem, tile), counters)
 
 
 def _digits(pixels: int, problem: ConvProblem) -> tuple[int, ...]:

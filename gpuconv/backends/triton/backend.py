@@ -21,7 +21,18 @@ from gpuconv.backends.derived import accumulator
 from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.backends.family import FamilyBackend, by_name
 from gpuconv.backends.last_program import counters_on
-from gpuconv.backends.triton import depthwise, gather, hopper_grad_weight, pack, planes, pointwise, runs, stem, window
+from gpuconv.backends.triton import (
+    cells,
+    depthwise,
+    gather,
+    hopper_grad_weight,
+    pack,
+    planes,
+    pointwise,
+    runs,
+    stem,
+    window,
+)
 from gpuconv.backends.triton.alignment import by_alignment
 from gpuconv.backends.triton.launch import INTERPRETING, Launch, bias_offset, why_not
 from gpuconv.gpu import Gpu
@@ -34,6 +45,7 @@ FAMILIES = by_name(
     runs.PATCHES,
     runs.PACKED,
     stem.FAMILY,
+    cells.FAMILY,
     depthwise.FAMILY,
     window.FAMILY,
     hopper_grad_weight.FAMILY,
@@ -235,12 +247,16 @@ def _bind_forward(
 def _bind_grad_input(
     problem: ConvProblem, operands: Operands, tile: Tile, call: Callable[..., None]
 ) -> Callable[..., Any]:
-    launch, *add = launches(problem, "grad_input", operands, tile)
+    packs, launch, *add = _with_pack(launches(problem, "grad_input", operands, tile))
     shape, memory_format = problem.input_shape, problem.memory_format
     epilogue = (None,) * (len(launch.dtypes) - 3)  # no bias and no residual, where the kernel of forward serves
 
     def grad_input(grad_output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         gx = allocate(shape, grad_output, memory_format)
+        if packs is not None:
+            filters = weight.new_empty(packs.filters)
+            call(packs, weight, filters)
+            weight = filters
         if not add:
             call(launch, grad_output, weight, *epilogue, gx)
             return gx

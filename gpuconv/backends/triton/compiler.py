@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import triton
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.experimental.gluon._runtime import GluonASTSource
@@ -18,6 +19,25 @@ from gpuconv.backends.triton.launch import Launch
 def compile_for(launch: Launch, capability: int, tensors: tuple[torch.Tensor | None, ...] | None = None) -> Any:
     """Triton's compiled kernel for a GPU of this capability (80, 90, …): what the first call of `launch` with aligned
     tensors, or with these, would compile there, specialisations included. Needs no GPU."""
+    source, target, _, options = _source(launch, capability, tensors)
+    return triton.compile(source, target=target, options=options.__dict__)
+
+
+def trace_for(launch: Launch, capability: int) -> Any:
+    """The first form that Triton's compiler gives a kernel, in a fiftieth of the time that the last one takes. Raises
+    what it has to say against the kernel's text, shapes and types."""
+    source, target, backend, options = _source(launch, capability, None)
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    made_of = backend.get_codegen_implementation(options), backend.get_module_map()
+    return source.make_ir(target, options, *made_of, context)
+
+
+def _source(
+    launch: Launch, capability: int, tensors: tuple[torch.Tensor | None, ...] | None
+) -> tuple[ASTSource, GPUTarget, Any, Any]:
+    """What the compiler starts from: the kernel's text with its arguments, the GPU, its backend and options."""
     target = GPUTarget("cuda", capability, 32)
     kernel, backend = launch.kernel, make_backend(target)
     given = tensors or [None if dtype is None else MockTensor.wrap_dtype(dtype) for dtype in launch.dtypes]
@@ -26,7 +46,7 @@ def compile_for(launch: Launch, capability: int, tensors: tuple[torch.Tensor | N
     bound, specialization, _ = bind(*launch.arguments(given), **options)
     parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
     source = (GluonASTSource if launch.gluon else ASTSource)(kernel, signature, constants, attributes)
-    return triton.compile(source, target=target, options=parsed.__dict__)
+    return source, target, backend, parsed
 
 
 def resource_usage(cubin: bytes, function: str = "") -> tuple[int, int]:

@@ -373,10 +373,9 @@ def arithmetic_of(problem: ConvProblem, operands: Operands) -> dict[str, Any]:
 
 
 def adds_apart(problem: ConvProblem, tile: Tile, splits: int, tiles: int) -> bool:
-    """Whether a launch of its own adds the partial sums of a grad_weight of so many tiles; else, where there are any,
-    the last programs of its product do."""
-    counters = tiles + programs_of_bias(problem, 1, True)
-    return splits > 1 and not last_program.adds(tile, splits, counters, accumulator(problem.dtype).itemsize)
+    """Whether a launch of its own adds the sums of a grad_weight of so many tiles; else, where they are split, the last
+    programs of its product do."""
+    return last_program.apart(problem, tile, splits, tiles + programs_of_bias(problem, 1, True))
 
 
 def strides_of_sums(problem: ConvProblem, apart: bool) -> tuple[int, int, int, int, int]:
@@ -412,7 +411,7 @@ def grad_weight_launches(
     descriptors: bool = False,
     described: dict[int, Described] | None = None,
 ) -> tuple[Launch, ...]:
-    """The launch of a grad_weight kernel; where its sum is split and `adds_apart`, also the one that adds.
+    """The launch of a grad_weight kernel, and where it `adds_apart` the one that adds.
 
     tiles: programs of one split of the product. The scalars end with `splits`. A kernel to which gy is described is
     given it again at the end, where it sums the bias's gradient.
@@ -420,16 +419,17 @@ def grad_weight_launches(
     dtype, sums = problem.dtype, accumulator(problem.dtype)
     again = ((dtype if with_bias else None),) if described else ()
     programs = splits * tiles + programs_of_bias(problem, splits, with_bias)
-    if splits > 1 and not adds_apart(problem, tile, splits, tiles):
+    apart = adds_apart(problem, tile, splits, tiles)
+    if splits > 1 and not apart:
         of_bias = programs_of_bias(problem, 1, with_bias)
         partials = splits * (tiles * tile.rows * tile.columns * tile.taps + of_bias * FILTERS.value)
         alone = (dtype, dtype, dtype, dtype if with_bias else None, sums, torch.int32, *again)
         workspace = Workspace(partials, tiles + of_bias)
         return (Launch(kernel, programs, alone, scalars, constants, tile, descriptors, workspace, described),)
-    written = sums if splits > 1 else dtype
+    written = sums if apart else dtype
     dtypes = (dtype, dtype, written, written if with_bias else None, None, None, *again)
     product = Launch(kernel, programs, dtypes, scalars, constants, tile, descriptors, described=described)
-    return (product,) if splits == 1 else (product, ordered_sum(problem, splits, with_bias))
+    return (product, ordered_sum(problem, splits, with_bias)) if apart else (product,)
 
 
 def ordered_sum(problem: ConvProblem, splits: int, with_bias: bool) -> Launch:
@@ -442,9 +442,10 @@ def ordered_sum(problem: ConvProblem, splits: int, with_bias: bool) -> Launch:
         sum_partials,
         math.ceil(size / _SUM_BLOCK) + (math.ceil(problem.out_channels / _SUM_BLOCK) if with_bias else 0),
         (accumulator(dtype), dtype, dtype if with_bias else None),
-        (splits, size, bias_offset(splits, size), problem.out_channels, problem.group_channels, *strides),
+        (splits, size, bias_offset(splits, size), problem.out_channels, problem.group_channels, problem.taps, *strides),
         {
             "BLOCK": _SUM_BLOCK,
+            "TAPS_FAST": strides[1] != 1,
             "WIDE": overflows(splits * (size + problem.out_channels)),
             "EMULATE_BF16": INTERPRETING and dtype is torch.bfloat16,
         },

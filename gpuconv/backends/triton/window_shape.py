@@ -19,6 +19,7 @@ _SHAPES = ((8, 8), (4, 4), (2, 2), (1, 8), (1, 1))
 _LONG = ((8, 16), (4, 32), (4, 16), (2, 32), (2, 16), (1, 64), (1, 32), (1, 16), (4, 8), (2, 8), (2, 4))
 _COLUMNS = 128  # of a tile, about
 _SHORTEST_RUN = 32  # bytes of pixels that a product of a grad_weight sums at least
+_FEWEST_TERMS = 8 if RELEASE >= (3, 8) else 16  # of a product of 32-bit numbers: Triton compiles none of fewer
 # Times as long as a step whose left operand is read from shared memory; a guess. On sm_90 Triton before 3.8 overwrites
 # registers that products still read.
 _THROUGH_REGISTERS = 1.2 if RELEASE >= (3, 8) else math.inf
@@ -146,8 +147,8 @@ def weight_window(problem: ConvProblem, tile: Tile) -> Window:
     whole = window_of(problem, "grad_weight", tile.depth)
     through = _THROUGH_REGISTERS if problem.dtype.itemsize == 2 else 1.0  # TF32's go through them in any case
     found = [(through * whole.number * step_bytes(problem, tile, whole), whole)]
-    rows = 1
-    while (run := tile.depth // rows) * problem.dtype.itemsize >= _SHORTEST_RUN:
+    rows, shortest = 1, max(_SHORTEST_RUN // problem.dtype.itemsize, _FEWEST_TERMS)
+    while (run := tile.depth // rows) >= shortest:
         for images, columns in ((run, 1), (1, run)):
             counts = (math.ceil(n / of) for n, of in zip(sizes, (images, rows, columns), strict=True))
             window = Window(images, rows, columns, tuple(counts), True)  # type: ignore[arg-type]  # three of them

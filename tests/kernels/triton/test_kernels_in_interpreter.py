@@ -14,7 +14,7 @@ pytestmark = needs_interpreter
 
 
 def test_kernels_in_the_interpreter(clean_environment: dict[str, str]) -> None:
-    assert len(FILES) == 6
+    assert len(FILES) == 7
     passes(FILES, clean_environment)
 
 

@@ -182,7 +182,7 @@ def test_every_tile_that_could_be_chosen_compiles_well(family: str, capability: 
 def test_few_kernels_serve_many_layers() -> None:
     for capability in GPUS:
         for numbers in NUMBERS:
-            assert len(instances(capability, numbers)) <= 150, (capability, numbers)
+            assert len(instances(capability, numbers)) <= 165, (capability, numbers)
 
 
 @pytest.mark.parametrize("capability", [80, 90])

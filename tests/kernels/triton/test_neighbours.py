@@ -1,0 +1,40 @@
+"""Neighbouring threads move neighbours in memory, whichever axis Triton takes where it sees none."""
+
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed (it is on Linux alone)")
+
+from gpuconv import backends, emulator
+from gpuconv.gpu import KNOWN
+from gpuconv.inspection.kernels import inspect_kernels
+from gpuconv.planning.plan import contiguous_operands
+from gpuconv.problem import ConvProblem, Direction
+
+STEM = ConvProblem.of((1, 3, 28, 28), (64, 3, 7, 7), padding=3, stride=2, dtype=torch.bfloat16)
+# Sectors for each that the bytes would fill: pixels between others, and rows that begin anywhere. One for each element
+# would be 16.
+MOST = 6
+
+
+@pytest.mark.skipif(emulator.why_not() is not None, reason=str(emulator.why_not()))
+@pytest.mark.parametrize(
+    ("family", "problem", "direction"),
+    [("gather", STEM, "grad_input"), ("stem", STEM, "forward")],
+)
+def test_what_moves_element_by_element_shares_sectors(family: str, problem: ConvProblem, direction: Direction) -> None:
+    gpu, operands = KNOWN["A100"], contiguous_operands(problem, direction, problem.memory_format)
+    tile = backends.get("triton").families[family].tiles(problem, direction, gpu, operands)[0]
+    kernel = inspect_kernels(problem, direction, "triton", gpu, run=True, tile=tile, bias=False)[0]
+    counters = kernel.counters
+    assert counters is not None
+    loads = stores = least = 0
+    for line, row in zip(counters.lines, counters.table, strict=True):
+        if line.opcode.startswith("st.global"):
+            stores += int(row["sectors"])
+        else:
+            loads, least = loads + int(row["sectors"]), least + int(row["sectors_least"])
+    written = math.prod(problem.view(direction).shape) * problem.dtype.itemsize / 32
+    assert loads <= MOST * least and stores <= MOST * written, (loads / least, stores / written)
