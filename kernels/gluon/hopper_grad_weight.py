@@ -182,13 +182,14 @@ def hopper_grad_weight(
     p_gy, p_x,  # descriptors
     p_gw, p_gb,  # the results, or where sums are split, what `sum_tiles` adds; gb may be None
     group_channels, group_filters,  # channels in units of 8
-    G, T, R, S,
+    G,
     stride_d, stride_h, stride_w, pad_d, pad_h, pad_w, dilation_d, dilation_h, dilation_w,
     fold_d, fold_h, fold_w,  # how far pixels of x that differ by less than the stride are apart in a descriptor's row
     gw_k, gw_c, gw_tap,  # of a result, in units of GW_VECTOR channels that lie together; 0: in elements
     windows, rows, columns, planes, splits,
     TAPS: gl.constexpr, STAGES: gl.constexpr, ACROSS: gl.constexpr, SPLIT: gl.constexpr, STRIDED: gl.constexpr,
     GW_VECTOR: gl.constexpr,
+    T: gl.constexpr, R: gl.constexpr, S: gl.constexpr,  # constants: what divides is a chain of a hundred instructions
 ):  # fmt: skip
     BK: gl.constexpr = p_gy.block_type.shape[4]
     BC: gl.constexpr = p_x.block_type.shape[4]

@@ -5,6 +5,7 @@ axes.
 Which problems it takes, which tiles there are, what is launched and how long that takes.
 """
 
+import dataclasses
 import itertools
 import math
 from contextlib import suppress
@@ -18,7 +19,7 @@ from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import axes, overflows, tiles_of_weight, with_splits
 from gpuconv.backends.family import Family
 from gpuconv.backends.last_program import Workspace
-from gpuconv.backends.roofline import SECTOR, Prediction, Work, predicted, read_from_shared, results_of
+from gpuconv.backends.roofline import SECTOR, Prediction, Work, predicted, results_of
 from gpuconv.backends.triton.launch import INTERPRETING, Described, Launch, vectors_of_sums
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
@@ -38,6 +39,10 @@ _MOST_STAGES = 12
 _FEWEST_STEPS = 4  # of a split
 _FEW = 1 << 18  # elements of partial sums, of which all multiprocessors shall add some
 _KEPT = 4096  # bytes of shared memory, at most, for what is not tiles
+# Measured on an H100: seconds of a product that the formula does not see, and of a launch that adds; what bytes that
+# are stored take of the time that the formula gives them, and bytes that the copy engine fetches; what of the time of
+# device memory comes on top.
+_AROUND, _ADDING, _WRITING, _FROM_L2, _COLD = 3.8e-6, 3.8e-6, 2.8, 0.6, 0.5
 _STEP, _A_PRODUCT = 40, 2.5  # instructions of a warp in a step, and for each of its products; counted
 
 
@@ -201,6 +206,11 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
     return found
 
 
+def _across(tile: Tile) -> int:
+    """Warp groups that share the filters of a tile, and divide its channels."""
+    return max(1, 16 * tile.warps // tile.rows)
+
+
 def _bytes(rows: int, columns: int, depth: int) -> int:
     """Of a step's operands."""
     return 2 * (rows + columns) * depth
@@ -237,13 +247,13 @@ def launches(
     _, planes, rows, columns = window.blocks
     vector, gw = vectors_of_sums(problem, apart=False)
     scalars = (
-        problem.group_channels // 8, problem.group_filters, problem.groups, *axes(problem.filter_size, 1), *stride,
+        problem.group_channels // 8, problem.group_filters, problem.groups, *stride,
         *axes(tuple(low for low, _ in problem.padding), 0), *axes(problem.dilation, 1), *x.strides[1:],
         *gw[1:4], window.number, rows, columns, planes, splits,
     )  # fmt: skip
     settings = {
-        "TAPS": tile.taps, "STAGES": tile.stages, "ACROSS": max(1, 16 * tile.warps // tile.rows), "SPLIT": splits > 1,
-        "STRIDED": max(stride) > 1, "GW_VECTOR": vector,
+        "TAPS": tile.taps, "STAGES": tile.stages, "ACROSS": _across(tile), "SPLIT": splits > 1,
+        "STRIDED": max(stride) > 1, "GW_VECTOR": vector, **dict(zip("TRS", axes(problem.filter_size, 1), strict=True)),
     }  # fmt: skip
     described = {
         0: _described(gy, window, problem.out_channels, tile.rows, (1, 1, 1)),
@@ -286,9 +296,12 @@ def _partials(problem: ConvProblem, tile: Tile) -> int:
 
 
 def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
-    """The time of a kernel one of whose warps fetches ahead while the others multiply."""
+    """The time of a kernel one of whose warps fetches ahead while the others multiply, and of the one that adds."""
     programs = _programs(problem, tile) * tile.splits
     steps, box = tile.windows / tile.splits, _bytes(tile.rows, tile.columns, tile.depth)
+    rows = problem.output_size[-2] if tile.taps > 1 else 1
+    strips = 1 + max(0.0, steps - 1) / rows  # that a program begins, each with a few rows of x alone
+    fetched = steps * box + (tile.taps - 1) * strips * tile.columns * tile.depth * 2
     cost = constants.cost_of("window", direction, "wgmma")
     products = tile.taps * tile.depth // 16 * max(1, tile.rows // 128)
     work = Work(
@@ -296,17 +309,26 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
         steps,
         2 * tile.rows * tile.columns * tile.taps * tile.depth,
         gpu.rate(problem.dtype, tf32),
-        box + read_from_shared(tile, 2, "wgmma"),
-        programs * steps * box,
-        programs * steps * box / SECTOR,
-        tile.rows * tile.columns * tile.taps * (4 if tile.splits > 1 else 2),
+        box + tile.taps * 2 * tile.depth * (tile.rows * _across(tile) + tile.columns * max(1, tile.rows // 64)),
+        programs * fetched,
+        programs * fetched / SECTOR,
+        _WRITING * tile.rows * tile.columns * tile.taps * (4 if tile.splits > 1 else 2),
         _STEP + _A_PRODUCT * products,
         cost.tile + cost.result * results_of(tile),
         168,
         box * tile.stages,
+        from_l2=_FROM_L2,
         ahead=True,
     )
-    return predicted(problem, direction, tile, gpu, work)
+    product = predicted(problem, direction, dataclasses.replace(tile, splits=1), gpu, work)
+    idle = (
+        steps * product.waves / product.together * constants.BETWEEN_STEPS / gpu.clock
+    )  # which it is not: see `fetch`
+    seconds = product.seconds - idle + _AROUND + _COLD * dict(product.parts)["memory bandwidth"]
+    if tile.splits > 1:
+        partial = 4 * tile.splits * _partials(problem, tile)
+        seconds += _ADDING + partial / (gpu.multiprocessors * gpu.l2_per_clock * gpu.clock)
+    return product._replace(seconds=seconds)
 
 
 FAMILY = Family("hopper_grad_weight", refuses, tiles, launches, predict, splits_of, needs_alignment=True)
