@@ -19,7 +19,7 @@ from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import axes, overflows, tiles_of_weight, with_splits
 from gpuconv.backends.family import Family
 from gpuconv.backends.last_program import Workspace
-from gpuconv.backends.roofline import SECTOR, Prediction, Work, predicted, results_of
+from gpuconv.backends.roofline import SECTOR, Prediction, Work, added_apart, predicted, results_of
 from gpuconv.backends.triton.launch import INTERPRETING, Described, Launch, vectors_of_sums
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
@@ -39,10 +39,6 @@ _MOST_STAGES = 12
 _FEWEST_STEPS = 4  # of a split
 _FEW = 1 << 18  # elements of partial sums, of which all multiprocessors shall add some
 _KEPT = 4096  # bytes of shared memory, at most, for what is not tiles
-# Measured on an H100: seconds of a product that the formula does not see, and of a launch that adds; what bytes that
-# are stored take of the time that the formula gives them, and bytes that the copy engine fetches; what of the time of
-# device memory comes on top.
-_AROUND, _ADDING, _WRITING, _FROM_L2, _COLD = 3.8e-6, 3.8e-6, 2.8, 0.6, 0.5
 _STEP, _A_PRODUCT = 40, 2.5  # instructions of a warp in a step, and for each of its products; counted
 
 
@@ -312,23 +308,17 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
         box + tile.taps * 2 * tile.depth * (tile.rows * _across(tile) + tile.columns * max(1, tile.rows // 64)),
         programs * fetched,
         programs * fetched / SECTOR,
-        _WRITING * tile.rows * tile.columns * tile.taps * (4 if tile.splits > 1 else 2),
+        tile.rows * tile.columns * tile.taps * (4 if tile.splits > 1 else 2),
         _STEP + _A_PRODUCT * products,
         cost.tile + cost.result * results_of(tile),
         168,
         box * tile.stages,
-        from_l2=_FROM_L2,
         ahead=True,
     )
     product = predicted(problem, direction, dataclasses.replace(tile, splits=1), gpu, work)
-    idle = (
-        steps * product.waves / product.together * constants.BETWEEN_STEPS / gpu.clock
-    )  # which it is not: see `fetch`
-    seconds = product.seconds - idle + _AROUND + _COLD * dict(product.parts)["memory bandwidth"]
-    if tile.splits > 1:
-        partial = 4 * tile.splits * _partials(problem, tile)
-        seconds += _ADDING + partial / (gpu.multiprocessors * gpu.l2_per_clock * gpu.clock)
-    return product._replace(seconds=seconds)
+    if tile.splits == 1:
+        return product
+    return product._replace(seconds=product.seconds + added_apart(tile.splits, _partials(problem, tile), gpu))
 
 
 FAMILY = Family("hopper_grad_weight", refuses, tiles, launches, predict, splits_of, needs_alignment=True)
