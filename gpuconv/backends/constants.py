@@ -19,7 +19,6 @@ L2_PORT = (
 STORED_BYTES = 32  # a clock and multiprocessor, of whole sectors; measured
 FIRST_FETCH = 3.7  # latencies of the L2 cache that a tile's first fetch takes, from device memory; measured
 ISSUE_CLOCKS = 2.0  # between two instructions of one warp, whose results depend on each other; measured
-BETWEEN_STEPS = 0  # clocks that a program multiplies nothing, beside what its parts take; measured: none that show
 LAUNCH = 2e-6  # seconds that any launch takes; measured
 COPY = 4e-6  # seconds that a launch before the kernel's takes, beside what its bytes do; measured
 ONE_MORE_LAUNCH = 3e-6  # seconds that a launch after it takes, likewise; measured
