@@ -43,7 +43,7 @@ run() { # run NAME SECONDS COMMAND…
 
 check() {
     run doctor 20 "$python" -m gpuconv doctor
-    run self-test 80 "$python" -m gpuconv doctor --self-test # what is wrong here is not planned by what follows
+    run self-test 80 "$python" -m gpuconv doctor --self-test --json # what is wrong here is not planned by what follows
     run tests 90 "$python" -m pytest -q -n "$processes" -k "triton-cuda or cuda-cuda" --timeout=60 \
         tests/test_on_gpu.py tests/backends/test_oracle_suite.py tests/ops/test_convolution.py tests/ops/test_compile.py \
         tests/test_functional.py tests/test_transposed.py

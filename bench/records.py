@@ -65,9 +65,10 @@ class Line(NamedTuple):
         mine = [row for row in self.rows if row["backend"] == backend]
         return min(mine, key=lambda row: (row.get("ms", math.inf), "failed" not in row), default=None)
 
-    def speedup(self, backend: str, baseline: str = "aten") -> float | None:
-        """The baseline's best time over the backend's best."""
-        base, mine = self.best(baseline), self.best(backend)
+    def speedup(self, backend: str, baseline: str = "aten", layout: str | None = None) -> float | None:
+        """The baseline's best time over the backend's best, or their times in one layout."""
+        rows = [row for row in self.rows if layout in (None, row["layout"])]
+        base, mine = (self._replace(rows=tuple(rows)).best(name) for name in (baseline, backend))
         if base is None or mine is None or "ms" not in base or "ms" not in mine:
             return None
         return base["ms"] / mine["ms"]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from gpuconv.bench.records import Comparison, Line, Row, backends_of, geometric_mean, lines, times_text
 
@@ -48,7 +49,43 @@ def _suite(suite: str, numbers: str, found: list[Line]) -> list[str]:
     for name in others:
         for direction in dict.fromkeys(line.direction for line in found):
             out += _mean(name, direction, [line for line in found if line.direction == direction])
-    return out
+    return out + _by_layout(others, found)
+
+
+def _by_layout(names: list[str], found: list[Line]) -> list[str]:
+    """The means again, of times in one layout, where there are two."""
+    layouts = [layout for layout in _LAYOUT_LETTER if any(r["layout"] == layout for line in found for r in line.rows)]
+    out = []
+    for name in names:
+        for direction in dict.fromkeys(line.direction for line in found):
+            means = [
+                mean_in(layout, name, [line for line in found if line.direction == direction]) for layout in layouts
+            ]
+            if len(layouts) > 1 and all(means):
+                out.append([f"{name} {direction}", *map(str, means)])
+    table = [["aten's time over theirs in one layout", *layouts], *out]
+    return [
+        "  " + "  ".join(f"{cell:{38 if i == 0 else 22}}" for i, cell in enumerate(row)).rstrip()
+        for row in table
+        if out
+    ]
+
+
+class Mean(NamedTuple):
+    """A geometric mean of how much faster a backend is than the baseline."""
+
+    speedup: float
+    faster: int  # of the layers
+    layers: int
+
+    def __str__(self) -> str:
+        return f"{self.speedup:.2f} (faster on {self.faster}/{self.layers})"
+
+
+def mean_in(layout: str, backend: str, found: Sequence[Line]) -> Mean | None:
+    """The mean of these lines in one layout; None where no line has both times."""
+    known = [s for line in found if (s := line.speedup(backend, layout=layout)) is not None]
+    return Mean(geometric_mean(known), sum(s > 1 for s in known), len(known)) if known else None
 
 
 def _label(line: Line, with_batch: bool) -> str:

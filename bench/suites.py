@@ -238,6 +238,13 @@ _SUITES = (
         "conv2": _conv(64, 64, (16, 56, 56), 3, padding=1), "conv3": _conv(128, 128, (8, 28, 28), 3, padding=1),
         "conv5": _conv(512, 512, (2, 7, 7), 3, padding=1),
     }),
+    # Padded on both sides of time, where the networks pad before it alone.
+    Suite("video_vae", "decoders of video models' VAEs (CogVideoX, HunyuanVideo), five frames of at most 128×128", 1, {
+        "conv_in": _conv(16, 512, (5, 16, 16), 3, padding=1), "512": _conv(512, 512, (5, 32, 32), 3, padding=1),
+        "512_256": _conv(512, 256, (5, 64, 64), 3, padding=1), "256": _conv(256, 256, (5, 64, 64), 3, padding=1),
+        "256_128": _conv(256, 128, (5, 128, 128), 3, padding=1), "128": _conv(128, 128, (5, 128, 128), 3, padding=1),
+        "256_shortcut": _conv(512, 256, (5, 64, 64), 1), "conv_out": _conv(128, 3, (5, 128, 128), 3, padding=1),
+    }),
     Suite("huge", "made up: more than 2³¹ elements in and out", 33, {"3x3": _same(64, 64, 1024)}),
     Suite("thirty", "thirty layers of the networks above, for tests of what kernels compile to", 32, {
         "resnet50-stem": _conv(3, 64, 224, 7, stride=2, padding=3),

@@ -1,9 +1,10 @@
 """Copies of one or two tensors whose channels then lie side by side: copy[n, p, c] = x[n, c, p], p counting pixels.
 
-Memory-bound: everything is read once and written once. A weight's filters are images here, and its taps are pixels; in
-a result that was computed channels last, and is copied to where it is to lie, pixels are channels and channels pixels.
-A program takes a tile of BP pixels × BC channels of an image, which it reads along the pixels where those are
-neighbours and writes along the channels; in between the compiler turns it round in shared memory.
+Memory-bound: everything is read once and written once. A weight's filters are images here, and its taps are pixels;
+where it is turned, filters are channels, and channels and taps are pixels and images: copy[c, tap, k]. In a result that
+was computed channels last, and is copied to where it is to lie, pixels are channels and channels pixels. A program
+takes a tile of BP pixels × BC channels of an image, which it reads along the pixels where those are neighbours and
+writes along the channels; in between the compiler turns it round in shared memory.
 
     program i    →  tile i of ⌈C/BC⌉·⌈P/BP⌉ of each image, channels fastest; first those of a, then those of b
     program i    →  where MANY > 0, tiles i·MANY … of BC channels × all P pixels, which lie together in memory as one
@@ -32,6 +33,8 @@ class Source(NamedTuple):
     d: Any
     h: Any
     w: Any
+    copy_n: Any  # strides of images and pixels in the copy, in pixels
+    copy_p: Any
 
 
 @triton.jit
@@ -59,7 +62,7 @@ def copy_tile(
     m = (o_c < channels)[:, None] & (o_p < pixels)[None, :]  # [BC, BP]
     o_x = n * x.n * ROW + o_channel[:, None] + o_pixel[None, :]
     b_x = tl.load(p_x + o_x, mask=m, other=0.0)  # [BC, BP]
-    o_copy = ((n * pixels + o_p) * channels)[:, None] + o_c[None, :]  # [BP, BC]
+    o_copy = ((n * x.copy_n + wide(o_p, WIDE) * x.copy_p) * channels)[:, None] + o_c[None, :]  # [BP, BC]
     tl.store(p_copy + o_copy, tl.trans(b_x), mask=tl.trans(m))
 
 
@@ -109,7 +112,9 @@ def pack(
     p_a, p_b, p_copy_a, p_copy_b,  # a or b, with its copy, may be None
     programs_of_a,
     a_images, a_channels, a_pixels, a_height, a_width, a_n, a_c, a_d, a_h, a_w,
+    a_copy_n, a_copy_p,
     b_images, b_channels, b_pixels, b_height, b_width, b_n, b_c, b_d, b_h, b_w,
+    b_copy_n, b_copy_p,
     A_BP: tl.constexpr, A_BC: tl.constexpr, A_MANY: tl.constexpr, A_NEIGHBOURS: tl.constexpr, A_ROW: tl.constexpr,
     A_VECTOR: tl.constexpr,
     B_BP: tl.constexpr, B_BC: tl.constexpr, B_MANY: tl.constexpr, B_NEIGHBOURS: tl.constexpr, B_ROW: tl.constexpr,
@@ -119,9 +124,9 @@ def pack(
     program = tl.program_id(0)
     if p_a is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
         if program < programs_of_a:
-            a = Source(a_images, a_channels, a_pixels, a_height, a_width, a_n, a_c, a_d, a_h, a_w)
+            a = Source(a_images, a_channels, a_pixels, a_height, a_width, a_n, a_c, a_d, a_h, a_w, a_copy_n, a_copy_p)
             copy(program, p_a, p_copy_a, a, A_BP, A_BC, A_MANY, A_NEIGHBOURS, A_ROW, A_VECTOR, WIDE)
     if p_b is not None:  # noqa: SIM102
         if program >= programs_of_a:
-            b = Source(b_images, b_channels, b_pixels, b_height, b_width, b_n, b_c, b_d, b_h, b_w)
+            b = Source(b_images, b_channels, b_pixels, b_height, b_width, b_n, b_c, b_d, b_h, b_w, b_copy_n, b_copy_p)
             copy(program - programs_of_a, p_b, p_copy_b, b, B_BP, B_BC, B_MANY, B_NEIGHBOURS, B_ROW, B_VECTOR, WIDE)

@@ -211,7 +211,7 @@ def runs_grad_weight(
         else:
             o_gy = o_m * gy.axis.w
         b_gy = load_tile(
-            p_gy, o_filter_safe * gy.channel, o_gy, m_pixel, m_pixel, False, True, not GY_PIXELS_FAST
+            p_gy, o_filter_safe * gy.channel, o_gy, m_pixel, m_pixel, False, True, not GY_PIXELS_FAST and GY_VECTOR == 1
         )  # [BM, BC]
         b_x = load_tile(p_x, o_x * VECTOR, o_xj, m_pixel, m_xj, True, not EVEN, False)  # [BC, BJ]
         b_acc = multiply(b_gy, b_x, b_acc, PRECISION, EMULATE_BF16)

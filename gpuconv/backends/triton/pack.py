@@ -44,7 +44,8 @@ def launch(sources: Sources, dtype: torch.dtype) -> Launch:
 def _tiled(source: Source | None, dtype: torch.dtype) -> tuple[dict[str, int | str], list[int], int]:
     """The constants, the numbers and the programs of an operand."""
     if source is None:
-        return {"BP": 1, "BC": 1, "MANY": 0, "NEIGHBOURS": "nothing", "ROW": 1, "VECTOR": 1}, [0] * 10, 0
+        return {"BP": 1, "BC": 1, "MANY": 0, "NEIGHBOURS": "nothing", "ROW": 1, "VECTOR": 1}, [0] * 12, 0
+    source, copied = _in_rows(source)
     unit, channels, pixels = 16 // dtype.itemsize, source.channels, source.pixels
     vector = math.gcd(unit, channels)  # less than a unit where pixels of a result are written
     n, c, *pixel = source.strides
@@ -66,6 +67,16 @@ def _tiled(source: Source | None, dtype: torch.dtype) -> tuple[dict[str, int | s
     sizes = source.images, channels // vector, pixels // row, *source.sizes[1:]
     return (
         {"BP": rows, "BC": width, "MANY": many, "NEIGHBOURS": neighbours, "ROW": row, "VECTOR": vector},
-        [*sizes, n // row, c // row, *pixel],
+        [*sizes, n // row, c // row, *pixel, *copied],
         count,
     )
+
+
+def _in_rows(source: Source) -> tuple[Source, tuple[int, int]]:
+    """The source with pixels of a channel side by side, if one of its axes is so, and the strides of its images and
+    pixels in the copy, counted in pixels. A turned weight's channels are such: its taps are images then."""
+    depth, height, width = source.sizes
+    _, c, _, h, w = source.strides
+    if source.images > 1 or depth > 1 or h != 1 or width == 1:
+        return source, (source.pixels, 1)
+    return Source(width, source.channels, (1, 1, height), (w, c, 0, 0, h)), (1, width)

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 
 from gpuconv.activations import IDENTITY, Activation
+from gpuconv.backends import constants
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.derived import axes, overflows, splits_of, with_splits
 from gpuconv.backends.family import Family
@@ -214,17 +215,27 @@ _TENSOR_CORES = {
         (64, 256, 64, 8, 3), (64, 128, 64, 4, 3), (64, 64, 64, 4, 3), (32, 64, 64, 4, 3), (16, 64, 64, 4, 3)
     ),
 }  # fmt: skip
+# As TF32 wgmma multiplies only what has the pixels innermost, and x has not: two warps multiply by mma.sync instead,
+# which takes either, and keep all the sums of one tile in registers. (By whether filters of gy lie side by side: planes
+# of it leave no registers for a third stage.)
+_TWO_WARPS = {True: ((64, 128, 32, 2, 3), (64, 64, 32, 2, 4)), False: ((64, 128, 32, 2, 2), (64, 64, 32, 2, 4))}
 _INTERPRETED = {
     "forward": ((1024, 64, 64, 4, 2), (128, 16, 64, 4, 2)),
     "grad_weight": ((64, 64, 1024, 4, 2), (64, 64, 128, 4, 2)),
 }
 
 
-def _tiles(name: str, runs: Runs, problem: ConvProblem, direction: Direction, gpu: Gpu) -> list[Tile]:
+def _tiles(
+    name: str, runs: Runs, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands
+) -> list[Tile]:
     size, forward = problem.dtype.itemsize, direction == "forward"
     interpreted = gpu.capability == (0, 0)
+    shapes: tuple[tuple[int, int, int, int, int], ...] = (_INTERPRETED if interpreted else _TENSOR_CORES)[direction]
+    if not forward and operands.tf32 and gpu.capability[0] in (9, 10):
+        gy, _ = layouts(problem, direction, operands)
+        shapes = (*_TWO_WARPS[gy.channels_fast], *(shape for shape in shapes if shape[0] < 64))
     chosen = []
-    for rows, columns, depth, warps, stages in (_INTERPRETED if interpreted else _TENSOR_CORES)[direction]:
+    for rows, columns, depth, warps, stages in shapes:
         filters = columns if forward else rows
         if not interpreted:
             depth = 2 * depth // size
@@ -251,7 +262,7 @@ def tiles_of_patches(problem: ConvProblem, direction: Direction, gpu: Gpu, opera
     if refuses_patches(problem, direction, gpu, operands) is not None:
         return []
     runs = as_they_are(problem, direction, operands)
-    return [] if runs is None else _tiles("patches", runs, problem, direction, gpu)
+    return [] if runs is None else _tiles("patches", runs, problem, direction, gpu, operands)
 
 
 def tiles_when_packed(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> list[Tile]:
@@ -259,7 +270,7 @@ def tiles_when_packed(problem: ConvProblem, direction: Direction, gpu: Gpu, oper
     if _refuses(problem, direction, gpu, operands) is not None:
         return []
     x = layouts(problem, direction, operands)[direction != "forward"]
-    return _tiles("packed_runs", when_packed(problem, x), problem, direction, gpu)
+    return _tiles("packed_runs", when_packed(problem, x), problem, direction, gpu, operands)
 
 
 # ---- how long they take ----------------------------------------------------------------------------------------------
@@ -267,8 +278,10 @@ def tiles_when_packed(problem: ConvProblem, direction: Direction, gpu: Gpu, oper
 
 def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
     """The roofline of an implicit GEMM over flattened runs."""
+    share = constants.MMA_SYNC.get(gpu.capability, 1.0) if tile.warps == 2 else 1.0
     return implicit_gemm(
-        problem, direction, tile, gpu, tf32, count=_programs_and_steps, elements=_fetched, costs="runs"
+        problem, direction, tile, gpu, tf32, rate=share * gpu.rate(problem.dtype, tf32),
+        count=_programs_and_steps, elements=_fetched, costs="runs",
     )  # fmt: skip
 
 

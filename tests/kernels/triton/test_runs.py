@@ -83,6 +83,28 @@ def test_the_loop_reads_the_sectors_and_passes_that_its_bytes_need(
     assert 0 < loop.shared_passes <= 1.1 * loop.shared_passes_least
 
 
+@needs_emulator
+@formats
+def test_grad_weight_in_tf32_turns_nothing_round(memory_format: torch.memory_format) -> None:
+    """wgmma would want the pixels innermost; two warps multiply by mma.sync, which takes them as they lie."""
+    problem, gpu = ConvProblem.of(*STEM, memory_format=memory_format), KNOWN["H100"]
+    triton, of = backends.get("triton"), operands(problem, "grad_weight", tf32=True)
+    best = next(t for t in triton.tiles(problem, "grad_weight", gpu, of) if t.kernel == "packed_runs" and t.rows == 64)
+    assert (best.columns, best.warps) == (128, 2)
+    _, kernel, *_ = inspect_kernels(problem, "grad_weight", "triton", gpu, True, run=True, tile=best, bias=False)
+    code = kernel.code
+    assert code.spills == 0 and code.instructions["HMMA"] and not code.instructions["HGMMA"]
+    assert code.of_16_bytes["LDGSTS"] == code.instructions["LDGSTS"]
+    assert kernel.error is not None and kernel.error <= 1 and kernel.counters is not None
+    loop = kernel.counters.main_loop
+    assert 0 < loop.global_sectors <= 1.15 * loop.global_sectors_least
+    assert 0 < loop.shared_passes <= 1.1 * loop.shared_passes_least
+    large = suites.layer("stems.resnet", 32, torch.float32, memory_format)
+    tiles = triton.tiles(large, "grad_weight", gpu, operands(large, "grad_weight", tf32=True))
+    best = ranking.best_tile(triton, tiles, large, "grad_weight", gpu, True)
+    assert best is not None and best.kernel == "packed_runs"
+
+
 # First layers, and the family that takes them: 16-bit numbers on an H100.
 TAKEN = {
     "resnet": "packed_runs", "resnet_d1": "packed_runs", "vgg": "packed_runs", "alexnet": "packed_runs",
