@@ -25,6 +25,7 @@ from gpuconv.backends.triton import (
     cells,
     depthwise,
     gather,
+    hopper,
     hopper_grad_weight,
     pack,
     planes,
@@ -48,6 +49,7 @@ FAMILIES = by_name(
     cells.FAMILY,
     depthwise.FAMILY,
     window.FAMILY,
+    hopper.FAMILY,
     hopper_grad_weight.FAMILY,
 )
 

@@ -45,8 +45,8 @@ def _source(
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, _ = bind(*launch.arguments(given), **options)
     parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
-    source = (GluonASTSource if launch.gluon else ASTSource)(kernel, signature, constants, attributes)
-    return source, target, backend, parsed
+    of = GluonASTSource if launch.gluon else ASTSource
+    return of(kernel, signature, constants, attributes), target, backend, parsed
 
 
 def resource_usage(cubin: bytes, function: str = "") -> tuple[int, int]:
