@@ -29,7 +29,7 @@ BEGIN, END = "<!-- measured -->\n", "<!-- end -->"
 
 
 class Record(NamedTuple):
-    """The two files of a GPU."""
+    """The files of a GPU."""
 
     bench: Path
     self_test: Path
@@ -46,7 +46,22 @@ class Record(NamedTuple):
         versions = {"torch": row["torch"].partition("+")[0], "cuDNN": f"{major}.{minor}"}
         versions |= {"Triton": row["triton"], "CuPy": row["cupy"]}
         known = ", ".join(f"{name} {version}" for name, version in versions.items())
-        return f"one {row['device']} ({row['date'][:10]}; {known})"
+        return f"one {row['device']} ({row['date'][:10]}, commit {row['commit'][:7]}; {known})"
+
+    @property
+    def tiles(self) -> Path | None:
+        """The times of many tiles on the same GPU, if there are such: a line that says what they are, then one each."""
+        path = self.bench.with_name(self.bench.name.replace("-bench.jsonl", "-tiles.jsonl"))
+        return path if path.exists() else None
+
+    @property
+    def quickest(self) -> list[Row]:
+        """For each layer, direction, number type, layout and backend the quickest tile; and the baseline."""
+        if self.tiles is None:
+            return []
+        _, *tiles = map(json.loads, self.tiles.read_text(encoding="utf-8").splitlines())
+        tiles.sort(key=lambda row: -row["ms"])  # of those that measure one thing, `lines` takes the last
+        return [*(row for row in self.rows if row["role"] == "baseline"), *({"role": "ours", **row} for row in tiles)]
 
 
 def newest() -> Record:
@@ -105,43 +120,63 @@ def _table(corner: str, columns: Sequence[str], cells: dict[str, list[str]]) -> 
 
 def front_page(record: Record) -> str:
     """The passage of README.md."""
-    found = lines(record.rows)
     columns = [(backend, layout) for backend in BACKENDS for layout in reversed(LAYOUTS)]
+    runs = [lines(rows) for rows in (record.rows, record.quickest) if rows]
     cells = {
-        _DIRECTIONS[direction]: [_mean(found, "resnet50", *one, direction, "bfloat16") for one in columns]
+        _DIRECTIONS[direction]: [
+            [_mean(run, "resnet50", *one, direction, "bfloat16") for run in runs] for one in columns
+        ]
         for direction in DIRECTIONS
     }
-    count = max(mean.layers for row in cells.values() for mean in row if mean)
+    count = max(mean.layers for row in cells.values() for means in row for mean in means if mean)
     say = (
         f"{_tested(record)}. PyTorch's time divided by ours there (above 1 we are faster), geometric means of {count} "
-        f"{LAYERS['resnet50']}, batch {BATCH}, bfloat16:"
+        f"{LAYERS['resnet50']}, batch {BATCH}, bfloat16"
+        + (
+            ", as planned → with the quickest tile, later that day and partly of mended kernels:"
+            if record.tiles
+            else ":"
+        )
     )
-    shown = {name: [f"{mean.speedup:.2f}" if mean else "–" for mean in row] for name, row in cells.items()}
+    shown = {
+        name: [" → ".join(f"{mean.speedup:.2f}" if mean else "–" for mean in means) for means in row]
+        for name, row in cells.items()
+    }
     heads = [f"`{backend}`, {layout.replace('_', ' ')}" for backend, layout in columns]
     return "\n".join([_filled(say), *_table("", heads, shown), ""])
 
 
 def table(record: Record) -> str:
     """The passage of docs/measure.md."""
-    found = lines(record.rows)
-    columns = [(kind, layout) for kind in NUMBERS for layout in reversed(LAYOUTS)]
-    heads = [f"{'TF32' if kind == 'tf32' else kind}, {layout.replace('_', ' ')}" for kind, layout in columns]
-    out = []
-    for suite, what in LAYERS.items():
-        count = len({line.layer for line in found if line.layer.startswith(f"{suite}.") and line.batch == BATCH})
-        cells = {
-            f"`{backend}`, {_DIRECTIONS[direction]}": [
-                _cell(_mean(found, suite, backend, layout, direction, kind)) for kind, layout in columns
-            ]
-            for backend in BACKENDS
-            for direction in DIRECTIONS
-        }
-        out += [*_table(f"{f'{count} ' if count > 1 else ''}{what}", heads, cells), ""]
+    planned, quickest = lines(record.rows), lines(record.quickest)
+    out = [line for suite in LAYERS for line in _of_suite(suite, planned, planned)]
     say = f"{_tested(record)}. PyTorch's time divided by ours, both in the layout named, batch {BATCH}: above 1 we are \
 faster. Geometric means, and on how many of the layers we are faster:"
     bench, tested = (f"[{path.name}](../bench/results/{path.name})" for path in record)
     end = f"From {bench}, where `gpuconv bench --report` also prints each layer's times, and {tested}."
-    return "\n".join([_filled(say), *out, _filled(end)])
+    if record.tiles is not None:
+        first, *rest = record.tiles.read_text(encoding="utf-8").splitlines()
+        named = f"[{record.tiles.name}](../bench/results/{record.tiles.name})"
+        then = f"With the quickest of {len(rest):,} tiles, which is what `gpuconv tune` would choose ({named}: \
+{json.loads(first)['what'].rpartition('; ')[2]}), beside PyTorch's times of before:"
+        end += f"\n\n{then}"
+    text = [_filled(say), *out, *(_filled(part) for part in end.split("\n\n"))]
+    return "\n".join([*text, *(line for suite in LAYERS for line in _of_suite(suite, quickest, planned) if quickest)])
+
+
+def _of_suite(suite: str, found: Sequence[Line], planned: Sequence[Line]) -> list[str]:
+    """The table of a suite, of the layers that were planned, and an empty line."""
+    columns = [(kind, layout) for kind in NUMBERS for layout in reversed(LAYOUTS)]
+    heads = [f"{'TF32' if kind == 'tf32' else kind}, {layout.replace('_', ' ')}" for kind, layout in columns]
+    count = len({line.layer for line in planned if line.layer.startswith(f"{suite}.") and line.batch == BATCH})
+    cells = {
+        f"`{backend}`, {_DIRECTIONS[direction]}": [
+            _cell(_mean(found, suite, backend, layout, direction, kind)) for kind, layout in columns
+        ]
+        for backend in BACKENDS
+        for direction in DIRECTIONS
+    }
+    return [*_table(f"{f'{count} ' if count > 1 else ''}{LAYERS[suite]}", heads, cells), ""]
 
 
 def _cell(mean: Mean | None) -> str:

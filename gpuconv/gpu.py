@@ -77,9 +77,9 @@ _LIMITS = {
     (10, 0): (227 << 10, 2048, 32),
     (12, 0): (99 << 10, 1536, 24),
 }
-_FETCH_CLOCKS = (
-    430  # from the load of a tile to its arrival from the L2 cache, while other loads are under way: a guess
-)
+# From the load of a tile to its arrival from the L2 cache, while other loads are under way: measured on an H100, on
+# others a guess.
+_FETCH_CLOCKS = 430
 
 
 def _gpu(
@@ -111,8 +111,8 @@ def _gpu(
 # of sparse matrices), 'H100' (2022, SXM5), 'RTX Blackwell' (2025), and the data sheet of HGX B200 (2024; its clock is
 # what its rates make, its L2 size what the driver reports). GeForce cards sum in float32 at half their rate: it is the
 # halved one. Without tensor cores a T4 multiplies TF32 as float32.
-# l2_per_clock: T4, Jia et al. 2019, 'Dissecting the NVidia Turing T4 GPU via Microbenchmarking' (1,270 GB/s); all
-# others are guesses: 36 makes 8.3 TB/s of an H100, where ports allow 64 bytes; GeForce cards and the L4 have less.
+# l2_per_clock: T4, Jia et al. 2019, 'Dissecting the NVidia Turing T4 GPU via Microbenchmarking' (1,270 GB/s); H100,
+# measured (`gpuconv.backends.constants`); all others are guesses: GeForce cards and the L4 have less.
 KNOWN = {
     gpu.name: gpu
     for gpu in (
@@ -121,7 +121,7 @@ KNOWN = {
         _gpu("RTX 3090", (8, 6), 82, 1695, 6, 20, 936, (71, 35.6, 35.6, 0.56)),
         _gpu("L4", (8, 9), 58, 2040, 48, 20, 300, (121, 60, 30.3, 0.47)),
         _gpu("RTX 4090", (8, 9), 128, 2520, 72, 20, 1008, (165.2, 82.6, 82.6, 1.29)),
-        _gpu("H100", (9, 0), 132, 1755, 50, 36, 3350, (989, 495, 67, 34)),
+        _gpu("H100", (9, 0), 132, 1755, 50, 40, 3350, (989, 495, 67, 34)),
         _gpu("B200", (10, 0), 148, 1860, 126, 36, 8000, (2250, 1100, 80, 40)),
         _gpu("RTX 5090", (12, 0), 170, 2407, 96, 20, 1792, (209.5, 104.8, 104.8, 1.64)),
     )

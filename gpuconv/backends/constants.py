@@ -1,8 +1,10 @@
 """The constants of the planner's formulas (`gpuconv.backends.roofline`), each with its source, or the word guess.
 
-None was measured by us on a GPU. What is counted was counted without one: registers and shared memory in what the
-compilers make, instructions and bytes on the virtual GPU. `python -m gpuconv.bench.calibrate` counts anew, and prints
-`COSTS`. What differs from GPU to GPU is in `gpuconv.gpu`.
+What is said to be measured was fitted, all at once, to the times of tiles on an H100 (SXM5, Triton 3.6) that are in
+bench/results/2026-11-26-h100-tiles.jsonl; tests/planning holds the formula to them. On other GPUs nothing is measured.
+What is counted was counted without one: registers and shared memory in what the compilers make, instructions and bytes
+on the virtual GPU. `python -m gpuconv.bench.calibrate` counts anew, and prints `COSTS`. What differs from GPU to GPU is
+in `gpuconv.gpu`.
 """
 
 from typing import NamedTuple
@@ -10,19 +12,24 @@ from typing import NamedTuple
 SHARED_BYTES = 128  # a clock and multiprocessor: 32 banks of 4 (NVIDIA, CUDA C++ Programming Guide, 'Shared Memory')
 SCHEDULERS = 4  # that issue an instruction a clock each (CUDA C++ Programming Guide, 'Compute Capabilities')
 AHEAD = 45  # instructions of a warp in a step, to fetch across tiles; counted
-MEMORY = 0.87  # of device memory's bandwidth that is reached; a guess
-FIRST_FETCH = 2.0  # latencies of the L2 cache that a tile's first fetch takes, from device memory; a guess
-BY_THREADS = 0.8  # of what the copy engine gets from L2, what threads that fetch by themselves get; a guess
-ISSUE_CLOCKS = 2.0  # between two instructions of one warp, whose results depend on each other; a guess
-BETWEEN_STEPS = 100  # clocks that a program multiplies nothing: barriers, and operands not yet in registers; a guess
-ONE_MORE_LAUNCH = 3e-6  # seconds; a guess
-ARRIVAL = 1e-6  # seconds in which a program's partial sums reach the L2 cache, and the last program learns it; a guess
+MEMORY = 0.87  # of device memory's bandwidth that is reached; measured
+L2_PORT = (
+    64  # bytes a clock from the L2 cache to one multiprocessor (NVIDIA's white paper 'A100'); measured to be reached
+)
+STORED_BYTES = 32  # a clock and multiprocessor, of whole sectors; measured
+FIRST_FETCH = 3.7  # latencies of the L2 cache that a tile's first fetch takes, from device memory; measured
+ISSUE_CLOCKS = 2.0  # between two instructions of one warp, whose results depend on each other; measured
+LAUNCH = 2e-6  # seconds that any launch takes; measured
+COPY = 4e-6  # seconds that a launch before the kernel's takes, beside what its bytes do; measured
+ONE_MORE_LAUNCH = 3e-6  # seconds that a launch after it takes, likewise; measured
+PARTIALS = 1.3  # times as fast as device memory partial sums are written and read: they stay in the L2 cache; measured
+ARRIVAL = 2e-6  # seconds in which a program's partial sums reach the L2 cache, and the last program learns it; measured
 DESCRIPTOR = 0.8e-6  # seconds to make one in a kernel: 420 instructions, counted, of one warp; their time is a guess
 # What of the peak rate mma.sync reaches where newer instructions reach all of it: on Hopper 0.63 (Luo et al. 2024,
-# 'Benchmarking and dissecting the Nvidia Hopper GPU architecture via microbenchmarking'); on sm_100 a guess.
+# 'Benchmarking and dissecting the Nvidia Hopper GPU architecture via microbenchmarking'), with which ours agree; on
+# sm_100 a guess.
 MMA_SYNC = {(9, 0): 0.63, (10, 0): 0.3}
 L1_BYTES = 128  # a clock and multiprocessor, of loads that hit (Volta's white paper, 'L1'); of later ones a guess
-NOT_HIDDEN = 0.1  # of the shorter of two times that pass together, what does not pass while the longer does; a guess
 DEPTHWISE_RATE = 0.5  # of the peak rate, what is left to depthwise kernels beside loads and conversions; a guess
 
 # Which operands Triton's kernels turn round in shared memory before wgmma multiplies them as TF32, for which terms
@@ -59,6 +66,9 @@ REGISTERS_A_TAP = 4.5  # of the kernels that load a window anew for each tap; co
 SECTORS_AN_ELEMENT: dict[str, float] = {}
 # In the order of `Cost`; counted, with `python -m gpuconv.bench.calibrate --fit`.
 COSTS: dict[tuple[str, str, str], Cost] = {
+    ("cells", "grad_input", "fma"): Cost(81.29, 1.18, 1.97, 9.6, 9.92, 10, 349.52, 4.86, 123),
+    ("cells", "grad_input", "mma"): Cost(41.39, 0.54, 2.27, 11.31, 5.26, 10, 553.35, 7.58, 81),
+    ("cells", "grad_input", "wgmma"): Cost(61.73, 0, 2, 13.27, 5.08, 10, 545.9, 7.25, 118),
     ("depthwise", "forward", "fma"): Cost(115.92, 1.61, 2, 38.81, 10, 10, 897.89, 0, 114),
     ("depthwise", "grad_input", "fma"): Cost(100.85, 2.13, 2, 30.46, 10, 10, 521.19, 0, 112),
     ("depthwise", "grad_weight", "fma"): Cost(337.76, 3.02, 2, 0, 10, 10, 2038.17, 7.67, 136),
@@ -78,7 +88,7 @@ COSTS: dict[tuple[str, str, str], Cost] = {
     ("grouped_halo", "grad_input", "mma"): Cost(63.12, 2.67, 2.55, 10.25, 8.52, 10.04, 397.56, 6.86, 70),
     ("halo", "forward", "mma"): Cost(48.74, 1.07, 4.54, 13.92, 11.85, 16.01, 512.31, 8.27, 77),
     ("halo", "grad_input", "mma"): Cost(42.6, 1.21, 4.42, 11.56, 13.11, 17.27, 683.12, 7.86, 86),
-    ("pointwise", "grad_weight", "wgmma"): Cost(69.97, 0.77, 1.8, 10, 10, 10, 392.73, 3.9, 26),
+    ("pointwise", "grad_weight", "wgmma"): Cost(57.81, 0, 2.38, 10, 10, 10, 349.32, 2.17, 26),
     ("runs", "forward", "mma"): Cost(13.27, 0.53, 1.69, 6.53, 6.42, 10, 383.22, 4.36, 59),
     ("runs", "forward", "wgmma"): Cost(33.02, 0.1, 2, 7.32, 2.35, 10, 371.44, 4.08, 22),
     ("runs", "grad_weight", "mma"): Cost(101.01, 1.28, 2.29, 7.2, 17.5, 10, 390.88, 12.81, 120),
@@ -101,7 +111,8 @@ COSTS: dict[tuple[str, str, str], Cost] = {
     ("tensor", "grad_weight", "mma"): Cost(74, 1.5, 1.8, 7.75, 9.46, 7.94, 580.33, 6.66, 57),
     ("window", "forward", "wgmma"): Cost(97.68, 0.05, 2, 10, 10, 10, 407.23, 2.33, 72),
     ("window", "grad_input", "wgmma"): Cost(83.32, 0.07, 2, 10, 10, 10, 418.56, 1.97, 69),
-    ("window", "grad_weight", "wgmma"): Cost(134.76, 0.64, 1.96, 10, 10, 10, 619.55, 4.01, 58),
+    ("window", "grad_weight", "wgmma"): Cost(165.07, 0.04, 2.91, 10, 10, 10, 248.34, 1.2, 58),
+    ("window of several taps", "grad_weight", "wgmma"): Cost(101.88, 2.14, 2.01, 10, 10, 10, 190.76, 2.03, 110),
 }
 UNKNOWN = Cost(100, 2, 2, 10, 10, 10, 500, 5, registers=100)  # a guess
 

@@ -5,12 +5,11 @@ A `Tile` of theirs has as rows the pixels of its results, `width` of them side b
 """
 
 import math
-import operator
 
 import torch
 
 from gpuconv.backends import constants
-from gpuconv.backends.roofline import SECTOR, Features, Prediction, adding_splits, results_of
+from gpuconv.backends.roofline import SECTOR, Features, Prediction, added_apart, longest, results_of, together_with
 from gpuconv.backends.tile import Tile
 from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
@@ -49,9 +48,9 @@ def predict(
 
     held: bytes of shared memory of a program. reloads: a window is loaded anew for every tap, mostly from the L1 cache.
 
-    As long as the slowest of bytes, multiply-adds and instructions takes, bytes that neighbouring windows share counted
-    again, and a part of the next; the last wave keeps only some multiprocessors busy; and a window's way takes time
-    that others on the same multiprocessor hide.
+    As long as bytes, multiply-adds and instructions take one after the other, or, where windows are reloaded, together;
+    bytes that neighbouring windows share count again; the last wave keeps only some multiprocessors busy; and a
+    window's way takes time that others on the same multiprocessor hide.
     """
     backward, size = direction == "grad_input", problem.dtype.itemsize
     results = problem.input_size if backward else problem.output_size
@@ -89,18 +88,19 @@ def predict(
     idle = math.ceil(programs / gpu.multiprocessors) * gpu.multiprocessors / programs
     rate = constants.DEPTHWISE_RATE * (gpu.rate_64 if size == 8 else gpu.rate_32)
     of_all = gpu.multiprocessors * gpu.clock
-    # Those that keep windows in shared memory are not regular enough to tell a time by their instructions.
     parts = (
         ("products", 2 * products / rate),
         ("L1 loads", of_taps * size / (constants.L1_BYTES * of_all) if reloads else 0.0),
-        ("instructions", instructions / (constants.SCHEDULERS * of_all) if reloads else 0.0),
+        ("instructions", instructions / (constants.SCHEDULERS * of_all)),
         ("memory bandwidth", (of_windows + of_results) * size / (constants.MEMORY * gpu.bandwidth)),
     )
-    *_, (_, shorter), (bound, longer) = sorted(parts, key=operator.itemgetter(1))
     way = constants.FIRST_FETCH * gpu.step_latency * windows / min(programs, gpu.multiprocessors * room)
-    seconds = (longer + constants.NOT_HIDDEN * shorter) * idle + way
-    seconds += adding_splits(tile, math.prod(problem.weight_shape), gpu)
+    # What fetches a window whole multiplies only then, and mostly all programs at once.
+    work = together_with(parts) if reloads else sum(part for _, part in parts)
+    seconds = constants.LAUNCH + work * idle + way
+    if direction == "grad_weight" and tile.splits > 1:
+        seconds += added_apart(tile.splits, math.prod(problem.weight_shape), gpu)
     return Prediction(
-        seconds, bound, programs, windows / programs, room, waves, 2 * products / max(1.0, bytes_), bytes_,
+        seconds, longest(parts), programs, windows / programs, room, waves, 2 * products / max(1.0, bytes_), bytes_,
         bytes_ / SECTOR, instructions, (*parts, ("start and end", way)),
     )  # fmt: skip

@@ -50,12 +50,21 @@ class FamilyBackend(Backend, Generic[Launch]):
     """A backend whose kernels come in families. The tile that the planner has chosen names one.
 
     Where operands are such that kernels would fetch them element by element, it offers the families' tiles for copies
-    of them instead (`gpuconv.backends.packing`).
+    of them instead, and where they would write the result so, tiles for a result channels last that is copied then
+    (`gpuconv.backends.packing`).
     """
 
     families: Mapping[str, Family[Launch]]
 
     def tiles(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
+        tiles = self._for_result(problem, direction, gpu, operands)
+        if not packing.worth_packing_result(problem, direction, gpu, operands):
+            return tiles
+        last = self._for_result(packing.problem_of_copies(problem, packing.RESULT), direction, gpu, operands)
+        return (*tiles, *(replace(tile, packs=packing.with_result(tile.packs)) for tile in last if not tile.addressed))
+
+    def _for_result(self, problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> tuple[Tile, ...]:
+        """The tiles whose kernels write the result as the problem says."""
         as_they_lie = self._tiles(problem, direction, gpu, operands)
         packs = packing.worth_packing(problem, direction, gpu, operands)
         turned = self._turned(problem, direction, gpu, operands, packs)
@@ -85,7 +94,9 @@ class FamilyBackend(Backend, Generic[Launch]):
         return tuple(tile for tiles in found for tile in tiles)
 
     def predict(self, problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
-        prediction = self.families[tile.kernel].predict(problem, direction, tile, gpu, tf32)
+        computed = packing.problem_of_copies(problem, tile.packs)
+        prediction = self.families[tile.kernel].predict(computed, direction, tile, gpu, tf32)
+        prediction = packing.with_parts(prediction, computed, direction, gpu)
         return packing.with_copies(prediction, problem, direction, tile, gpu) if tile.packs else prediction
 
     def bind(

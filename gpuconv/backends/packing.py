@@ -1,30 +1,35 @@
-"""Packing: copies of a call's operands that lie channels last, so that kernels can fetch them in vectors.
+"""Packing: copies of a call's operands that lie channels last, so that kernels can fetch them in vectors; and of its
+result, where kernels would write it element by element.
 
 "Pack, then the fast kernel" is a candidate like any other: a tile of some family, for operands that lie like the copies
-(`packed`), with the operands that are copied (`Tile.packs`) and the time that copying takes (`with_copies`). One launch
-copies all that a call needs, into memory of PyTorch's allocator; results are written as the problem says, as always.
+(`packed`), with what is copied (`Tile.packs`) and the time that copying takes (`with_copies`). One launch copies all
+operands that a call needs, into memory of PyTorch's allocator. Where the result is packed too, the kernel computes it
+channels last (`problem_of_copies`), and another launch copies it to where the problem says.
 
-A kernel sees an operand as images × channels × pixels (`Source`); a weight's filters are images, its taps are pixels.
-Nothing here needs a GPU.
+A kernel sees an operand as images × channels × pixels (`Source`); a weight's filters are images, its taps are pixels,
+and in a result that is copied back channels and pixels have changed places. Nothing here needs a GPU.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
+from gpuconv.backends import constants
 from gpuconv.backends.base import Operands
 from gpuconv.backends.derived import axes
-from gpuconv.backends.roofline import Prediction, copying
+from gpuconv.backends.roofline import SECTOR, Prediction, copying
 from gpuconv.backends.tile import Tile
 from gpuconv.gpu import Gpu
-from gpuconv.problem import ConvProblem, Direction
+from gpuconv.problem import CHANNELS_LAST, ConvProblem, Direction
 
 NAMES: dict[Direction, tuple[str, str]] = {
     "forward": ("input", "weight"), "grad_input": ("grad_output", "weight"), "grad_weight": ("grad_output", "input"),
 }  # fmt: skip
 TURNED_WEIGHT = "turned weight"  # a copy of the weight whose filters are innermost, not its channels
+RESULT = "result"  # in `Tile.packs`: computed channels last, and copied from there
 _TERMS = 32  # of a step of the kernels that read it: what it must have of filters, or a multiple
 _FEWEST_CHANNELS = 8  # with no more, vectors of channels would be mostly zeros in the kernels' tiles
 
@@ -35,18 +40,53 @@ _FEWEST_CHANNELS = 8  # with no more, vectors of channels would be mostly zeros 
 def worth_packing(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> str:
     """The operands that kernels would fetch element by element as they lie, and in vectors if they were copied, as in
     `Tile.packs`; "" if there are none, or where the numbers are not those of tensor cores."""
-    if gpu.capability < (7, 5) or not (problem.dtype.itemsize == 2 or operands.tf32):
+    shapes, unit = problem.operand_shapes(direction), problem.vector_unit
+    if not _on_tensor_cores(problem, gpu, operands) or not all(map(math.prod, shapes)):
         return ""
-    shapes = problem.operand_shapes(direction)
-    if problem.in_channels == problem.groups or not all(map(math.prod, shapes)):  # depthwise kernels read any layout
-        return ""
-    unit = problem.vector_unit
     given = zip(NAMES[direction], shapes, operands.strides, strict=True)
     return "+".join(
         name
         for name, shape, strides in given
         if shape[1] > _FEWEST_CHANNELS and shape[1] % unit == 0 and not _in_vectors(shape, strides, unit)
     )
+
+
+def _on_tensor_cores(problem: ConvProblem, gpu: Gpu, operands: Operands) -> bool:
+    """Whether tensor cores multiply it. (Depthwise kernels, which have none, read and write any layout.)"""
+    numbers = gpu.capability >= (7, 5) and (problem.dtype.itemsize == 2 or operands.tf32)
+    return numbers and problem.in_channels != problem.groups
+
+
+def _in_parts(problem: ConvProblem, direction: Direction) -> int:
+    """How many phases write the rows of the result, each element by element what lies between the others' (of a
+    contiguous grad_input at a stride); 1 where they are written in one piece."""
+    strided = direction == "grad_input" and problem.memory_format is torch.contiguous_format
+    if not strided or problem.in_channels <= _FEWEST_CHANNELS or problem.in_channels == problem.groups:
+        return 1  # of few channels, or of each by itself, there are kernels that compute all phases at once
+    return max(1, min(problem.stride[-1], problem.input_size[-1], SECTOR // problem.dtype.itemsize))
+
+
+def worth_packing_result(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands) -> bool:
+    """Whether kernels would write the result element by element as it is to lie, and in vectors channels last."""
+    return (
+        _in_parts(problem, direction) > 1
+        and problem.ndim + 2 in CHANNELS_LAST
+        and problem.in_channels % problem.vector_unit == 0
+        and problem.input_pixels > 0
+        and _on_tensor_cores(problem, gpu, operands)
+    )
+
+
+def with_result(packs: str) -> str:
+    """What is copied, as in `Tile.packs`, and the result."""
+    return f"{packs}+{RESULT}".removeprefix("+")
+
+
+def problem_of_copies(problem: ConvProblem, packs: str) -> ConvProblem:
+    """The problem whose result is what the kernels compute, before it is copied."""
+    if RESULT not in packs.split("+"):
+        return problem
+    return dataclasses.replace(problem, memory_format=CHANNELS_LAST[problem.ndim + 2])
 
 
 def turning(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operands, packs: str) -> str:
@@ -101,12 +141,17 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 def bytes_of(problem: ConvProblem, direction: Direction, packs: str) -> dict[str, int]:
     """The bytes of each copy, by the operand's name."""
     named = zip(NAMES[direction], problem.operand_shapes(direction), strict=True)
-    return {name: math.prod(shape) * problem.dtype.itemsize for name, shape in named if _packed(name, shape, packs)}
+    copied = {name: math.prod(shape) for name, shape in named if _packed(name, shape, packs)}
+    if RESULT in packs.split("+"):
+        copied[RESULT] = math.prod(problem.input_shape)
+    return {name: count * problem.dtype.itemsize for name, count in copied.items()}
 
 
 def seconds(problem: ConvProblem, direction: Direction, packs: str, gpu: Gpu) -> float:
-    """How long packing is predicted to take."""
-    return copying(sum(bytes_of(problem, direction, packs).values()), gpu) if packs else 0.0
+    """How long packing is predicted to take: a launch for the operands, and one for the result."""
+    sizes = bytes_of(problem, direction, packs)
+    result = sizes.pop(RESULT, 0)
+    return sum(copying(size, gpu) for size in (sum(sizes.values()), result) if size)
 
 
 def with_copies(prediction: Prediction, problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu) -> Prediction:
@@ -115,11 +160,22 @@ def with_copies(prediction: Prediction, problem: ConvProblem, direction: Directi
     return prediction._replace(seconds=prediction.seconds + more, parts=(*prediction.parts, ("packing", more)))
 
 
+def with_parts(prediction: Prediction, problem: ConvProblem, direction: Direction, gpu: Gpu) -> Prediction:
+    """The prediction for kernels that write a result in parts of sectors: what has left the L2 cache before the next
+    part comes is read from memory again, and written once more."""
+    parts = _in_parts(problem, direction)
+    if parts == 1:
+        return prediction
+    size = math.prod(problem.input_shape) * problem.dtype.itemsize
+    more = (2 * parts - 1) * size * min(1.0, 2 * size / gpu.l2) / (constants.MEMORY * gpu.bandwidth)
+    return prediction._replace(seconds=prediction.seconds + more, parts=(*prediction.parts, ("parts of sectors", more)))
+
+
 # ---- what is copied --------------------------------------------------------------------------------------------------
 
 
 class Source(NamedTuple):
-    """An operand that is copied: how many images of how many channels it has, and how they lie."""
+    """A tensor that is copied: how many images of how many channels it has, and how they lie."""
 
     images: int
     channels: int
@@ -162,6 +218,14 @@ def sources(problem: ConvProblem, direction: Direction, operands: Operands, pack
     given = zip(NAMES[direction], problem.operand_shapes(direction), operands.strides, strict=True)
     first, second = (_source(name, shape, strides, packs) for name, shape, strides in given)
     return first, second
+
+
+def source_of_result(problem: ConvProblem) -> Source:
+    """The result of grad_input, computed channels last: what follows each other in the copy are its pixels."""
+    images, channels, *pixels = problem.input_shape
+    count = math.prod(pixels)
+    strides = (count * channels * (images > 1), channels * (count > 1), 0, 0, int(channels > 1))
+    return Source(images, count, (1, 1, channels), strides)
 
 
 def _source(name: str, shape: tuple[int, ...], strides: tuple[int, ...], packs: str) -> Source | None:

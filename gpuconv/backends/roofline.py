@@ -5,17 +5,18 @@ choice: their times are predictions, not measurements. Their constants are in `g
 that is no implicit GEMM has its formula in its file.
 
 Programs, or tiles that programs take in turn, are shared out evenly: `each` for the busiest multiprocessor, `together`
-of them at a time, in `waves`. The loop takes as long as the slowest of, and a part of the next,
+of them at a time, in `waves`. Their loops need
 
     products         each · steps · operations of a step / rate of a multiprocessor
     shared memory    each · steps · bytes of a step, written and read / (128 bytes a clock)
-    L2 fetches       each · sectors of a tile · 32 bytes / (bytes a clock from L2)
+    L2 fetches       all sectors · 32 bytes / (what the L2 cache gives), or the busiest multiprocessor's / (its port)
     instructions     each · steps · warps · instructions of a step / (4 schedulers), or what one warp needs for its own
     fetch latency    waves · steps · latency / stages under way
 
-Between its steps are barriers. Around it come the first fetch, descriptors made in the kernel, and the store of the
-result. Other programs on the same multiprocessor hide all these. The bytes that must cross the memory bus take their
-time beside: the longer of the two counts, and a part of the shorter.
+These pass together, but never quite: the loops take the root of the sum of their squares. Around a loop come the first
+fetch, descriptors made in the kernel, and the store of the result. Other programs on the multiprocessor hide these. The
+bytes that must cross the memory bus take their time beside, and again it is the root of both squares; the launch takes
+a little more. Constants were fitted to times that were measured on an H100 (`gpuconv.backends.constants`).
 """
 
 import math
@@ -31,6 +32,7 @@ from gpuconv.gpu import Gpu
 from gpuconv.problem import ConvProblem, Direction
 
 SECTOR = 32  # bytes of global memory that move as one
+Parts = tuple[tuple[str, float], ...]  # what could bound a kernel, and the seconds that each would take alone
 
 
 class Prediction(NamedTuple):
@@ -48,7 +50,7 @@ class Prediction(NamedTuple):
     bytes: float = 0.0
     sectors: float = 0.0
     instructions: float = 0.0
-    parts: tuple[tuple[str, float], ...] = ()  # what could bound it, and the seconds that each would take alone
+    parts: Parts = ()
 
 
 class Work(NamedTuple):
@@ -69,6 +71,7 @@ class Work(NamedTuple):
     descriptors: int = 0  # that a program makes
     from_l2: float = 1.0  # times what the L2 cache takes for the sectors
     ahead: bool = False  # a program fetches for its next tile before it stores this one
+    in_turn: bool = False  # its warps turn operands round between products, and what they do does not overlap
 
 
 def programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[int, float]:
@@ -119,6 +122,7 @@ def implicit_gemm(
     share: float = 1.0,
     left_rows: int = 0,
     held: int | None = None,
+    shared: float | None = None,
     count: Callable[[ConvProblem, Direction, Tile], tuple[int, float]] = programs_and_steps,
     elements: Callable[[ConvProblem, Direction, Tile], tuple[float, float]] = fetched,
     costs: str = "",
@@ -128,8 +132,9 @@ def implicit_gemm(
     rate: operations a second that the GPU is capable of; its peak for the number type where it is not given. share:
     which part of a tile's products, and of the weight, is not zeros that are skipped. left_rows: those of the left
     operand that a step fetches, where not all of the tile. held: bytes of shared memory of a program, where it is not
-    what Triton's kernels have. count: its programs and steps. elements: what all of them fetch of both operands.
-    costs: whose they are, where it is not the tile's family.
+    what Triton's kernels have. shared: bytes that a step moves to and from it, where that is another number. count: its
+    programs and steps. elements: what all of them fetch of both operands. costs: whose they are, where it is not the
+    tile's family.
     """
     size = problem.dtype.itemsize
     programs, steps = count(problem, direction, tile)
@@ -151,7 +156,7 @@ def implicit_gemm(
         steps,
         2 * tile.rows * tile.columns * tile.depth * share,
         gpu.rate(problem.dtype, tf32) if rate is None else rate,
-        (left + right) * size + read_from_shared(tile, size, multiplies) + turning,
+        (left + right) * size + read_from_shared(tile, size, multiplies) + turning if shared is None else shared,
         a + b,
         sectors,
         tile.rows * tile.columns * (accumulator(problem.dtype).itemsize if tile.splits > 1 else size),
@@ -159,7 +164,6 @@ def implicit_gemm(
         cost.tile + cost.result * results_of(tile),
         registers_of(tile, cost, per_step.fetches, size),
         held,
-        from_l2=1 / constants.BY_THREADS if gpu.capability >= (9, 0) else 1.0,
     )
     return predicted(problem, direction, tile, gpu, work)
 
@@ -177,35 +181,39 @@ def predicted(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, 
     together = min(room, each)
     waves = math.ceil(each / together)
     steps = max(work.steps, 1e-9)
-    from_l2 = gpu.l2_per_clock * clock
     instructions = max(  # that the schedulers issue, or one warp after the other its own
         each * tile.warps * work.in_step / constants.SCHEDULERS, waves * work.in_step * constants.ISSUE_CLOCKS
     )
+    from_l2 = work.sectors * work.from_l2 * SECTOR / clock
     parts = (
         ("products", steps * each * work.operations / (work.rate / gpu.multiprocessors)),
         ("shared memory", steps * each * work.shared / (constants.SHARED_BYTES * clock)),
-        ("L2 fetches", each / max(1, tiles) * work.sectors * work.from_l2 * SECTOR / from_l2),
+        ("L2 fetches", max(
+            from_l2 / gpu.multiprocessors / gpu.l2_per_clock, from_l2 * each / max(1, tiles) / constants.L2_PORT
+        )),
         ("instructions", steps * instructions / clock),
         ("fetch latency", steps * waves * gpu.step_latency / max(1, tile.stages - 1)),
-    )
-    (_, second), (bound, loop) = sorted(parts, key=operator.itemgetter(1))[-2:]
-    loop += constants.NOT_HIDDEN * second + steps * waves * constants.BETWEEN_STEPS / together / clock
+    )  # fmt: skip
+    loop = together_with(parts)
+    if work.in_turn and together == 1:  # no other program is there to use what one leaves idle
+        loop = sum(seconds for name, seconds in parts if name != "fetch latency")
     made = work.descriptors * constants.DESCRIPTOR
     begin = work.around * constants.ISSUE_CLOCKS / clock
     first = constants.FIRST_FETCH * gpu.step_latency
-    end = work.stored / from_l2
+    end = work.stored / (constants.STORED_BYTES * clock)
     hidden = 1 + (waves - 1) / together  # the first wave's is not, nor what no other program is there to hide
     around = made * (1 if tile.persistent else hidden) + first * (1 if work.ahead else hidden)
     around += (begin + together * end) * hidden
     memory = problem.least_bytes(direction) / (constants.MEMORY * gpu.bandwidth)
     all_parts = (*parts, ("start and end", around), ("memory bandwidth", memory))
-    if around > loop:
-        bound = "start and end"
-    seconds = max(loop + around, memory) + constants.NOT_HIDDEN * min(loop + around, memory)
-    last_adds = direction == "grad_weight" and last_program.adds(tile, tile.splits, tiles // tile.splits)
-    seconds += adding_splits(tile, math.prod(problem.view(direction).shape), gpu, last_adds)
+    bound = longest(parts) if loop >= around else "start and end"
     if memory > loop + around:
         bound = "memory bandwidth"
+    seconds = constants.LAUNCH + math.hypot(loop + around, memory)
+    if direction == "grad_weight":
+        seconds += adding_splits(problem, tile, gpu, tiles // tile.splits)
+    elif tile.splits > 1:
+        seconds += added_apart(tile.splits, math.prod(problem.view(direction).shape), gpu)
     operations = tiles * steps * work.operations
     executed = tiles * tile.warps * (steps * work.in_step + work.around)
     programs = min(tiles, tile.persistent * phases_of_walk(problem, direction)) if tile.persistent else tiles
@@ -213,6 +221,16 @@ def predicted(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, 
         seconds, bound, programs, work.steps, together, waves, operations / max(1.0, work.bytes), work.bytes,
         work.sectors, executed, all_parts,
     )  # fmt: skip
+
+
+def together_with(parts: Parts) -> float:
+    """Seconds of work of several kinds that passes together, but never quite."""
+    return math.hypot(*(seconds for _, seconds in parts))
+
+
+def longest(parts: Parts) -> str:
+    """What takes longest."""
+    return max(parts, key=operator.itemgetter(1))[0]
 
 
 # ---- what formulas share ---------------------------------------------------------------------------------------------
@@ -311,22 +329,23 @@ def turned(tile: Tile, direction: Direction, size: int, multiplies: str) -> floa
 
 
 def copying(size: int, gpu: Gpu) -> float:
-    """Seconds to copy so many bytes by a launch of its own. What it writes stays in the L2 cache as far as half of that
-    has room, and is read there by the launch that follows."""
-    kept = min(size, gpu.l2 / 2)
-    from_l2 = kept / (gpu.multiprocessors * gpu.l2_per_clock * gpu.clock)
-    return (2 * size - kept) / (constants.MEMORY * gpu.bandwidth) + from_l2 + constants.ONE_MORE_LAUNCH
+    """Seconds to copy so many bytes by a launch of its own."""
+    return 2 * size / (constants.MEMORY * gpu.bandwidth) + constants.COPY
 
 
-def adding_splits(tile: Tile, results: int, gpu: Gpu, last_adds: bool = False) -> float:
-    """Seconds to write, read and add the partial sums of so many results; 0 where sums are not split.
-
-    last_adds: the last program of each tile does it, while others go on elsewhere; else a launch of its own.
-    """
+def adding_splits(problem: ConvProblem, tile: Tile, gpu: Gpu, tiles: int = 0) -> float:
+    """Seconds to write, read and add the partial sums of a grad_weight, or whole ones that another launch puts in their
+    order. tiles: that the result has; the last program of each may add its sums while others go on elsewhere."""
+    results, size = math.prod(problem.weight_shape), accumulator(problem.dtype).itemsize
+    if last_program.apart(problem, tile, tile.splits, tiles):
+        return added_apart(tile.splits, results, gpu)
     if tile.splits == 1:
         return 0.0
-    write = 4 * tile.splits * results / (constants.MEMORY * gpu.bandwidth)
-    if last_adds:
-        read = 4 * tile.splits * tile.rows * tile.columns * tile.taps
-        return write + read / (gpu.l2_per_clock * gpu.clock) + constants.ARRIVAL
-    return 2 * write + constants.ONE_MORE_LAUNCH
+    read = size * tile.splits * tile.rows * tile.columns * tile.taps
+    written = size * tile.splits * results / (constants.PARTIALS * gpu.bandwidth)
+    return written + read / (constants.L2_PORT * gpu.clock) + constants.ARRIVAL
+
+
+def added_apart(splits: int, results: int, gpu: Gpu) -> float:
+    """Seconds to write so many partial sums, and to read and add them by a launch of its own."""
+    return 2 * 4 * splits * results / (constants.PARTIALS * gpu.bandwidth) + constants.ONE_MORE_LAUNCH

@@ -25,11 +25,13 @@ class Tile:
     persistent: int = 0  # programs that take tiles in turn, of each phase and split; 0: one program for each tile
     addressed: int = 0  # elements of a step that are fetched one by one, each with an address of its own
     taps: int = 1  # of the filter, below each other, that a program of grad_weight sums at once
-    packs: str = ""  # the operands that are copied, channels last, before its kernel runs: "input", "input+weight", …
+    # The operands that are copied, channels last, before its kernel runs, and "result" if that is copied from channels
+    # last after it: "input", "input+weight", "grad_output+weight+result", …
+    packs: str = ""
 
     @property
     def family(self) -> str:
-        """Its kind of kernels: 'window', or 'packed window' where copies of the operands are made first."""
+        """Its kind of kernels: 'window', or 'packed window' where copies are made."""
         return f"packed {self.kernel}" if self.packs else self.kernel
 
     @property

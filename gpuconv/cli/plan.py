@@ -99,10 +99,13 @@ def _lines(
             f"{p.waves:7,}{p.seconds * 1e6:12,.1f} µs  {p.bound}"
         )
     for packs in dict.fromkeys(c.tile.packs for c in shown if c.tile.packs):
-        copies = packing.bytes_of(problem, direction, packs).items()
-        copied = " and ".join(f"{name} ({size / 1e6:,.1f} MB)" for name, size in copies)
+        sizes = packing.bytes_of(problem, direction, packs)
+        result = sizes.pop(packing.RESULT, 0)
+        operands = " and ".join(f"{name} ({size / 1e6:,.1f} MB)" for name, size in sizes.items())
+        copied = [f"{operands} copied to channels last first"] * bool(operands)
+        copied += [f"result ({result / 1e6:,.1f} MB) copied from channels last after"] * bool(result)
         seconds = packing.seconds(problem, direction, packs, gpu)
-        yield f"    packed: {copied} copied to channels last first, {seconds * 1e6:,.1f} µs of the time"
+        yield f"    packed: {', '.join(copied)}, {seconds * 1e6:,.1f} µs of the time"
     if len(found) > len(shown):
         yield f"    … and {len(found) - len(shown)} more"
     if chosen:

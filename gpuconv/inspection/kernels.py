@@ -36,7 +36,7 @@ _SHOWN = (
 )  # fmt: skip
 # Kernels that run before or after the one that multiplies.
 _ROLES = {
-    "pack": "copies operands to channels last",
+    "pack": "copies operands to channels last, or a result from there",
     "pack_cells": "writes the weight as filters of cells",
     "pack_runs": "copies the input with four channels and its padding",
     **dict.fromkeys(("sum_partials", "window_sum"), "adds partial sums in order"),

@@ -12,7 +12,8 @@
 // m·d/g. gy is never spread out with zeros. The columns are the channels c, the sum runs over the phase's taps and the
 // filters k.
 //
-//   block  →  group, then phase (a_d, a_h, a_w), then a tile of BM pixels of the phase × BN channels
+//   block  →  group, then a tile of BM pixels of a phase × BN channels, then phase (a_d, a_h, a_w), as in
+//             tensor_grad_input.cu
 //   masks  →  as in simt_gather.cuh; at the store pixels and channels beyond the last
 //
 // Phases differ in size by at most one pixel an axis; a block beyond the last pixel of its phase ends at once. A phase
@@ -31,8 +32,8 @@ struct Where {
 __device__ __forceinline__ Where where(int block, const Conv& a) {
   const int column_blocks = ceil_div(a.C, BN), tiles = a.phase_blocks * column_blocks;
   const int phases = a.stride[0] * a.stride[1] * a.stride[2];
-  return {block / tiles / phases, phase_of(block / tiles % phases, a),
-          tile_of_block(block % tiles, a.phase_blocks, column_blocks)};
+  return {block / phases / tiles, phase_of(block % phases, a),
+          tile_of_block(block / phases % tiles, a.phase_blocks, column_blocks)};
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)

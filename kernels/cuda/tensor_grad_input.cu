@@ -7,7 +7,8 @@
 // columns the channels c, and the sum runs over the phase's taps and the filters k. Filters are the rows of w's tiles,
 // so its terms lie DOWN; see tensor_gather.cuh for the loop, tensor_tile.cuh for tiles.
 //
-//   block   →  group, then phase (a_d, a_h, a_w), then a tile of BM pixels of the phase × BN channels
+//   block   →  group, then a tile of BM pixels of a phase × BN channels, then phase (a_d, a_h, a_w): blocks that run at
+//              the same time read the same gy, and write what lies between each other's while the L2 cache has both
 //   warp, thread, masks  →  as in tensor_forward.cu
 //
 // Phases differ in size by at most one pixel an axis; a block beyond the last pixel of its phase ends at once. A phase
@@ -27,8 +28,8 @@ struct Share_of_block {
 __device__ __forceinline__ Share_of_block share_of_block(unsigned block, const Conv& a) {
   const unsigned column_blocks = ceil_div(a.C, BN), tiles = a.phase_blocks * column_blocks;
   const unsigned phases = a.stride[0] * a.stride[1] * a.stride[2];
-  const Tile tile = tile_of_block(block % tiles, a.phase_blocks, column_blocks);
-  return {tile, tile.column * BN, offset_t(block / tiles / phases), phase_of(block / tiles % phases, a)};
+  const Tile tile = tile_of_block(block / phases % tiles, a.phase_blocks, column_blocks);
+  return {tile, tile.column * BN, offset_t(block / phases / tiles), phase_of(block % phases, a)};
 }
 
 __device__ __forceinline__ Walk walk_of(const Phase& phase, const Conv& a) {

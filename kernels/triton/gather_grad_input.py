@@ -11,7 +11,8 @@ taps are
 so within a phase, where i = a + u·j, this is a convolution of gy at stride 1: tap m of pixel j is at j + base − m·d/g.
 gy is never spread out with zeros. The columns are the channels c, the sum runs over the phase's taps and filters k.
 
-    program  →  group, then phase (a_d, a_h, a_w), then a tile of BM pixels of the phase × BN channels
+    program  →  group, then a tile of BM pixels of a phase × BN channels, then phase (a_d, a_h, a_w): programs that run
+                at the same time read the same gy, and write what lies between each other's while the L2 cache has both
     masks    →  taps that fall outside gy, filters ≥ K; at the store pixels and channels beyond the last
 
 Phases differ in size by at most one pixel an axis; a program beyond the last pixel of its phase ends at once. A phase
@@ -76,12 +77,12 @@ def gather_grad_input(
     column_blocks = tl.cdiv(C, BN)
     tiles = phase_blocks * column_blocks
     program = tl.program_id(0)
-    row_block, column_block = tile_of_program(program % tiles, phase_blocks, column_blocks, BAND)
     phases_h = tl.minimum(stride.h, H).to(tl.int32)  # those that have pixels
     phases_w = tl.minimum(stride.w, W).to(tl.int32)
     phases = tl.minimum(stride.d, D).to(tl.int32) * phases_h * phases_w
-    phase = program // tiles % phases
-    group = wide(program // tiles // phases, WIDE)
+    phase = program % phases
+    row_block, column_block = tile_of_program(program // phases % tiles, phase_blocks, column_blocks, BAND)
+    group = wide(program // phases // tiles, WIDE)
     a = split_pixel(phase, phases_h, phases_w)
     size_d = (D - a.d + stride.d - 1) // stride.d  # pixels of the phase on each axis
     size_h = (H - a.h + stride.h - 1) // stride.h

@@ -1,9 +1,10 @@
 """Copies of one or two tensors whose channels then lie side by side: copy[n, p, c] = x[n, c, p], p counting pixels.
 
 Memory-bound: everything is read once and written once. A weight's filters are images here, and its taps are pixels;
-where it is turned, filters are channels, and channels and taps are pixels and images: copy[c, tap, k]. A
-program takes a tile of BP pixels × BC channels of an image, which it reads along the pixels where those are neighbours
-and writes along the channels; in between the compiler turns it round in shared memory.
+where it is turned, filters are channels, and channels and taps are pixels and images: copy[c, tap, k]. In a result that
+was computed channels last, and is copied to where it is to lie, pixels are channels and channels pixels. A program
+takes a tile of BP pixels × BC channels of an image, which it reads along the pixels where those are neighbours and
+writes along the channels; in between the compiler turns it round in shared memory.
 
     program i    →  tile i of ⌈C/BC⌉·⌈P/BP⌉ of each image, channels fastest; first those of a, then those of b
     program i    →  where MANY > 0, tiles i·MANY … of BC channels × all P pixels, which lie together in memory as one
@@ -115,15 +116,17 @@ def pack(
     b_images, b_channels, b_pixels, b_height, b_width, b_n, b_c, b_d, b_h, b_w,
     b_copy_n, b_copy_p,
     A_BP: tl.constexpr, A_BC: tl.constexpr, A_MANY: tl.constexpr, A_NEIGHBOURS: tl.constexpr, A_ROW: tl.constexpr,
+    A_VECTOR: tl.constexpr,
     B_BP: tl.constexpr, B_BC: tl.constexpr, B_MANY: tl.constexpr, B_NEIGHBOURS: tl.constexpr, B_ROW: tl.constexpr,
-    VECTOR: tl.constexpr, WIDE: tl.constexpr,
+    B_VECTOR: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     if p_a is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
         if program < programs_of_a:
             a = Source(a_images, a_channels, a_pixels, a_height, a_width, a_n, a_c, a_d, a_h, a_w, a_copy_n, a_copy_p)
-            copy(program, p_a, p_copy_a, a, A_BP, A_BC, A_MANY, A_NEIGHBOURS, A_ROW, VECTOR, WIDE)
+            copy(program, p_a, p_copy_a, a, A_BP, A_BC, A_MANY, A_NEIGHBOURS, A_ROW, A_VECTOR, WIDE)
     if p_b is not None:  # noqa: SIM102
         if program >= programs_of_a:
             b = Source(b_images, b_channels, b_pixels, b_height, b_width, b_n, b_c, b_d, b_h, b_w, b_copy_n, b_copy_p)
-            copy(program - programs_of_a, p_b, p_copy_b, b, B_BP, B_BC, B_MANY, B_NEIGHBOURS, B_ROW, VECTOR, WIDE)
+            copy(program - programs_of_a, p_b, p_copy_b, b, B_BP, B_BC, B_MANY, B_NEIGHBOURS, B_ROW, B_VECTOR, WIDE)

@@ -9,7 +9,9 @@ owns a window of one phase and BK channels of the input, and loops over the phas
 innermost: there the weights may have been turned before. gy is never spread out with zeros. A phase without taps takes
 no step and stores its zeros.
 
-    program  →  split of the sum, phase (a_h, a_w), then tiles first, first + step, … of the phase; in bands
+    program  →  split of the sum, then tiles first, first + step, … in bands, then the phase (a_h, a_w) whose they are:
+                programs that run at the same time read the same gy, and write what lies between each other's while the
+                L2 cache has both
     masks    →  none: the copy engine reads zeros outside gy and stores nothing outside gx. A gx that is not channels
                 last is addressed by threads, and masked
 
@@ -58,9 +60,9 @@ def window_grad_input(
     # ---- which phase, which steps of its sum
     phases_w = tl.minimum(stride.w, W)  # those that have pixels
     phases = tl.minimum(stride.h, H) * phases_w
-    first = tl.program_id(0) % step
-    phase = tl.program_id(0) // step % phases
-    split = tl.program_id(0) // step // phases
+    phase = tl.program_id(0) % phases
+    first = tl.program_id(0) // phases % step
+    split = tl.program_id(0) // phases // step
     a = HW(phase // phases_w, phase % phases_w)
     r_count, r_first, base_h = phase_of_axis(a.h, stride.h, pad.h, dilation.h, common.h, inverse.h, R)
     s_count, s_first, base_w = phase_of_axis(a.w, stride.w, pad.w, dilation.w, common.w, inverse.w, S)

@@ -79,7 +79,7 @@ def test_an_aligned_way_that_fails_is_the_planner_s_in_the_first_call_and_passed
 
 @pytest.mark.skipif(emulator.why_not() is not None, reason=f"nothing is emulated: {emulator.why_not()}")
 def test_an_operand_that_is_not_aligned_is_copied_for_the_quick_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    of = ConvProblem.of((32, 256, 28, 28), (256, 256, 3, 3), padding=1, dtype=torch.float16, memory_format=LAST)
+    of = ConvProblem.of((8, 512, 28, 28), (512, 512, 3, 3), padding=1, dtype=torch.float16, memory_format=LAST)
     x, w = (torch.empty(s, device="meta", memory_format=LAST) for s in (of.input_shape, of.weight_shape))
     backend, gpu, operands = backends.get("triton"), KNOWN["H100"], Operands((x.stride(), w.stride()))
     tile = next(t for t in backend.tiles(of, "forward", gpu, operands) if t.kernel == "window")
@@ -90,7 +90,7 @@ def test_an_operand_that_is_not_aligned_is_copied_for_the_quick_kernel(monkeypat
     assert copied < best  # and so it is done:
     monkeypatch.setattr(backend, "predict", lambda p, d, tile, *_: SimpleNamespace(seconds=float(not tile.packs)))
     torch.manual_seed(3)
-    small = dataclasses.replace(of, batch=1, input_size=(8, 8))
+    small = ConvProblem.of((1, 256, 8, 8), (256, 256, 3, 3), padding=1, dtype=torch.float16, memory_format=LAST)
     x, w = (torch.randn(s).half().contiguous(memory_format=LAST) for s in (small.input_shape, small.weight_shape))
     odd = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].as_strided(x.shape, x.stride()).copy_(x)
     with emulator.on("h100") as virtual:

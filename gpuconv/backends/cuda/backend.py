@@ -106,8 +106,10 @@ class CudaBackend(FamilyBackend[Launch]):
         call = self._call(device)
         if tile.packs:
             copied, tile_of_copies = packing.packed(problem, direction, operands, tile.packs), tile.without_packs
-            run = self.bind_tile(problem, direction, device, activation, copied, tile_of_copies)
-            return _pack_first(packing.sources(problem, direction, operands, tile.packs), problem.dtype, run, call)
+            computed = packing.problem_of_copies(problem, tile.packs)
+            run = self.bind_tile(computed, direction, device, activation, copied, tile_of_copies)
+            run = _pack_first(packing.sources(problem, direction, operands, tile.packs), problem.dtype, run, call)
+            return run if computed is problem else _copy_result(problem, run, call)
         if direction == "forward":
             return _bind_forward(problem, activation, operands, tile, call)
         if direction == "grad_input":
@@ -135,11 +137,18 @@ def launches(
     with_bias: grad_weight gives grad-bias too. aligned: all tensors begin at multiples of 16 bytes.
     """
     first: tuple[Launch, ...] = ()
+    last: tuple[Launch, ...] = ()
     if tile.packs:
-        first = (pack.launch(packing.sources(problem, direction, operands, tile.packs), problem.dtype, aligned),)
-        operands = packing.packed(problem, direction, operands, tile.packs)
+        sources = packing.sources(problem, direction, operands, tile.packs)
+        if any(sources):
+            first = (pack.launch(sources, problem.dtype, aligned),)
+        computed = packing.problem_of_copies(problem, tile.packs)
+        if computed is not problem:
+            last = (pack.launch((packing.source_of_result(problem), None), problem.dtype),)
+        operands, problem = packing.packed(problem, direction, operands, tile.packs), computed
         tile = tile.without_packs
-    return (*first, *FAMILIES[tile.kernel].launches(problem, direction, operands, tile, activation, with_bias, aligned))
+    launched = FAMILIES[tile.kernel].launches(problem, direction, operands, tile, activation, with_bias, aligned)
+    return (*first, *launched, *last)
 
 
 # ---- from launches to functions of tensors ---------------------------------------------------------------------------
@@ -160,6 +169,8 @@ def _pack_first(
     sources: packing.Sources, dtype: torch.dtype, run: Callable[..., Any], call: _Call
 ) -> Callable[..., Any]:
     """`run`, called with copies of the operands that are to be packed."""
+    if not any(sources):
+        return run
     by_alignment = [pack.launch(sources, dtype, aligned) for aligned in (False, True)]
     memory = packing.memory_for(sources)
 
@@ -170,6 +181,20 @@ def _pack_first(
         return run(a if copy_a is None else copy_a, b if copy_b is None else copy_b, *rest)
 
     return packed
+
+
+def _copy_result(problem: ConvProblem, run: Callable[..., Any], call: _Call) -> Callable[..., Any]:
+    """`run`, which computes a grad_input channels last, and a copy of that as the problem says."""
+    launch = pack.launch((packing.source_of_result(problem), None), problem.dtype)
+    shape, memory_format = problem.input_shape, problem.memory_format
+
+    def copied(*operands: torch.Tensor) -> torch.Tensor:
+        computed = run(*operands)
+        gx = allocate(shape, computed, memory_format)
+        call(launch, computed, None, gx, None)
+        return gx
+
+    return copied
 
 
 def _bind_forward(

@@ -27,6 +27,7 @@ class _Way(NamedTuple):
 
     how: str = "NONE"
     run: int = 1  # elements that are read as one
+    group: int = 1  # … written as one
     together: int = 1
     many: int = 0
     blocks: int = 0
@@ -43,9 +44,9 @@ def launch(sources: Sources, dtype: torch.dtype, aligned: bool = True) -> Launch
     for i, source in enumerate(sources):
         way = _Way() if source is None else _way(source, unit, aligned)
         ways.append(way)
-        macros |= {f"{'AB'[i]}_{key}": value for key, value in zip(("HOW", "RUN", "TOGETHER"), way[:3], strict=True)}
+        macros |= {f"{'AB'[i]}_{key.upper()}": value for key, value in zip(_Way._fields[:4], way[:4], strict=True)}
         if source is not None:
-            of_image = source.channels // unit
+            of_image = source.channels // way.group
             numbers = source.images * of_image, of_image, source.pixels, *source.sizes[1:], way.many
             params["of"][i] = (*source.strides, *numbers)
     params["blocks_of_a"] = ways[0].blocks
@@ -56,17 +57,22 @@ def launch(sources: Sources, dtype: torch.dtype, aligned: bool = True) -> Launch
 
 def _way(source: Source, unit: int, aligned: bool) -> _Way:
     n, c, *_ = source.strides
-    groups, pixels = source.channels // unit, source.pixels
+    group = math.gcd(unit, source.channels)  # less than a unit where pixels of a result are written
+    groups, pixels = source.channels // group, source.pixels
     row = 16 * unit  # pixels of a tile
     run = 1
     if aligned and source.in_rows:
-        run = next(run for run in (unit, unit // 2, unit // 4, 1) if run and not any(s % run for s in (n, c, pixels)))
+        run = next(
+            run
+            for run in (unit, unit // 2, unit // 4, 1)
+            if 0 < run <= group and not any(s % run for s in (n, c, pixels))
+        )
     pitch = 16 * (pixels | 1)  # bytes of a group in shared memory
     together = next((t for t in (_GROUPS, _GROUPS // 2, _GROUPS // 4) if t * pitch <= _SHARED), 0)
-    if source.dense and together and (pixels < row or run < unit // 2):
+    if source.dense and together and group == unit and (pixels < row or run < unit // 2):
         many = max(1, _FLAT // (together * pixels)) * together
         blocks = math.ceil(source.images * groups / many)
-        return _Way("FLAT", unit if aligned else 1, together, many, blocks, many * pitch)
+        return _Way("FLAT", unit if aligned else 1, unit, together, many, blocks, many * pitch)
     how = "ROWS" if source.in_rows else "CHANNELS" if c == 1 else "PIXELS"
-    blocks = source.images * math.ceil(groups / _GROUPS) * math.ceil(pixels / row)
-    return _Way(how, run, 1, 0, blocks, _GROUPS * 16 * (row + 1))
+    blocks = source.images * math.ceil(groups * group / (_GROUPS * unit)) * math.ceil(pixels / row)
+    return _Way(how, run, group, 1, 0, blocks, _GROUPS * 16 * (row + 1))

@@ -15,7 +15,7 @@ from gpuconv.backends.cuda.launch import (
     needs_64_bits,
     struct_of,
 )
-from gpuconv.backends.derived import programs_of_grad_weight, with_splits
+from gpuconv.backends.derived import accumulator, programs_of_grad_weight, with_splits
 from gpuconv.backends.family import Family
 from gpuconv.backends.roofline import Prediction, implicit_gemm
 from gpuconv.gpu import Gpu
@@ -58,7 +58,7 @@ def instance(
     """The kernel of multiply-adds with this tile."""
     k, c, unit, dtype = problem.group_filters, problem.group_channels, problem.vector_unit, problem.dtype
     threads = 32 * tile.warps
-    rows, columns = _OWNED[tile.rows * tile.columns // threads]
+    rows, columns = _owned(tile)
     row_vector, column_vector = {
         "forward": (come_in_vectors(strides.x, c, unit), come_in_vectors(strides.w, c, unit)),
         "grad_input": (come_in_vectors(strides.y, k, unit), False),
@@ -78,13 +78,19 @@ def instance(
     )
 
 
+def _size(problem: ConvProblem) -> int:
+    """Bytes of a number in shared memory."""
+    return accumulator(problem.dtype).itemsize
+
+
 def _shared(problem: ConvProblem, tile: Tile) -> int:
     """Shared memory of one block, in bytes."""
-    size = 8 if problem.dtype is torch.float64 else 4  # of a number there; each row has 16 bytes more
-    return 2 * tile.depth * ((tile.rows + tile.columns) * size + 32)
+    return 2 * tile.depth * ((tile.rows + tile.columns) * _size(problem) + 32)  # each row has 16 bytes more
 
 
-_OWNED = {64: (8, 8), 32: (8, 4), 16: (4, 4)}  # rows × columns of a thread, by how many outputs it has
+def _owned(tile: Tile) -> tuple[int, int]:
+    """Rows × columns of a thread."""
+    return {64: (8, 8), 32: (8, 4), 16: (4, 4)}[tile.rows * tile.columns // (32 * tile.warps)]
 
 
 # ---- which tiles there are -------------------------------------------------------------------------------------------
@@ -123,7 +129,12 @@ def menu(problem: ConvProblem, direction: Direction, gpu: Gpu) -> list[Tile]:
 def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
     """The roofline of an implicit GEMM without tensor cores. 16-bit numbers are widened to float32."""
     rate = gpu.rate(torch.float32 if problem.dtype.itemsize == 2 else problem.dtype, tf32=False)
-    return implicit_gemm(problem, direction, tile, gpu, tf32, rate=rate, held=_shared(problem, tile))
+    # Threads read 16 bytes at once: that takes as long as if no two of a warp read the same.
+    read = 32 * tile.warps * sum(_owned(tile)) + tile.rows + tile.columns
+    moved = tile.depth * read * _size(problem)
+    return implicit_gemm(
+        problem, direction, tile, gpu, tf32, rate=rate, held=_shared(problem, tile), shared=moved
+    )  # fmt: skip
 
 
 FAMILY = Family("simt", refuses, tiles, launches, predict)

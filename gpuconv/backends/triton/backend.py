@@ -21,7 +21,19 @@ from gpuconv.backends.derived import accumulator
 from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.backends.family import FamilyBackend, by_name
 from gpuconv.backends.last_program import counters_on
-from gpuconv.backends.triton import cells, depthwise, gather, hopper, pack, planes, pointwise, runs, stem, window
+from gpuconv.backends.triton import (
+    cells,
+    depthwise,
+    gather,
+    hopper,
+    hopper_grad_weight,
+    pack,
+    planes,
+    pointwise,
+    runs,
+    stem,
+    window,
+)
 from gpuconv.backends.triton.alignment import by_alignment
 from gpuconv.backends.triton.launch import INTERPRETING, Launch, bias_offset, why_not
 from gpuconv.gpu import Gpu
@@ -38,6 +50,7 @@ FAMILIES = by_name(
     depthwise.FAMILY,
     window.FAMILY,
     hopper.FAMILY,
+    hopper_grad_weight.FAMILY,
 )
 
 # RuntimeErrors that say so: of the compiler's passes, and of the driver where it loads a module or asks for resources.
@@ -92,8 +105,10 @@ class TritonBackend(FamilyBackend[Launch]):
         call = _on(device)
         if tile.packs:
             copied, tile_of_copies = packing.packed(problem, direction, operands, tile.packs), tile.without_packs
-            run = self.bind_tile(problem, direction, device, activation, copied, tile_of_copies)
-            return _pack_first(packing.sources(problem, direction, operands, tile.packs), problem.dtype, run, call)
+            computed = packing.problem_of_copies(problem, tile.packs)
+            run = self.bind_tile(computed, direction, device, activation, copied, tile_of_copies)
+            run = _pack_first(packing.sources(problem, direction, operands, tile.packs), problem.dtype, run, call)
+            return run if computed is problem else _copy_result(problem, run, call)
 
         def bind() -> Callable[..., Any]:
             if direction == "forward":
@@ -144,11 +159,18 @@ def launches(
 ) -> tuple[Launch, ...]:
     """What one call of `direction` launches, in order. `with_bias`: grad_weight gives grad-bias too. Needs no GPU."""
     first: tuple[Launch, ...] = ()
+    last: tuple[Launch, ...] = ()
     if tile.packs:
-        first = (pack.launch(packing.sources(problem, direction, operands, tile.packs), problem.dtype),)
-        operands = packing.packed(problem, direction, operands, tile.packs)
+        sources = packing.sources(problem, direction, operands, tile.packs)
+        if any(sources):
+            first = (pack.launch(sources, problem.dtype),)
+        computed = packing.problem_of_copies(problem, tile.packs)
+        if computed is not problem:
+            last = (pack.launch((packing.source_of_result(problem), None), problem.dtype),)
+        operands, problem = packing.packed(problem, direction, operands, tile.packs), computed
         tile = tile.without_packs
-    return (*first, *FAMILIES[tile.kernel].launches(problem, direction, operands, tile, activation, with_bias))
+    launched = FAMILIES[tile.kernel].launches(problem, direction, operands, tile, activation, with_bias)
+    return (*first, *launched, *last)
 
 
 # ---- from launches to functions of tensors ---------------------------------------------------------------------------
@@ -184,6 +206,8 @@ def _pack_first(
     sources: packing.Sources, dtype: torch.dtype, run: Callable[..., Any], call: Callable[..., None]
 ) -> Callable[..., Any]:
     """`run`, called with copies of the operands that are to be packed."""
+    if not any(sources):
+        return run
     launch, memory = pack.launch(sources, dtype), packing.memory_for(sources)
 
     def packed(a: torch.Tensor, b: torch.Tensor, *rest: Any) -> Any:
@@ -192,6 +216,20 @@ def _pack_first(
         return run(a if copy_a is None else copy_a, b if copy_b is None else copy_b, *rest)
 
     return packed
+
+
+def _copy_result(problem: ConvProblem, run: Callable[..., Any], call: Callable[..., None]) -> Callable[..., Any]:
+    """`run`, which computes a grad_input channels last, and a copy of that as the problem says."""
+    launch = pack.launch((packing.source_of_result(problem), None), problem.dtype)
+    shape, memory_format = problem.input_shape, problem.memory_format
+
+    def copied(*operands: torch.Tensor) -> torch.Tensor:
+        computed = run(*operands)
+        gx = allocate(shape, computed, memory_format)
+        call(launch, computed, None, gx, None)
+        return gx
+
+    return copied
 
 
 def _with_pack(found: tuple[Launch, ...]) -> tuple[Any, ...]:
@@ -266,8 +304,10 @@ def _bind_grad_weight(
     shape, memory_format = problem.weight_shape, problem.memory_format
     filters, accumulate = problem.out_channels, accumulator(problem.dtype)
     splits = FAMILIES[tile.kernel].splits_of(problem, tile)
-    bias_at = bias_offset(splits, math.prod(shape))
-    described = bool(without[1].described)  # then the bias's programs are given gy as it is
+    # What is left to a launch of its own to add: by default as many sums as there are weights, in each split.
+    bias_at = bias_offset(1, without[1].workspace.partials) or bias_offset(splits, math.prod(shape))
+    apart = len(without[1].dtypes) > 4  # what the product's kernel needs for the bias's programs, and for its last ones
+    described = apart and bool(without[1].described)  # then the bias's programs are given gy as it is
     not_added = (None,) * (len(without[1].dtypes) - 4 - described)  # no workspace, where the last programs do not add
     counters = counters_on(device)
 

@@ -212,9 +212,7 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
 
 def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
     """The roofline of an implicit GEMM of cells, after the launch that writes their filters."""
-    product = implicit_gemm(
-        problem, direction, tile, gpu, tf32, count=_programs_and_steps, elements=_fetched, costs="gather"
-    )  # fmt: skip
+    product = implicit_gemm(problem, direction, tile, gpu, tf32, count=_programs_and_steps, elements=_fetched)
     cells = cells_of(problem, tile.columns)
     filters = _elements(problem, cells) * cells.product("met") * problem.out_channels * problem.dtype.itemsize
     return product._replace(seconds=product.seconds + copying(filters, gpu))
@@ -228,12 +226,11 @@ def _programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) 
 
 
 def _fetched(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[float, float]:
-    """Elements that all programs fetch of gy and of the filters."""
+    """Elements that all programs fetch of gy and of the filters, for rows and columns beyond the last too."""
     cells, k = cells_of(problem, tile.columns), problem.out_channels
-    elements = _elements(problem, cells)
-    rows = math.ceil(problem.batch * cells.product("cells") / tile.rows)
-    of_gy = problem.batch * cells.product("fetched") * k * math.ceil(elements / tile.columns)
-    return of_gy, rows * elements * cells.product("met") * k
+    programs, _ = _programs_and_steps(problem, direction, tile)
+    of_gy = programs * tile.rows / cells.product("cells") * cells.product("fetched") * k
+    return of_gy, programs * tile.columns * cells.product("met") * k
 
 
 FAMILY = Family("cells", refuses, tiles, launches, predict)

@@ -33,7 +33,6 @@ def launch(sources: Sources, dtype: torch.dtype) -> Launch:
         scalars += numbers
         programs.append(count)
     constants |= {
-        "VECTOR": 16 // dtype.itemsize,
         "WIDE": overflows(*(n for source in kept for n in (source.extent, source.numel))),
     }
     dtypes = tuple(None if source is None else dtype for source in sources)
@@ -45,9 +44,10 @@ def launch(sources: Sources, dtype: torch.dtype) -> Launch:
 def _tiled(source: Source | None, dtype: torch.dtype) -> tuple[dict[str, int | str], list[int], int]:
     """The constants, the numbers and the programs of an operand."""
     if source is None:
-        return {"BP": 1, "BC": 1, "MANY": 0, "NEIGHBOURS": "nothing", "ROW": 1}, [0] * 12, 0
+        return {"BP": 1, "BC": 1, "MANY": 0, "NEIGHBOURS": "nothing", "ROW": 1, "VECTOR": 1}, [0] * 12, 0
     source, copied = _in_rows(source)
     unit, channels, pixels = 16 // dtype.itemsize, source.channels, source.pixels
+    vector = math.gcd(unit, channels)  # less than a unit where pixels of a result are written
     n, c, *pixel = source.strides
     neighbours = "pixels" if source.in_rows else "channels" if c == 1 else "nothing"
     row = next(v for v in (unit, unit // 2, 1) if v == 1 or (source.in_rows and not any(s % v for s in (n, c, pixels))))
@@ -64,9 +64,9 @@ def _tiled(source: Source | None, dtype: torch.dtype) -> tuple[dict[str, int | s
     else:
         rows = min(rows, _ROW // dtype.itemsize)
         count = source.images * math.ceil(channels / width) * math.ceil(pixels / rows)
-    sizes = source.images, channels // unit, pixels // row, *source.sizes[1:]
+    sizes = source.images, channels // vector, pixels // row, *source.sizes[1:]
     return (
-        {"BP": rows, "BC": width, "MANY": many, "NEIGHBOURS": neighbours, "ROW": row},
+        {"BP": rows, "BC": width, "MANY": many, "NEIGHBOURS": neighbours, "ROW": row, "VECTOR": vector},
         [*sizes, n // row, c // row, *pixel, *copied],
         count,
     )

@@ -230,7 +230,7 @@ def _tiles(
 ) -> list[Tile]:
     size, forward = problem.dtype.itemsize, direction == "forward"
     interpreted = gpu.capability == (0, 0)
-    shapes = (_INTERPRETED if interpreted else _TENSOR_CORES)[direction]
+    shapes: tuple[tuple[int, int, int, int, int], ...] = (_INTERPRETED if interpreted else _TENSOR_CORES)[direction]
     if not forward and operands.tf32 and gpu.capability[0] in (9, 10):
         gy, _ = layouts(problem, direction, operands)
         shapes = (*_TWO_WARPS[gy.channels_fast], *(shape for shape in shapes if shape[0] < 64))

@@ -30,6 +30,7 @@ from gpuconv.backends.triton import window_launch
 from gpuconv.backends.triton.launch import programs_of_bias
 from gpuconv.backends.triton.window_launch import is_turned, launches, prefetches, splits_of
 from gpuconv.backends.triton.window_shape import (
+    divides,
     folds,
     not_described,
     placed,
@@ -42,7 +43,6 @@ from gpuconv.problem import ConvProblem, Direction
 
 _FEWEST_STEPS = 4  # of a split
 _MOST_PIXELS = 2**31 - 2**20  # on an axis, by blocks that may reach beyond the last
-_DESCRIPTORS = {"forward": 3, "grad_input": 3, "grad_weight": 2}  # that a program makes
 
 
 # ---- which problems --------------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
     tiles, steps = tiles * tile.splits, steps / tile.splits
     loaded = tiles * steps * box
     stored = tile.rows * tile.columns * tile.taps * (4 if tile.splits > 1 else size)
-    reads_turned = packing.TURNED_WEIGHT in tile.packs
+    turning = 0.0 if packing.TURNED_WEIGHT in tile.packs else turned(tile, direction, size, "wgmma")
     cost = constants.cost_of(costs, direction, "wgmma")
     ahead = direction != "grad_weight" and prefetches(tile)
     work = Work(
@@ -275,7 +275,7 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
         steps,
         2 * tile.rows * tile.columns * tile.taps * tile.depth,
         gpu.rate(problem.dtype, tf32),
-        box + read_from_shared(tile, size, "wgmma") + (0 if reads_turned else turned(tile, direction, size, "wgmma")),
+        box + read_from_shared(tile, size, "wgmma") + turning,
         loaded,
         loaded / SECTOR,
         stored,
@@ -283,12 +283,22 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
         cost.tile + cost.result * results_of(tile),
         registers_of(tile, cost, 0, size),
         box * tile.stages + (0 if direction == "grad_weight" else stored) + 64,
-        _DESCRIPTORS[direction],
+        _descriptors(problem, direction, tile),
         ahead=ahead,
+        in_turn=turning > 0 and tile.taps > 1,
     )
     if direction != "grad_weight":  # what is outside the image is zeros, which nobody fetches
         work = work._replace(from_l2=sum(fetched(problem, direction, tile)) * size / loaded)
     return predicted(problem, direction, tile, gpu, work)
+
+
+def _descriptors(problem: ConvProblem, direction: Direction, tile: Tile) -> int:
+    """How many descriptors a program makes itself; all others are made on the host."""
+    if direction == "forward":
+        return 0 if folds(problem, tile) else math.prod(problem.stride)
+    if direction == "grad_weight":
+        return 0 if problem.stride == (1, 1) or divides(problem) else 1
+    return int(problem.stride != (1, 1) and placed(problem, direction).vector == 0)
 
 
 FAMILY = Family("window", refuses, tiles, launches, predict, splits_of, turns=True, needs_alignment=True)
