@@ -264,7 +264,7 @@ def launches(
         "WORKERS": workers, "STAGES": _SLOTS if tile.halo else tile.stages, "BAND": BAND,
         "FOLD_H": u, "FOLD_W": v,
         "WEIGHTS": "plain" if forward else "turned" if weight.turned else "transposed",
-        "FILTERS_LEFT": tile.columns < pixels,
+        "FILTERS_LEFT": _filters_left(tile),
         "HALO": problem.filter_size[-2] if tile.halo else 1, "APART": step[1] if tile.halo else 0,
         "W_STAGES": tile.stages,
         **epilogue_of(activation),
@@ -278,6 +278,11 @@ def launches(
 def _fresh(problem: ConvProblem, direction: Direction) -> tuple[int, ...]:
     """Strides of the result."""
     return torch.empty(problem.view(direction).shape, device="meta", memory_format=problem.memory_format).stride()
+
+
+def _filters_left(tile: Tile) -> bool:
+    """Whether filters are on the left of the product: of the right operand, there should be more."""
+    return tile.columns < 4 * tile.rows // tile.warps
 
 
 def _of_axes(shape: tuple[int, ...], strides: tuple[int, ...], unit: int) -> tuple[int, int, int, int]:
@@ -318,13 +323,16 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
     held = (_SLOTS * tile.halo + tile.stages * tile.columns) * tile.depth * size if tile.halo else box * tile.stages
     image, filters = fetched(problem, direction, tile)
     cost = constants.cost_of("window", direction, "wgmma")
+    left = tile  # pixels; or filters
+    if _filters_left(tile):
+        left = dataclasses.replace(tile, rows=tile.columns, columns=tile.rows)
     loaded, stored = count * steps * box, tile.rows * tile.columns * size
     work = Work(
         count,
         steps,
         2 * tile.rows * tile.columns * tile.depth,
         gpu.rate(problem.dtype, tf32),
-        box + read_from_shared(dataclasses.replace(tile, rows=tile.columns, columns=tile.rows), size, "wgmma"),
+        box + read_from_shared(left, size, "wgmma"),
         loaded,
         loaded / SECTOR,
         stored,
