@@ -235,8 +235,7 @@ def _triton(
     found: list[_Compiled] = []
     for launch in triton.launches(problem, direction, operands, tile, with_bias=bias):
         code = machine_code(launch, capability)
-        threads = 32 * launch.options["num_warps"]
-        found.append((launch.kernel.__name__, f"sm_{capability}", threads, code, code.ptx))
+        found.append((launch.kernel.__name__, f"sm_{capability}", code.threads, code, code.ptx))
     return found
 
 

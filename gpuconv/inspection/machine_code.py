@@ -41,6 +41,7 @@ class MachineCode:
     ptx: str = dataclasses.field(default="", repr=False)  # of Triton's kernels
     ttgir: str = dataclasses.field(default="", repr=False)  # Triton's GPU dialect: buffers, copies, products, waits
     scratch: int = 0  # bytes of global memory of one block, in which Triton's kernels make descriptors
+    threads: int = 0  # of a block, of Triton's kernels
 
     @cached_property
     def sass(self) -> str:
@@ -70,15 +71,18 @@ class MachineCode:
         """The instructions of the main loop, counted by name; empty without a loop.
 
         Of all loops, which branches backwards close, it is the one with the most multiplications (on tensor cores,
-        where there are any), and of those the shortest.
+        where there are any), and of those the shortest. Where warps have tasks of their own, it is the shortest of
+        those that multiply: one task's.
         """
+        apart = "setmaxnreg" in self.ptx
         loops = []
         products = _TENSOR_CORE if any(name in _TENSOR_CORE for name in self._names) else _PRODUCTS
         for end, name, rest in self._listing:
             target = _TARGET.search(rest) if name == "BRA" else None
             if target is not None and (start := int(target[1], 16)) < end:
                 inside = [name for address, name, _ in self._listing if start <= address <= end]
-                loops.append((sum(name in products for name in inside), -len(inside), inside))
+                count = sum(name in products for name in inside)
+                loops.append((min(count, 1) if apart else count, -len(inside), inside))
         return collections.Counter(max(loops)[2] if loops else ())
 
     @property
@@ -112,7 +116,9 @@ def machine_code(launch: Launch, capability: int) -> MachineCode:
     code = read_cubin(
         compiled.asm["cubin"], compiled.metadata.shared, ptx=compiled.asm["ptx"], ttgir=compiled.asm["ttgir"]
     )
-    return dataclasses.replace(code, scratch=compiled.metadata.global_scratch_size)
+    return dataclasses.replace(
+        code, scratch=compiled.metadata.global_scratch_size, threads=32 * compiled.metadata.num_warps
+    )
 
 
 def cuda_architecture(gpu: Gpu) -> str:

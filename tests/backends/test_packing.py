@@ -223,8 +223,8 @@ def test_a_contiguous_layer_is_predicted_to_take_little_more(
     plain, last = best(PLAIN), best(LAST)
     assert plain.tile.packs.replace("turned ", "") == "+".join(OPERANDS[direction])
     assert last.tile.packs in ("", "turned weight")
-    # As TF32 grad_weight copies the most, two tensors of 26 MB each way, and is not the longest to compute.
-    most = 1.6 if tf32 and direction == "grad_weight" else 1.5
+    # grad_weight copies two activations, each as large as the weight is small: half of what the product takes.
+    most = 1.6 if direction == "grad_weight" else 1.5
     assert last.prediction.seconds < plain.prediction.seconds <= most * last.prediction.seconds
 
 

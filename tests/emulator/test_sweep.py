@@ -83,7 +83,7 @@ def test_the_cases_are_all_that_any_family_says_it_takes(backend: str, pytestcon
     forward = [case for case in small if case.direction == "forward"]
     families = sweep.MODULES[backend].FAMILIES
     assert {family.removeprefix("packed ") for _, _, family, *_ in claimed} == {*families}
-    for family in families:
+    for family in {name.removeprefix("packed ") for _, _, name, direction, *_ in claimed if direction == "forward"}:
         assert {case.epilogue for case in forward if case.tile.kernel == family} == {*sweep.EPILOGUES}, family
     assert {(case.name, case.direction) for case in small} >= {
         (name, direction) for name in sweep.CURATED for direction in DIRECTIONS

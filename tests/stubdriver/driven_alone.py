@@ -57,6 +57,7 @@ CASES = {
         ConvProblem.of((4, 32, 16, 16), (32, 1, 3, 3), padding=1, groups=32, dtype=F32),
         FAR,
     ],
+    ("hopper", "H100"): [ConvProblem.of((2, 64, 14, 14), (128, 64, 3, 3), dtype=BF16, memory_format=LAST)],
     ("window", "H100"): [ConvProblem.of((2, 64, 14, 14), (128, 64, 3, 3), dtype=F16, **IMAGE)],
     ("planes", "A100"): [ConvProblem.of((1, 1, 4, 4, 4), (1, 1, 1, 1, 1), dtype=F32)],
     ("cells", "A100"): [
@@ -232,7 +233,7 @@ def compared(
             wrong.append(f"{way} gives the kernel {got.values[:own]} and not {wanted}")
         if got.grid != (launch.programs, 1, 1):
             wrong.append(f"{way} has a grid of {got.grid}")
-        if got.block != (32 * launch.options["num_warps"], 1, 1):
+        if got.block != (32 * launch._short[-1].metadata.num_warps, 1, 1):
             wrong.append(f"{way} has blocks of {got.block}")
         if bool(got.values[own]) != launch.descriptors or got.values[own + 1]:
             wrong.append(f"{way} gives {got.values[own:]} as scratch, and descriptors: {launch.descriptors}")

@@ -9,8 +9,12 @@ from gpuconv.problem import DIRECTIONS
 
 reason = stubdriver.why_not(runtime=False)
 pytestmark = pytest.mark.skipif(reason is not None, reason=f"no stub of the driver: {reason}")
-FAMILIES = {"cells", "gather", "packed_runs", "patches", "planes", "pointwise", "stem", "taps", "window"}
-FEW_CHANNELS = {"packed_runs", "patches", "stem"}  # their grad_input is for `cells`
+FAMILIES = {"cells", "gather", "hopper", "packed_runs", "patches", "planes", "pointwise", "stem", "taps", "window"}
+# Of few channels, whose grad_input is for `cells`; and of forward and grad_input alone.
+LACKING = {
+    **{family: {"grad_input"} for family in ("packed_runs", "patches", "stem")},
+    "cells": {"grad_weight"}, "hopper": {"grad_weight"},
+}  # fmt: skip
 
 
 @pytest.mark.skipif(emulator.why_not() is not None, reason=f"no launch can be executed: {emulator.why_not()}")
@@ -20,12 +24,10 @@ def test_every_family_gives_the_driver_what_its_kernels_want_either_way(clean_en
     assert {one["family"] for one in found} == {*FAMILIES, "activations"}
     assert {one["dtype"].removeprefix("torch.") for one in found} == {"float16", "bfloat16", "float32", "float64"}
     assert {one["gpu"] for one in found} == {"H100", "A100"}
-    for gpu, families in {"H100": FAMILIES, "A100": FAMILIES - {"window", "pointwise"}}.items():
+    for gpu, families in {"H100": FAMILIES, "A100": FAMILIES - {"hopper", "window", "pointwise"}}.items():
         for family in families:
             directions = {one["what"].split()[0] for one in found if (one["family"], one["gpu"]) == (family, gpu)}
-            assert directions == {*DIRECTIONS} - {"grad_weight" if family == "cells" else ""} - (
-                {"grad_input"} if family in FEW_CHANNELS else set()
-            )
+            assert directions == {*DIRECTIONS} - LACKING.get(family, set())
     for split in ("grad_weight split", "grad_input split", "forward split"):
         assert any(one["what"] == split for one in found)
     # Planted: each is seen in what reaches the driver, and in what is computed.

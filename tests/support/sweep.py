@@ -15,6 +15,7 @@ import torch
 
 from gpuconv import backends
 from gpuconv.activations import Activation
+from gpuconv.backends import packing
 from gpuconv.backends.base import Operands, Tile
 from gpuconv.backends.cuda import backend as cuda
 from gpuconv.backends.cuda.launch import Launch as CudaLaunch
@@ -188,6 +189,8 @@ def smallest(case: Case) -> Case:
     a tile that differs in how many programs share a sum, or take tiles in turn."""
     keys = keys_of(case)
     for plain in _smaller(case):
+        if not _takes(case._replace(plain=plain)):
+            continue
         if case.tile.persistent:  # few programs, so that each takes several tiles
             tiles = [dataclasses.replace(case.tile, splits=min(case.tile.splits, 2), persistent=3)]
         else:
@@ -202,6 +205,13 @@ def smallest(case: Case) -> Case:
             if keys_of(less) == keys:
                 return less
     return case
+
+
+def _takes(case: Case) -> bool:
+    """Whether the family of its tile takes the problem."""
+    operands = packing.packed(case.problem, case.direction, case.operands, case.tile.packs)
+    family = MODULES[case.backend].FAMILIES[case.tile.kernel]
+    return family.refuses(case.problem, case.direction, KNOWN[case.gpu], operands) is None
 
 
 def keys_of(case: Case) -> set[object]:

@@ -21,7 +21,19 @@ from gpuconv.backends.derived import accumulator
 from gpuconv.backends.elementwise import Elementwise, Run
 from gpuconv.backends.family import FamilyBackend, by_name
 from gpuconv.backends.last_program import counters_on
-from gpuconv.backends.triton import cells, depthwise, gather, pack, planes, pointwise, runs, stem, window
+from gpuconv.backends.triton import (
+    cells,
+    depthwise,
+    gather,
+    hopper,
+    hopper_grad_weight,
+    pack,
+    planes,
+    pointwise,
+    runs,
+    stem,
+    window,
+)
 from gpuconv.backends.triton.alignment import by_alignment
 from gpuconv.backends.triton.launch import INTERPRETING, Launch, bias_offset, why_not
 from gpuconv.gpu import Gpu
@@ -37,6 +49,8 @@ FAMILIES = by_name(
     cells.FAMILY,
     depthwise.FAMILY,
     window.FAMILY,
+    hopper.FAMILY,
+    hopper_grad_weight.FAMILY,
 )
 
 # RuntimeErrors that say so: of the compiler's passes, and of the driver where it loads a module or asks for resources.
@@ -292,8 +306,10 @@ def _bind_grad_weight(
     shape, memory_format = problem.weight_shape, problem.memory_format
     filters, accumulate = problem.out_channels, accumulator(problem.dtype)
     splits = FAMILIES[tile.kernel].splits_of(problem, tile)
-    bias_at = bias_offset(splits, math.prod(shape))
-    described = bool(without[1].described)  # then the bias's programs are given gy as it is
+    # What is left to a launch of its own to add: by default as many sums as there are weights, in each split.
+    bias_at = bias_offset(1, without[1].workspace.partials) or bias_offset(splits, math.prod(shape))
+    apart = len(without[1].dtypes) > 4  # what the product's kernel needs for the bias's programs, and for its last ones
+    described = apart and bool(without[1].described)  # then the bias's programs are given gy as it is
     not_added = (None,) * (len(without[1].dtypes) - 4 - described)  # no workspace, where the last programs do not add
     counters = counters_on(device)
 

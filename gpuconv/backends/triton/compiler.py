@@ -10,6 +10,7 @@ import triton
 from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
+from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.jit import MockTensor, create_function_from_signature
 
 from gpuconv.backends.triton.launch import Launch
@@ -44,7 +45,8 @@ def _source(
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, _ = bind(*launch.arguments(given), **options)
     parsed, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
-    return ASTSource(kernel, signature, constants, attributes), target, backend, parsed
+    of = GluonASTSource if launch.gluon else ASTSource
+    return of(kernel, signature, constants, attributes), target, backend, parsed
 
 
 def resource_usage(cubin: bytes, function: str = "") -> tuple[int, int]:

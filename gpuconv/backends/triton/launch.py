@@ -32,6 +32,9 @@ try:
     import triton
     import triton.language as tl
     from triton.backends.nvidia import driver as nvidia
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia import hopper
     from triton.runtime import _allocation
     from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -50,6 +53,9 @@ _MOST_MAPS = 256  # encoded descriptors that a launch keeps
 BAND = 8  # rows of tiles that are walked column by column
 _SUM_BLOCK = 1024
 _NO_WORKSPACE = Workspace()
+_GLUON_TYPES: dict[Any, Any] = {}
+if _missing is None:
+    _GLUON_TYPES = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16, torch.float32: gl.float32}
 
 
 def why_not() -> str | None:
@@ -157,9 +163,12 @@ class Launch:
         self.descriptors = descriptors  # it makes some, and needs memory for them
         self.described = described or {}  # the tensors that it is given as descriptors, by their places
         self.workspace = workspace  # of a sum that its last programs add
+        self.gluon = getattr(kernel, "is_gluon", bool)()  # what is interpreted never is
         # Left alone, ptxas may put a value or two on the stack so that one more block fits; 255 registers are the most.
+        # In Gluon warps of other tasks come on top, and share the registers out among them.
         self.options = {
-            "num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": 255, "enable_fp_fusion": True
+            "num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": None if self.gluon else 255,
+            "enable_fp_fusion": True,
         }  # fmt: skip
         self._grid = (programs, 1, 1)
         # The function and the arguments of the short way, and the compiled kernel, which unloads its module when it
@@ -228,7 +237,11 @@ class Launch:
 
     def _descriptor(self, place: int, tensor: Any) -> Any:
         of = self.described[place]
-        return TensorDescriptor(tensor, [*of.shape], [*of.strides], [*of.block])
+        known = tensor, [*of.shape], [*of.strides], [*of.block]
+        if not self.gluon:
+            return TensorDescriptor(*known)
+        dtype = self.dtypes[place]
+        return hopper.TensorDescriptor(*known, NVMMASharedLayout.get_default_for([*of.block], _GLUON_TYPES[dtype]))
 
     def _compile_and_launch(self, tensors: tuple[torch.Tensor | None, ...]) -> Any:
         """The ordinary way; the compiled kernel, loaded. It is found in Triton's caches if it was compiled before."""

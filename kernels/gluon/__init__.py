@@ -1,0 +1,1 @@
+"""Convolutions in Gluon, for Hopper. Read `common` first, then `hopper_conv`."""
