@@ -66,6 +66,9 @@ REGISTERS_A_TAP = 4.5  # of the kernels that load a window anew for each tap; co
 SECTORS_AN_ELEMENT: dict[str, float] = {}
 # In the order of `Cost`; counted, with `python -m gpuconv.bench.calibrate --fit`.
 COSTS: dict[tuple[str, str, str], Cost] = {
+    ("cells", "forward", "fma"): Cost(85.14, 1.17, 1.98, 9.72, 9.92, 10, 144.11, 4.72, 123),
+    ("cells", "forward", "mma"): Cost(60.36, 0.57, 2.88, 9.74, 0.9, 10, 234.57, 10.56, 151),
+    ("cells", "forward", "wgmma"): Cost(89.02, 0.22, 2, 11.16, 0, 10, 203.3, 11.32, 151),
     ("cells", "grad_input", "fma"): Cost(81.29, 1.18, 1.97, 9.6, 9.92, 10, 349.52, 4.86, 123),
     ("cells", "grad_input", "mma"): Cost(41.39, 0.54, 2.27, 11.31, 5.26, 10, 553.35, 7.58, 81),
     ("cells", "grad_input", "wgmma"): Cost(61.73, 0, 2, 13.27, 5.08, 10, 545.9, 7.25, 118),
