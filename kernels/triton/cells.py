@@ -70,7 +70,8 @@ def pack_cells(
     WIDE: tl.constexpr,  # offsets need 64 bits
 ):  # fmt: skip
     """f[column, v, k]; a program writes BLOCK neighbouring elements."""
-    o = wide(tl.program_id(0), WIDE) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    # One element a thread: masked as they are, several would be stored one by one, each to another sector.
+    o = wide(tl.program_id(0), WIDE) * BLOCK + tl.max_contiguous(tl.arange(0, BLOCK), 1)  # [BLOCK]
     b_k, o_v = o % K, o // K
     b_v = split_pixel(o_v % (V_d * V_h * V_w), V_h, V_w)
     a, plane, o_run = split_column(o_v // (V_d * V_h * V_w), E_D, E_H, RUN, EACH)

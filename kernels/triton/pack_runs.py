@@ -41,7 +41,8 @@ def pack_runs(
     program = tl.program_id(0)
     if p_w is not None:  # noqa: SIM102 (settled when compiling, unlike the next)
         if program >= programs:
-            o = (program - programs) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+            # One element a thread: masked as they are, several would be stored one by one, each to another sector.
+            o = (program - programs) * BLOCK + tl.max_contiguous(tl.arange(0, BLOCK), 1)  # [BLOCK]
             at = split_pixel(o // run % (T * R), T, R)
             b_s, b_c, b_k = o % run // 4 - lead, o % 4, o // run // (T * R)
             m = (b_s >= 0) & (b_s < S) & (b_c < C) & (b_k < K)

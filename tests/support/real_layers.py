@@ -78,7 +78,15 @@ def counters(case: Case) -> list[Counters]:
     return gpu.counters()
 
 
+def stored_sectors(of: Counters) -> tuple[int, int]:
+    """The sectors that threads store to, and those that their bytes would fill."""
+    rows = [row for line, row in zip(of.lines, of.table, strict=True) if line.opcode.startswith("st.global")]
+    return sum(int(row["sectors"]) for row in rows), sum(int(row["sectors_least"]) for row in rows)
+
+
 def kind(case: Case) -> tuple[object, ...]:
-    """What a case stands for: a family on a GPU, for a direction, a size of number and a layout."""
-    depthwise = case.plain.groups > 1
-    return case.backend, case.gpu, case.tile.family, case.direction, case.dtype.itemsize, case.layout, depthwise
+    """What a case stands for: a family on a GPU, for a direction, a size of number and a layout; strided gradients of
+    inputs, which are stored otherwise, apart."""
+    depthwise, strided = case.plain.groups > 1, case.direction == "grad_input" and max(case.plain.stride) > 1
+    size = case.dtype.itemsize
+    return case.backend, case.gpu, case.tile.family, case.direction, size, case.layout, depthwise, strided
