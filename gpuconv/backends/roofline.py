@@ -71,6 +71,7 @@ class Work(NamedTuple):
     descriptors: int = 0  # that a program makes
     from_l2: float = 1.0  # times what the L2 cache takes for the sectors
     ahead: bool = False  # a program fetches for its next tile before it stores this one
+    in_turn: bool = False  # its warps turn operands round between products, and what they do does not overlap
 
 
 def programs_and_steps(problem: ConvProblem, direction: Direction, tile: Tile) -> tuple[int, float]:
@@ -194,6 +195,8 @@ def predicted(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, 
         ("fetch latency", steps * waves * gpu.step_latency / max(1, tile.stages - 1)),
     )  # fmt: skip
     loop = together_with(parts)
+    if work.in_turn and together == 1:  # no other program is there to use what one leaves idle
+        loop = sum(seconds for name, seconds in parts if name != "fetch latency")
     made = work.descriptors * constants.DESCRIPTOR
     begin = work.around * constants.ISSUE_CLOCKS / clock
     first = constants.FIRST_FETCH * gpu.step_latency

@@ -77,14 +77,14 @@ def mean(ratios: list[float]) -> float:
 
 def test_most_predictions_are_near_what_was_measured(rows: list[Row]) -> None:
     assert len(rows) > 1500
-    assert sum(row.error <= 1.25 for row in rows) >= 0.75 * len(rows)
-    assert sum(row.error <= 1.5 for row in rows) >= 0.92 * len(rows)
+    assert sum(row.error <= 1.25 for row in rows) >= 0.77 * len(rows)
+    assert sum(row.error <= 1.5 for row in rows) >= 0.93 * len(rows)
     assert 0.95 <= mean([row.measured / row.predicted for row in rows]) <= 1.1
 
 
 def test_the_tile_that_is_taken_is_near_the_quickest(rows: list[Row]) -> None:
     lost = [min(tiles, key=predicted).measured / min(map(measured, tiles)) for tiles in problems(rows)]
-    assert mean(lost) <= 1.07 and max(lost) <= 1.7
+    assert mean(lost) <= 1.06 and max(lost) <= 1.65
 
 
 def test_the_kernels_that_are_taken_are_mostly_the_quickest(rows: list[Row]) -> None:

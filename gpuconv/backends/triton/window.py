@@ -280,7 +280,7 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
     tiles, steps = tiles * tile.splits, steps / tile.splits
     loaded = tiles * steps * box
     stored = tile.rows * tile.columns * tile.taps * (4 if tile.splits > 1 else size)
-    reads_turned = packing.TURNED_WEIGHT in tile.packs
+    turning = 0.0 if packing.TURNED_WEIGHT in tile.packs else turned(tile, direction, size, "wgmma")
     cost = constants.cost_of(costs, direction, "wgmma")
     ahead = direction != "grad_weight" and prefetches(tile)
     work = Work(
@@ -288,9 +288,7 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
         steps,
         2 * in_step.rows * tile.columns * tile.taps * tile.depth,
         gpu.rate(problem.dtype, tf32),
-        box
-        + read_from_shared(in_step, size, "wgmma")
-        + (0 if reads_turned else turned(tile, direction, size, "wgmma")),
+        box + read_from_shared(in_step, size, "wgmma") + turning,
         loaded,
         loaded / SECTOR,
         stored,
@@ -300,6 +298,7 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
         box * tile.stages + (0 if direction == "grad_weight" else stored) + 64,
         _descriptors(problem, direction, tile),
         ahead=ahead,
+        in_turn=turning > 0 and tile.taps > 1,
     )
     if direction != "grad_weight":  # what is outside the image is zeros, which nobody fetches
         work = work._replace(from_l2=sum(fetched(problem, direction, tile)) * size / loaded)

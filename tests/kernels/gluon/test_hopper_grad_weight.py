@@ -7,6 +7,8 @@ import pytest
 import torch
 from emulated import complaint
 from lanes import INTERPRETING
+from planted_kernels import Planned, planned
+from planted_ptx import altered, instead, sites, without
 from schedules import SCHEDULES
 from sweep import Case
 
@@ -115,6 +117,46 @@ def test_three_taps_are_fetched_once() -> None:
     loop = product.main_loop
     assert loop.global_sectors == 0 and loop.shared_passes == loop.shared_passes_least
     assert product.global_sectors == product.global_sectors_least  # whole lines of partial sums
+
+
+@emulated
+def test_each_wait_arrival_and_fence_of_its_protocol_is_needed() -> None:
+    """Two strips, so that the second one's first items hand back the first one's last; each wait taken away, and each
+    one's phase flipped, in turn. What the compiler adds (bar.sync, wgmma.fence and commit) may be redundant."""
+    tile = {"stages": 4, "taps": 3, "depth": 16, "windows": 18, "warps": 8, "splits": 1}
+    shapes = (2, 64, 9, 9), (64, 64, 3, 1)
+    kernel = planned(
+        "", Planned("triton", "H100", "grad_weight", "hopper_grad_weight", *shapes, {"padding": (1, 0)}, tile)
+    )
+    assert kernel.found(None) is None
+    protocol = [site for site in sites(kernel.text, r"mbarrier\.|fence\.proxy|wgmma\.wait") if kernel.runs[site.line]]
+    missed = [site for site in protocol if kernel.found(without(kernel.text, site)) is None]
+    waits = [site for site in protocol if site.opcode.startswith("mbarrier.try_wait")]
+    flip = "xor.b32 %faulty, {}, 1;"
+    for site in waits:
+        phase = re.findall(r"%\w+", site.text)[-1]
+        if kernel.found(instead(kernel.text, site, altered(site, phase, flip))) is None:
+            missed.append(site)
+    assert not missed, missed
+    # Of one main and two first items of a strip: three waits on either side, three arrivals and three announcements;
+    # eight barriers; waits for products in the loop and after it; the fence behind the ones.
+    assert len(waits) == 6 and len(protocol) == 6 + 3 + 3 + 8 + 2 + 1
+
+
+@emulated
+def test_a_large_contiguous_result_is_written_in_whole_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hopper_grad_weight, "_FEW", 0)  # large, as if
+    problem = dataclasses.replace(ConvProblem.of((3, 64, 6, 7), (64, 64, 3, 3), padding=1), dtype=torch.bfloat16)
+    tile = tile_of(problem, 64, 64, 32, 6, 2, 3)
+    case = Case("triton", "H100", "grad_weight", "bfloat16", "channels_last", "contiguous", problem, tile)
+    assert complaint(case, SCHEDULES[:1]) is None
+    operands = contiguous_operands(problem, "grad_weight", torch.channels_last)
+    gy, x = (torch.ones(shape, dtype=torch.bfloat16) for shape in problem.operand_shapes("grad_weight"))
+    gy, x = (t.contiguous(memory_format=torch.channels_last) for t in (gy, x))
+    with emulator.on("h100") as gpu:
+        backends.get("triton").bind(problem, "grad_weight", gy.device, Activation("none"), operands, tile)(gy, x, False)
+    _, add = gpu.counters()
+    assert add.global_sectors <= 1.1 * add.global_sectors_least
 
 
 def _asked(problem: ConvProblem, **changed: object) -> tuple[object, ...]:
