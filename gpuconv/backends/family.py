@@ -96,7 +96,7 @@ class FamilyBackend(Backend, Generic[Launch]):
     def predict(self, problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf32: bool) -> Prediction:
         computed = packing.problem_of_copies(problem, tile.packs)
         prediction = self.families[tile.kernel].predict(computed, direction, tile, gpu, tf32)
-        prediction = packing.with_parts(prediction, computed, direction, gpu)
+        prediction = packing.with_parts(prediction, computed, direction, tile, gpu)
         return packing.with_copies(prediction, problem, direction, tile, gpu) if tile.packs else prediction
 
     def bind(

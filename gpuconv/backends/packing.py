@@ -160,11 +160,11 @@ def with_copies(prediction: Prediction, problem: ConvProblem, direction: Directi
     return prediction._replace(seconds=prediction.seconds + more, parts=(*prediction.parts, ("packing", more)))
 
 
-def with_parts(prediction: Prediction, problem: ConvProblem, direction: Direction, gpu: Gpu) -> Prediction:
+def with_parts(prediction: Prediction, problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu) -> Prediction:
     """The prediction for kernels that write a result in parts of sectors: what has left the L2 cache before the next
     part comes is read from memory again, and written once more."""
     parts = _in_parts(problem, direction)
-    if parts == 1:
+    if parts <= tile.phases:
         return prediction
     size = math.prod(problem.input_shape) * problem.dtype.itemsize
     more = (2 * parts - 1) * size * min(1.0, 2 * size / gpu.l2) / (constants.MEMORY * gpu.bandwidth)

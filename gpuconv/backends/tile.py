@@ -28,6 +28,7 @@ class Tile:
     # The operands that are copied, channels last, before its kernel runs, and "result" if that is copied from channels
     # last after it: "input", "input+weight", "grad_output+weight+result", …
     packs: str = ""
+    phases: int = 1  # neighbours along a row of a strided grad_input, that a program computes one after the other
 
     @property
     def family(self) -> str:
@@ -44,7 +45,10 @@ class Tile:
         """Sizes, warps and stages, in a few words."""
         splits = f", {self.splits} splits" if self.splits > 1 else ""
         taps = f", {self.taps} taps" if self.taps > 1 else ""
-        return f"{self.rows}×{self.columns}×{self.depth}, {self.warps} warps, {self.stages} stages{taps}{splits}"
+        phases = f", {self.phases} phases" if self.phases > 1 else ""
+        return (
+            f"{self.rows}×{self.columns}×{self.depth}, {self.warps} warps, {self.stages} stages{taps}{phases}{splits}"
+        )
 
     def __str__(self) -> str:
         return f"{self.family} {self.sizes}"

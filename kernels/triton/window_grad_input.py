@@ -16,6 +16,9 @@ no step and stores its zeros.
                 last is addressed by threads, and masked
 
 Phases differ in size by at most one pixel an axis: a window beyond a smaller one's last is stored nowhere.
+
+Where rows of gx are stored by threads, each phase has but every second element of them. So a program may compute both
+phases of a row (TOGETHER), one after the other, and store their windows as one: whole sectors.
 """
 
 import triton.language as tl
@@ -48,6 +51,7 @@ def window_grad_input(
     FLAT: tl.constexpr, GX_VECTOR: tl.constexpr, WIDE: tl.constexpr,  # `pixels_of_window`; 0: channels last
     PREFETCH: tl.constexpr,  # see `window_forward`
     PHASES: tl.constexpr,  # the stride is more than 1
+    TOGETHER: tl.constexpr,  # phases of a row that a program computes: 1, or 2 of 2; then sums are not split
     W_TURNED: tl.constexpr,  # w is [C/G, taps, K], and BC divides K; else [taps, K, C/G]
 ):  # fmt: skip
     PIXELS: tl.constexpr = TN * TH * TW
@@ -58,16 +62,13 @@ def window_grad_input(
     common, inverse = HW(common_h, common_w), HW(inverse_h, inverse_w)
 
     # ---- which phase, which steps of its sum
-    phases_w = tl.minimum(stride.w, W)  # those that have pixels
+    phases_w = 1 if TOGETHER > 1 else tl.minimum(stride.w, W)  # those that have pixels, and programs of their own
     phases = tl.minimum(stride.h, H) * phases_w
     phase = tl.program_id(0) % phases
     first = tl.program_id(0) // phases % step
     split = tl.program_id(0) // phases // step
     a = HW(phase // phases_w, phase % phases_w)
     r_count, r_first, base_h = phase_of_axis(a.h, stride.h, pad.h, dilation.h, common.h, inverse.h, R)
-    s_count, s_first, base_w = phase_of_axis(a.w, stride.w, pad.w, dilation.w, common.w, inverse.w, S)
-    steps = r_count * s_count * tl.cdiv(group_filters, BC)
-    begin, end = steps * split // splits, steps * (split + 1) // splits
 
     if not DESCRIBED:
         gx = moved(Operand(p_gx, gx_n, gx_c, HW(gx_h, gx_w)), split.to(tl.int64) * gx_split * max(GX_VECTOR, 1))
@@ -77,22 +78,34 @@ def window_grad_input(
         n, at, column_block, group = window_of_tile(
             tile, windows, column_blocks, HW(windows_h, windows_w), TN, TH, TW, BAND
         )
-        b_gx = window_product(
-            p_gy, p_w, n, at, group * group_filters, begin, end, group_filters,
-            Walk(base_h, 0, -(dilation.h // common.h), 0, 1), Walk(base_w, 0, -(dilation.w // common.w), 0, 1),
-            gy_q, Taps(r_first * S + s_first, stride.h // common.h * S, stride.w // common.w, s_count),
-            group * group_filters, column_block * BK, K,
-            tl.zeros((BK, PIXELS), tl.float32), PIXELS, BK, BC, "turned" if W_TURNED else "transposed",
-            PRECISION, EMULATE_BF16,
-        )  # fmt: skip
-        b_gx = rounded(b_gx, OUT, OUT_BF16)  # [BK, PIXELS]
+        rows = Walk(base_h, 0, -(dilation.h // common.h), 0, 1)
+        for i in tl.static_range(TOGETHER):
+            s_count, s_first, base_w = phase_of_axis(a.w + i, stride.w, pad.w, dilation.w, common.w, inverse.w, S)
+            steps = r_count * s_count * tl.cdiv(group_filters, BC)
+            b_phase = window_product(
+                p_gy, p_w, n, at, group * group_filters, steps * split // splits, steps * (split + 1) // splits,
+                group_filters, rows, Walk(base_w, 0, -(dilation.w // common.w), 0, 1),
+                gy_q, Taps(r_first * S + s_first, stride.h // common.h * S, stride.w // common.w, s_count),
+                group * group_filters, column_block * BK, K,
+                tl.zeros((BK, PIXELS), tl.float32), PIXELS, BK, BC, "turned" if W_TURNED else "transposed",
+                PRECISION, EMULATE_BF16,
+            )  # fmt: skip
+            b_phase = rounded(b_phase, OUT, OUT_BF16)  # [BK, PIXELS]
+            if i == 0:
+                b_gx = b_phase
+            if i == 1:
+                b_gx = tl.join(b_gx, b_phase).reshape(BK, 2 * PIXELS)  # element by element in turn
         o_channel = group * group_channels + column_block * BK
         if DESCRIBED:
             p_gx.store([n, at.h, split, at.w, o_channel], b_gx.T.reshape(TN, TH, 1, TW, BK))
         elif GX_VECTOR == 0:
             gx_view.store([n, at.h, 0, at.w, o_channel], b_gx.T.reshape(TN, TH, 1, TW, BK))
         else:
+            if TOGETHER > 1:
+                at, pixel_step = HW(at.h, at.w * 2), HW(stride.h, 1)
+            else:
+                pixel_step = stride
             store_window(
-                b_gx, o_channel, C, 0, n, at, gx, a, stride, N, HW(H, W), image,
-                PIXELS, TH, TW, BK, FLAT, GX_VECTOR, WIDE,
+                b_gx, o_channel, C, 0, n, at, gx, a, pixel_step, N, HW(H, W), image,
+                TOGETHER * PIXELS, TH, TOGETHER * TW, BK, FLAT, GX_VECTOR, WIDE,
             )  # fmt: skip

@@ -115,7 +115,8 @@ def stored(case: Case, kernel: str) -> Stored:
     if tile.kernel == "cells":
         return STORED["cells"]
     if planes and "result" not in tile.packs:
-        if case.direction == "grad_input" and case.plain.groups == 1 and max(case.plain.stride) > 1:
+        strided = case.direction == "grad_input" and case.plain.groups == 1 and max(case.plain.stride) > 1
+        if strided and tile.phases == 1:
             size = math.prod(case.plain.input_shape) * case.dtype.itemsize
             return STORED["phases"] if size < KNOWN[case.gpu].l2 / 2 else Stored("")
         if tile.kernel in ("window", "halo"):

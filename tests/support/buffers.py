@@ -35,11 +35,11 @@ def _loops(lines: list[str]) -> list[tuple[int, int]]:
 def too_few(ttgir: str) -> list[str]:
     """The faults in the loops of a kernel, a line for each operand; none where there is no `warp_group_dot`."""
     lines = ttgir.splitlines()
-    buffers, root = {}, {}  # how many an allocation has; which allocation a view is of
-    for line in lines:
+    buffers, begin, root = {}, {}, {}  # how many an allocation has, and its line; which allocation a view is of
+    for at, line in enumerate(lines):
         if found := _ALLOCATED.match(line):
             name, content, count = found.groups()
-            buffers[name], root[name] = 1 if content else int(count), name
+            buffers[name], begin[name], root[name] = 1 if content else int(count), at, name
         elif (found := _VIEWED.match(line)) and found[2] in root:
             root[found[1]] = root[found[2]]
 
@@ -54,7 +54,10 @@ def too_few(ttgir: str) -> list[str]:
             if sum(name in root for name in product.groups()[:2]) != product[3].count("memdesc"):
                 wrong.append(f"it is not known where {product[0]} reads")
         for operand in {root[name] for found in products.values() for name in found.groups()[:2] if name in root}:
-            ahead = sum("global_to_local" in line and operand in touched(line) for line in lines[:start])
+            # An earlier loop may have views of the same names.
+            ahead = sum(
+                "global_to_local" in line and operand in touched(line) for line in lines[begin[operand] : start]
+            )
             reading: list[tuple[int, bool]] = []  # products under way: of which step, and whether they read the operand
             needed = 0
             for step in range(4):

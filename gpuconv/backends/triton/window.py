@@ -120,11 +120,17 @@ def menu(
     made = [Tile(*shape[:2], depth, shape[2], 0, kernel=kernel) for shape in _shapes(problem, direction, residual)]
     if weighs:
         made += _with_taps(problem, gpu, made)
+    elif _pairs(problem, direction):
+        made += [dataclasses.replace(tile, phases=2) for tile in made if tile.rows > 64]
     for each in made:
         tile = _staged(each, problem, direction, gpu, residual)
         if tile is None:
             continue
-        window = weight_window(problem, tile) if weighs else window_of(problem, direction, tile.rows)
+        window = (
+            weight_window(problem, tile)
+            if weighs
+            else window_of(problem, direction, tile.rows // tile.phases, tile.phases)
+        )
         tile = dataclasses.replace(tile, windows=window.number)
         if weighs:
             programs, most = programs_of_grad_weight(problem, tile), tile.windows // _FEWEST_STEPS
@@ -147,6 +153,12 @@ def _with_taps(problem: ConvProblem, gpu: Gpu, tiles: list[Tile]) -> list[Tile]:
         for tile in tiles
         if (tile.rows, tile.columns) in _TAPS_TILES
     ]
+
+
+def _pairs(problem: ConvProblem, direction: Direction) -> bool:
+    """Whether a program can compute both phases of the result's rows, whose pixels are neighbours then."""
+    pairs = direction == "grad_input" and problem.stride[1] == 2 and problem.input_size[1] > 1
+    return pairs and placed(problem, direction).vector > 0
 
 
 def _depth(problem: ConvProblem, direction: Direction) -> int:
@@ -204,7 +216,7 @@ def _staged(tile: Tile, problem: ConvProblem, direction: Direction, gpu: Gpu, re
         if direction == "grad_weight":
             stage = step_bytes(problem, tile, weight_window(problem, tile))
         else:
-            stage = (tile.rows + tile.columns) * tile.depth * size
+            stage = (tile.rows // tile.phases + tile.columns) * tile.depth * size
         for blocks in (2, 1):
             stages = min(5, (gpu.shared_memory // blocks - kept - _BARRIERS) // stage)
             if stages >= 3:
@@ -220,17 +232,17 @@ def _walks(
     """The tile with persistent programs where there are more tiles than can run at once, with its sum split where there
     are fewer than multiprocessors."""
     forward, view = direction == "forward", problem.view(direction)
-    phases = 1 if forward else math.prod(problem.stride)
+    phases = 1 if forward else math.prod(problem.stride) // tile.phases
     count = tile.windows * math.ceil(view.columns / tile.columns) * problem.groups * phases
     at_once = gpu.multiprocessors * (2 if tile.warps == 4 else 1)
     if count > at_once:
-        alike = phases == 1 and not (forward and not folds(problem, tile))
+        alike = phases * tile.phases == 1 and not (forward and not folds(problem, tile))
         return [dataclasses.replace(tile, persistent=at_once if alike else 0)]
     steps = problem.taps // phases * math.ceil(view.terms / tile.depth)
     most = min(steps // _FEWEST_STEPS, WORKSPACE // (4 * max(1, math.prod(view.shape))))
     if math.prod(view.shape) % 4 or (forward and not _dense_residual(problem, operands, images)):
         most = 1
-    if tile.rows * tile.columns > 128 * 128:
+    if tile.rows * tile.columns > 128 * 128 or tile.phases > 1:
         most = 1  # float32 sums of that many would leave too little shared memory for the stages
     wanted = {min(most, math.ceil(each * gpu.multiprocessors / count)) for each in (1, 2)}
     return [tile, *(_of_splits(tile, problem, n, gpu) for n in sorted(wanted) if n > 1)]
@@ -260,10 +272,11 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
         box = step_bytes(problem, tile, weight_window(problem, tile))
         costs = "window of several taps" if tile.taps > 1 else tile.kernel
     else:
-        phases = math.prod(problem.stride) if direction == "grad_input" else 1
+        phases = math.prod(problem.stride) // tile.phases if direction == "grad_input" else 1
         tiles = phases * tile.windows * math.ceil(view.columns / tile.columns) * problem.groups
         steps = problem.taps / phases * math.ceil(view.terms / tile.depth)
-        box, costs = (tile.rows + tile.columns) * tile.depth * size, "window"
+        box, costs = (tile.rows // tile.phases + tile.columns) * tile.depth * size, "window"
+    in_step = dataclasses.replace(tile, rows=tile.rows // tile.phases)  # what a step multiplies
     tiles, steps = tiles * tile.splits, steps / tile.splits
     loaded = tiles * steps * box
     stored = tile.rows * tile.columns * tile.taps * (4 if tile.splits > 1 else size)
@@ -273,13 +286,13 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
     work = Work(
         tiles,
         steps,
-        2 * tile.rows * tile.columns * tile.taps * tile.depth,
+        2 * in_step.rows * tile.columns * tile.taps * tile.depth,
         gpu.rate(problem.dtype, tf32),
-        box + read_from_shared(tile, size, "wgmma") + turning,
+        box + read_from_shared(in_step, size, "wgmma") + turning,
         loaded,
         loaded / SECTOR,
         stored,
-        Features.of(tile, 0, 0, size, "wgmma", direction).instructions(cost) + constants.AHEAD * ahead,
+        Features.of(in_step, 0, 0, size, "wgmma", direction).instructions(cost) + constants.AHEAD * ahead,
         cost.tile + cost.result * results_of(tile),
         registers_of(tile, cost, 0, size),
         box * tile.stages + (0 if direction == "grad_weight" else stored) + 64,

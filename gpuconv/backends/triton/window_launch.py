@@ -103,10 +103,10 @@ def _weight(problem: ConvProblem, strides: tuple[int, ...], unit: int) -> tuple[
 
 def _walk(problem: ConvProblem, direction: Direction, tile: Tile, columns: int) -> tuple[int, tuple[int, ...], Window]:
     """Programs of one split of one phase, which take its tiles in turn; the scalars that count tiles; the window."""
-    window = window_of(problem, direction, tile.rows)
+    window = window_of(problem, direction, tile.rows // tile.phases, tile.phases)
     column_blocks = math.ceil(columns / tile.columns)
     tiles = window.number * column_blocks * problem.groups
-    alike = tile.splits * (phases_of(problem) if direction == "grad_input" else 1)
+    alike = tile.splits * (phases_of(problem) // tile.phases if direction == "grad_input" else 1)
     step = min(tile.persistent or tiles, tiles, max(1, MOST_PROGRAMS // alike))
     return step, (window.number, *window.blocks[1:], column_blocks, tiles, step, tile.splits), window
 
@@ -222,7 +222,7 @@ def _grad_input(problem: ConvProblem, operands: Operands, tile: Tile, images: in
     programs, walk, window = _walk(problem, "grad_input", tile, c)
     common, inverse = phase_steps(problem)
     split = tile.splits > 1
-    gx = placed(problem, "grad_input", images, split=split)
+    gx = placed(problem, "grad_input", images, split=split, phases=tile.phases)
     of_gy = descriptor_strides(problem.output_shape, operands.strides[0], unit)
     of_w, shape, phases = _weight(problem, operands.strides[1], unit), problem.input_shape, problem.stride != (1, 1)
     turned = is_turned(problem.weight_shape, operands.strides[1])
@@ -236,11 +236,11 @@ def _grad_input(problem: ConvProblem, operands: Operands, tile: Tile, images: in
         problem.batch, problem.in_channels, problem.out_channels, c, k, *_settings(problem), *common, *inverse,
         *of_gy, *of_w, *gx.strides, math.prod(shape) // max(1, gx.vector), problem.input_size[1] // images, *walk,
     )  # fmt: skip
-    programs *= phases_of(problem) * tile.splits
+    programs *= phases_of(problem) // tile.phases * tile.splits
     dtypes = (dtype, dtype, torch.float32 if split else dtype)
     constants = _constants(problem, operands, tile, window)
     constants |= {"FLAT": images > 1, "GX_VECTOR": gx.vector, "WIDE": gx.wide, "PREFETCH": prefetches(tile)}
-    constants |= {"PHASES": phases, "W_TURNED": turned}
+    constants |= {"PHASES": phases, "TOGETHER": tile.phases, "W_TURNED": turned}
     makes = gx.vector == 0 and phases
     product = Launch(window_grad_input, programs, dtypes, scalars, constants, tile, makes, described=described)
     if not split:

@@ -48,11 +48,11 @@ def phase_size(problem: ConvProblem, direction: Direction) -> tuple[int, int]:
     return problem.output_size[0], problem.output_size[1]
 
 
-def window_of(problem: ConvProblem, direction: Direction, pixels: int) -> Window:
+def window_of(problem: ConvProblem, direction: Direction, pixels: int, phases: int = 1) -> Window:
     """The window of `pixels` pixels that wastes least, and among equals the one of the fewest images.
 
     Where threads store the result along its rows, it is the one that moves the fewest bytes: of operands to the
-    product, and of sectors that are stored.
+    product, and of sectors that are stored. phases: how many windows of as many phases are stored together.
     """
     size = phase_size(problem, direction)
 
@@ -62,14 +62,14 @@ def window_of(problem: ConvProblem, direction: Direction, pixels: int) -> Window
         return Window(images, rows, columns, tuple(counts))  # type: ignore[arg-type]  # three of them
 
     shapes = [(1, pixels), *_SHAPES] if size[0] == 1 else [*_SHAPES, (1, pixels)]
-    if direction == "grad_weight" or placed(problem, direction).vector == 0:
+    if direction == "grad_weight" or placed(problem, direction, phases=phases).vector == 0:
         return min((blocks(*s) for s in shapes if math.prod(s) <= pixels), key=lambda window: window.number)
     strided = direction == "grad_input"
-    apart = problem.dtype.itemsize * (problem.stride[1] if strided else 1)
+    apart = problem.dtype.itemsize * (problem.stride[1] // phases if strided else 1)
     fetched = 2 * problem.products(direction) * problem.dtype.itemsize // (phases_of(problem) if strided else 1)
     return min(
         (blocks(*s) for s in (*shapes, *_LONG) if math.prod(s) <= pixels),
-        key=lambda window: window.number * (fetched + _COLUMNS * max(apart, 32 // window.columns)),
+        key=lambda window: window.number * (fetched + _COLUMNS * max(apart, 32 // (window.columns * phases))),
     )
 
 
@@ -93,11 +93,12 @@ def placed(
     images: int = 1,
     strides: tuple[int, ...] | None = None,
     split: bool = False,
+    phases: int = 1,
 ) -> Placed:
     """Where the result of forward or grad_input is (or its partial sums, if `split`), or a residual with these strides.
 
     images: how many lie in the one row of a problem of `pointwise`. Then strides are those of images, channels, any,
-    and pixels.
+    and pixels. phases: neighbours in a row that are stored together, as in `Tile`.
     """
     _, c, height, width = problem.view(direction).shape
     n, k, h, w = fresh_strides(problem, direction, images) if strides is None else strides
@@ -110,7 +111,7 @@ def placed(
         return Placed((n, 1, h, w), 0)
     n, h = (n if max(images, problem.batch) > 1 else 0), (h if height > 1 and images == 1 else 0)
     k, w = (k if c > 1 else 0), (w if width > 1 else 0)
-    alone = direction == "grad_input" and problem.stride != (1, 1)
+    alone = direction == "grad_input" and problem.stride != (1, 1) and phases == 1
     vector = math.gcd(unit, n, k, h, pixels) if w == 1 and not alone else 1
     extent = images * problem.batch * n + c * k + height * h + width * w
     return Placed((n // vector, k // vector, h // vector, w), vector, overflows(extent))

@@ -136,6 +136,13 @@ def test_results_are_contiguous_where_operands_are_channels_last(name: str, of_r
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("name", few([name for name in CURATED if "stride2" in name], 1))
+def test_a_program_computes_both_phases_of_a_row(name: str) -> None:
+    problem = made(CURATED[name], list(CURATED).index(name))
+    tile = dataclasses.replace(SMALL, phases=2)
+    check(problem, name, "channels_last", tile, directions=("grad_input",), results=torch.contiguous_format)
+
+
 @pytest.mark.parametrize("name", few(["3x3", "1x1", "3x3-stride2-odd"], 1))
 def test_a_residual_may_be_contiguous_where_the_result_is_channels_last(name: str) -> None:
     sizes, tile = CURATED | ONE_BY_ONE, POINTWISE if name in ONE_BY_ONE else SMALL

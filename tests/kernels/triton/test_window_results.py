@@ -34,6 +34,13 @@ CASES = {
         "window", "grad_input", (2, 64, 9, 7), (64, 64, 3, 3), {"padding": 1, "stride": 2}, CONTIGUOUS, None, False,
         3.1,
     ),
+    "phases-together": (
+        "window", "grad_input", (2, 64, 8, 32), (64, 64, 3, 3), {"padding": 1, "stride": 2}, CONTIGUOUS, None, False, 1,
+    ),
+    "odd-phases-together": (
+        "window", "grad_input", (2, 64, 9, 7), (64, 64, 3, 4), {"padding": 1, "stride": (1, 2)}, CONTIGUOUS, None,
+        False, 3.1,
+    ),
     "images-in-one-row": ("pointwise", "forward", (3, 64, 5, 8), (64, 64, 1, 1), {}, CONTIGUOUS, CONTIGUOUS, False, 1),
     "odd-images": ("pointwise", "grad_input", (3, 64, 7, 7), (64, 64, 1, 1), {}, CONTIGUOUS, None, False, 1.6),
 }  # fmt: skip
@@ -92,7 +99,11 @@ def _run(
         (a.stride(), b.stride()), None if residual is None else residual.stride(), bias is not None, tf32
     )
     found = backend.FAMILIES[family].tiles(problem, direction, KNOWN["H100"], operands)
-    tile = next(tile for tile in found if (tile.splits > 1) == split and (tile.rows == 128 or split))
+    together = 2 if "together" in name else 1
+    tile = next(
+        tile for tile in found
+        if (tile.splits > 1) == split and (tile.rows == 128 or split) and tile.phases == together
+    )  # fmt: skip
     with emulator.on("h100") as gpu:
         run = backend.TritonBackend().bind(problem, direction, a.device, activation, operands, tile)
         finding = judge(
