@@ -13,7 +13,7 @@ up. Splits are added in order by `sum_partials`. No atomics, so the same inputs 
 
 import triton.language as tl
 
-from .common import HW, Operand, kernel, rounded, vectors, wide, widened
+from .common import HW, Operand, kernel, rounded, store_tile, vectors, wide, widened
 from .depthwise import both, spread, tile_pixels
 
 
@@ -75,9 +75,8 @@ def depthwise_grad_weight(
     # ---- store; the workspace has the type of the sum, a single split rounds to the result's
     OUT_BF16: tl.constexpr = EMULATE_BF16 and p_gw.dtype.element_ty == tl.bfloat16
     PIXELS: tl.constexpr = 1 if LAST else 2
-    p = p_gw + wide(split, WIDE) * gw_split + b_tap[:, None] * gw_tap + (o_k * gw_k)[None, :]
-    b_gw = rounded(tl.sum(b_acc, PIXELS), p_gw.dtype.element_ty, OUT_BF16)  # [TAPS, BC]
-    tl.store(p, b_gw, mask=m_tap[:, None] & m_k[None, :])
+    p = p_gw + wide(split, WIDE) * gw_split
+    store_tile(p, b_tap * gw_tap, o_k * gw_k, m_tap, m_k, tl.sum(b_acc, PIXELS), False, OUT_BF16)
     if p_gb is not None:
         b_gb = rounded(tl.sum(b_bias, PIXELS - 1), p_gb.dtype.element_ty, OUT_BF16)
         tl.store(p_gb + wide(split, WIDE) * gb_split + o_k, b_gb, mask=m_k)
