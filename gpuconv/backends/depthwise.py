@@ -48,9 +48,9 @@ def predict(
 
     held: bytes of shared memory of a program. reloads: a window is loaded anew for every tap, mostly from the L1 cache.
 
-    As long as bytes, multiply-adds and instructions take one after the other, or, where windows are reloaded, together;
-    bytes that neighbouring windows share count again; the last wave keeps only some multiprocessors busy; and a
-    window's way takes time that others on the same multiprocessor hide.
+    As long as bytes and instructions take one after the other, or, where windows are reloaded, together; bytes that
+    neighbouring windows share count again; the last wave keeps only some multiprocessors busy; and a window's way takes
+    time that others on the same multiprocessor hide.
     """
     backward, size = direction == "grad_input", problem.dtype.itemsize
     results = problem.input_size if backward else problem.output_size
@@ -95,8 +95,10 @@ def predict(
         ("memory bandwidth", (of_windows + of_results) * size / (constants.MEMORY * gpu.bandwidth)),
     )
     way = constants.FIRST_FETCH * gpu.step_latency * windows / min(programs, gpu.multiprocessors * room)
-    # What fetches a window whole multiplies only then, and mostly all programs at once.
-    work = together_with(parts) if reloads else sum(part for _, part in parts)
+    # What fetches a window whole works on it only then, and mostly all programs at once.
+    kinds = dict(parts)
+    apart = kinds["memory bandwidth"] + max(kinds["products"], kinds["instructions"])
+    work = together_with(parts) if reloads else apart
     seconds = constants.LAUNCH + work * idle + way
     if direction == "grad_weight" and tile.splits > 1:
         seconds += added_apart(tile.splits, math.prod(problem.weight_shape), gpu)

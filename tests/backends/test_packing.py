@@ -215,12 +215,13 @@ def test_elements_are_still_fetched_one_by_one_where_channels_are_no_vectors(lan
 def test_a_contiguous_layer_is_predicted_to_take_little_more(
     dtype: torch.dtype, tf32: bool, direction: Direction
 ) -> None:
-    def best(memory_format: torch.memory_format) -> ranking.Candidate:
+    def found(memory_format: torch.memory_format) -> list[ranking.Candidate]:
         problem = suites.layer("resnet50.conv3_3x3", 64, dtype, memory_format)
         operands = contiguous_operands(problem, direction, memory_format)._replace(tf32=tf32)
-        return ranking.candidates(problem, direction, H100, operands)[0][0]
+        return ranking.candidates(problem, direction, H100, operands)[0]
 
-    plain, last = best(PLAIN), best(LAST)
+    plain = found(PLAIN)[0]  # `hopper` stores no contiguous result: held to the same family
+    last = next(each for each in found(LAST) if each.tile.kernel == plain.tile.kernel)
     assert plain.tile.packs.replace("turned ", "") == "+".join(OPERANDS[direction])
     assert last.tile.packs in ("", "turned weight")
     # grad_weight copies two activations, each as large as the weight is small: half of what the product takes.

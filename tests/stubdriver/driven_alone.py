@@ -46,7 +46,10 @@ CASES = {
     ("gather", "A100"): [ConvProblem.of((2, 64, 15, 14), (128, 64, 3, 3), stride=2, dtype=F16, **IMAGE)],
     ("planes", "H100"): [ConvProblem.of((1, 1, 4, 4, 4), (1, 1, 1, 1, 1), dtype=F32)],  # all sizes and strides 1 or 0
     ("pointwise", "H100"): [ConvProblem.of((2, 64, 14, 14), (128, 64, 1, 1), dtype=F16, memory_format=LAST)],
-    ("cells", "H100"): [ConvProblem.of((4, 3, 32, 32), (64, 3, 7, 7), stride=2, dtype=F16, **IMAGE)],
+    ("cells", "H100"): [
+        ConvProblem.of((4, 3, 32, 32), (64, 3, 7, 7), stride=2, dtype=F16, **IMAGE),
+        ConvProblem.of((2, 16, 12, 12), (3, 16, 3, 3), dtype=BF16, **IMAGE),
+    ],
     ("packed_runs", "H100"): [ConvProblem.of((4, 3, 32, 32), (64, 3, 7, 7), stride=2, dtype=F16, **IMAGE)],
     ("patches", "H100"): [ConvProblem.of((4, 3, 32, 32), (32, 3, 8, 8), stride=8, dtype=BF16)],
     ("stem", "H100"): [ConvProblem.of((4, 3, 32, 32), (64, 3, 7, 7), stride=2, dtype=F32, **IMAGE)],
@@ -57,7 +60,10 @@ CASES = {
     ("hopper", "H100"): [ConvProblem.of((2, 64, 14, 14), (128, 64, 3, 3), dtype=BF16, memory_format=LAST)],
     ("window", "H100"): [ConvProblem.of((2, 64, 14, 14), (128, 64, 3, 3), dtype=F16, **IMAGE)],
     ("planes", "A100"): [ConvProblem.of((1, 1, 4, 4, 4), (1, 1, 1, 1, 1), dtype=F32)],
-    ("cells", "A100"): [ConvProblem.of((2, 3, 17, 16), (20, 3, 3, 3), stride=2, dtype=F32)],
+    ("cells", "A100"): [
+        ConvProblem.of((2, 3, 17, 16), (20, 3, 3, 3), stride=2, dtype=F32),
+        ConvProblem.of((2, 20, 9, 9), (2, 20, 3, 3), dtype=F32),
+    ],
     ("packed_runs", "A100"): [ConvProblem.of((4, 3, 33, 33), (32, 3, 3, 3), padding=1, dtype=BF16)],
     ("patches", "A100"): [ConvProblem.of((4, 3, 32, 32), (32, 3, 4, 4), stride=4, dtype=F16, memory_format=LAST)],
     ("stem", "A100"): [ConvProblem.of((4, 3, 32, 32), (64, 3, 7, 7), stride=2, dtype=F16, **IMAGE)],

@@ -238,7 +238,7 @@ def _smaller(case: Case) -> Iterator[ConvProblem]:
     need = [d * (r - 1) + 1 - sum(p) for r, d, p in axes]
     found = []
     for groups, c_, k_ in itertools.product(few(plain.groups, 8, 32), few(c, 40, 64, 72, 144), few(k, 24, 64, 72, 144)):
-        for size, n in itertools.product(few(plain.input_size[0], 7, 8, 10, 12, 14, 16, 24, 28), (1, 2, 8, 16, 32)):
+        for size, n in itertools.product(few(plain.input_size[0], 7, 8, 10, 12, 14, 16, 24, 28, 40), (1, 2, 8, 16, 32)):
             sizes = (max(size, h) for h in need)
             found.append(((n, groups * c_, *sizes), (groups * k_, c_, *plain.filter_size), groups))
     found.sort(key=lambda shapes: math.prod(shapes[0]) * shapes[1][0] / shapes[2])

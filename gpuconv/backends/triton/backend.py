@@ -240,7 +240,11 @@ def _with_pack(found: tuple[Launch, ...]) -> tuple[Any, ...]:
 def _packed(
     launch: runs.Pack, call: Callable[..., None], input: torch.Tensor, weight: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the product reads in the place of input and weight."""
+    """What the product reads in the place of input (where that is packed: grad_output) and weight."""
+    if not launch.rows:
+        filters = input.new_empty(launch.filters)
+        call(launch, weight, filters)
+        return input, filters
     rows, filters = input.new_empty(launch.rows), input.new_empty(launch.filters)
     call(launch, input, weight, rows, filters if weight is not None else None)
     return rows, filters
@@ -281,9 +285,7 @@ def _bind_grad_input(
     def grad_input(grad_output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         gx = allocate(shape, grad_output, memory_format)
         if packs is not None:
-            filters = weight.new_empty(packs.filters)
-            call(packs, weight, filters)
-            weight = filters
+            grad_output, weight = _packed(packs, call, grad_output, weight)
         if not add:
             call(launch, grad_output, weight, *epilogue, gx)
             return gx

@@ -32,6 +32,7 @@ _TILES = (
     (2, 128, 128), (2, 64, 256), (3, 64, 128), (2, 64, 128), (3, 128, 64), (2, 128, 64), (3, 64, 64), (2, 64, 64),
 )  # fmt: skip
 _BARRIERS = 1024  # bytes of shared memory, at most, for what is not tiles
+_SLOTS = 2  # of rows that several taps are taken from
 _STEP = 13  # instructions of a warp in a step, beside those of products; counted
 
 
@@ -134,17 +135,26 @@ def _taps(problem: ConvProblem, direction: Direction, operands: Operands) -> Fil
 # ---- which tiles there are -------------------------------------------------------------------------------------------
 
 
-def window_of(problem: ConvProblem, direction: Direction, pixels: int) -> Window:
-    """The window of `pixels` pixels that wastes least; among equals that of the fewest images, and the squarest."""
+def window_of(problem: ConvProblem, direction: Direction, pixels: int, rows: int = 0) -> Window:
+    """The window of `pixels` pixels that wastes least; among equals that of the fewest images, and the squarest.
+
+    rows: if not 0, it is one of so many rows of as many pixels each.
+    """
     sizes = (problem.batch, *axes(problem.view(direction).shape[2:], 1))
     powers = [2**i for i in range(9) if 2**i <= pixels]
     found = []
-    for d, h, w in itertools.product(powers, repeat=3):
+    for d, h, w in itertools.product(powers, [1] if rows else powers, powers):
         n = pixels // (d * h * w)
         if n and all(of == 1 or of < 2 * size for of, size in zip((d, h, w), sizes[1:], strict=True)):
-            window = Window((n, d, h, w), tuple(math.ceil(a / b) for a, b in zip(sizes, (n, d, h, w), strict=True)))
+            shape = n, d, rows or h, w
+            window = Window(shape, tuple(math.ceil(a / b) for a, b in zip(sizes, shape, strict=True)))
             found.append((window.number, n, d + h + w, window))
     return min(found)[-1]
+
+
+def halo_rows(problem: ConvProblem, groups: int) -> int:
+    """Rows of a slot from which all taps below each other are taken, where a tile is a row for each warp group."""
+    return groups + (problem.filter_size[-2] - 1) * problem.dilation[-2]
 
 
 def _depth(problem: ConvProblem, direction: Direction) -> int:
@@ -175,13 +185,22 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
     if refuses(problem, direction, gpu, operands) is not None:
         return []
     size, depth, found = problem.dtype.itemsize, _depth(problem, direction), []
-    for groups, pixels, columns in _shapes(problem, direction):
-        rows = groups * pixels
-        stages = min(8, (gpu.shared_memory - rows * columns * size - _BARRIERS) // ((rows + columns) * depth * size))
-        if stages >= 2:
-            blocks = math.ceil(window_of(problem, direction, pixels).number / groups)
-            at_once = gpu.multiprocessors
-            found.append(Tile(rows, columns, depth, 4 * groups, stages, 1, "hopper", blocks, persistent=at_once))
+    slices = problem.ndim >= 2 and problem.filter_size[-2] > 1 and math.prod(problem.stride) == 1
+    for (groups, pixels, columns), halo in itertools.product(_shapes(problem, direction), (False, True)):
+        rows, fixed = groups * pixels, groups * pixels * columns * size + _BARRIERS
+        x_rows = halo_rows(problem, groups) if halo else groups
+        if halo:
+            fixed += _SLOTS * x_rows * pixels * depth * size
+        stages = min(8, (gpu.shared_memory - fixed) // (((0 if halo else rows) + columns) * depth * size))
+        if halo and (not slices or stages < 3 or columns > 128 or x_rows >= groups * problem.filter_size[-2]):
+            continue  # (of 256 channels' sums some would be spilled)
+        if stages < 2:
+            continue
+        window = window_of(problem, direction, pixels, groups if halo else 0)
+        blocks = window.number if halo else math.ceil(window.number / groups)
+        held, at_once = x_rows * pixels if halo else 0, gpu.multiprocessors
+        tile = Tile(rows, columns, depth, 4 * groups, stages, 1, "hopper", blocks, held, persistent=at_once)
+        found.append(tile)
     return found
 
 
@@ -200,10 +219,11 @@ def launches(
     forward, view = direction == "forward", problem.view(direction)
     workers = tile.warps // 4
     pixels = tile.rows // workers
-    window = window_of(problem, direction, pixels)
+    window = window_of(problem, direction, pixels, workers if tile.halo else 0)
     n, d, h, w = window.sizes
     column_blocks = math.ceil(view.columns / tile.columns)
-    count = math.ceil(window.number / workers) * column_blocks * problem.groups
+    windows = window.number if tile.halo else math.ceil(window.number / workers)
+    count = windows * column_blocks * problem.groups
     u, v = (1, 1) if problem.ndim != 2 else problem.stride
     weight = _taps(problem, direction, operands)
     assert weight is not None
@@ -217,7 +237,7 @@ def launches(
         if weight.turned
         else (problem.out_channels, problem.group_channels)
     )
-    box = (h, n, d, w)
+    box = (1 if tile.halo else h, n, d, w)
     described = {
         0: _image(image, strides, (*box, tile.depth), (u, v)),
         1: Described((problem.taps, rows, columns), (weight.tap, weight.row, 1), block),
@@ -233,16 +253,20 @@ def launches(
         start = (-low_d, up[0] * u - low_h, up[1] * v - low_w)
     else:
         start, step = (low_d, low_h, low_w), tuple(-by for by in step)
+        if tile.halo:  # a slot begins with the last tap's row
+            start = (low_d, low_h + (problem.filter_size[-2] - 1) * step[1], low_w)
     scalars = (
         view.terms, view.columns, problem.groups * view.columns, strides[3],
         count, window.number, *window.blocks[1:], column_blocks, *axes(problem.filter_size, 1), *start, *step, *up,
     )  # fmt: skip
     constants_ = {
         "TN": n, "TD": d, "TH": h, "TW": w, "BK": tile.columns, "BC": tile.depth,
-        "WORKERS": workers, "STAGES": tile.stages, "BAND": BAND,
+        "WORKERS": workers, "STAGES": _SLOTS if tile.halo else tile.stages, "BAND": BAND,
         "FOLD_H": u, "FOLD_W": v,
         "WEIGHTS": "plain" if forward else "turned" if weight.turned else "transposed",
-        "FILTERS_LEFT": tile.columns < pixels,
+        "FILTERS_LEFT": _filters_left(tile),
+        "HALO": problem.filter_size[-2] if tile.halo else 1, "APART": step[1] if tile.halo else 0,
+        "W_STAGES": tile.stages,
         **epilogue_of(activation),
     }  # fmt: skip
     dtypes = dtypes_of_forward(problem, operands if forward else operands._replace(bias=False, residual=None))
@@ -254,6 +278,11 @@ def launches(
 def _fresh(problem: ConvProblem, direction: Direction) -> tuple[int, ...]:
     """Strides of the result."""
     return torch.empty(problem.view(direction).shape, device="meta", memory_format=problem.memory_format).stride()
+
+
+def _filters_left(tile: Tile) -> bool:
+    """Whether filters are on the left of the product: of the right operand, there should be more."""
+    return tile.columns < 4 * tile.rows // tile.warps
 
 
 def _of_axes(shape: tuple[int, ...], strides: tuple[int, ...], unit: int) -> tuple[int, int, int, int]:
@@ -288,23 +317,30 @@ def predict(problem: ConvProblem, direction: Direction, tile: Tile, gpu: Gpu, tf
     size, view = problem.dtype.itemsize, problem.view(direction)
     count = tile.windows * math.ceil(view.columns / tile.columns) * problem.groups
     steps = problem.taps * math.ceil(view.terms / tile.depth)
-    box = (tile.rows + tile.columns) * tile.depth * size
+    # Of a window, what a tap takes by itself of rows that several share.
+    share = tile.halo / (problem.filter_size[-2] * tile.rows) if tile.halo else 1.0
+    box = (share * tile.rows + tile.columns) * tile.depth * size
+    held = (_SLOTS * tile.halo + tile.stages * tile.columns) * tile.depth * size if tile.halo else box * tile.stages
+    image, filters = fetched(problem, direction, tile)
     cost = constants.cost_of("window", direction, "wgmma")
+    left = tile  # pixels; or filters
+    if _filters_left(tile):
+        left = dataclasses.replace(tile, rows=tile.columns, columns=tile.rows)
     loaded, stored = count * steps * box, tile.rows * tile.columns * size
     work = Work(
         count,
         steps,
         2 * tile.rows * tile.columns * tile.depth,
         gpu.rate(problem.dtype, tf32),
-        box + read_from_shared(dataclasses.replace(tile, rows=tile.columns, columns=tile.rows), size, "wgmma"),
+        box + read_from_shared(left, size, "wgmma"),
         loaded,
         loaded / SECTOR,
         stored,
         _STEP + 4.0,
         cost.tile + cost.result * results_of(tile),
         168,
-        box * tile.stages + stored,
-        from_l2=sum(fetched(problem, direction, tile)) * size / loaded,
+        math.ceil(held) + stored,
+        from_l2=(share * image + filters) * size / loaded,
         ahead=True,
     )
     return predicted(problem, direction, tile, gpu, work)

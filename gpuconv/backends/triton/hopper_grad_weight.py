@@ -38,6 +38,7 @@ _DEPTHS = (64, 32, 16)  # pixels of a step
 _MOST_STAGES = 12
 _FEWEST_STEPS = 4  # of a split
 _FEW = 1 << 18  # elements of partial sums, of which all multiprocessors shall add some
+_MOST_TOGETHER = 32  # taps that a program adds
 _KEPT = 4096  # bytes of shared memory, at most, for what is not tiles
 _STEP, _A_PRODUCT = 40, 2.5  # instructions of a warp in a step, and for each of its products; counted
 
@@ -268,17 +269,22 @@ def launches(
 def _sum(problem: ConvProblem, tile: Tile, splits: int, with_bias: bool) -> Launch:
     """The launch that adds the partial sums; called with them, gw, and gb or None."""
     elements, dtype = _partials(problem, tile), problem.dtype
-    few = elements <= _FEW
-    block = 256 if few else 1024
     filters, channels = problem.group_filters, problem.group_channels
     vector, gw = vectors_of_sums(problem, apart=False)
+    few, together = elements <= _FEW, vector == 0 and 1 < problem.taps <= _MOST_TOGETHER
+    block = 128 if together and not few else 256 if few else 1024
+    all_taps = 2 ** math.ceil(math.log2(problem.taps)) if block == 128 else 0
+    rows, columns = math.ceil(filters / tile.rows), math.ceil(channels / tile.columns)
+    taken = rows * columns * problem.groups * tile.rows * tile.columns // block if all_taps else elements // block
     scalars = (
-        splits, elements // block, math.ceil(filters / tile.rows), math.ceil(channels / tile.columns),
-        *axes(problem.filter_size, 1), problem.groups, filters, channels // 8, *gw[1:4],
+        splits, taken, elements // block, rows, columns, *axes(problem.filter_size, 1), problem.groups,
+        filters, channels // 8, *gw[1:4],
     )  # fmt: skip
-    settings = {"BK": tile.rows, "BC": tile.columns, "TAPS": tile.taps, "BLOCK": block, "LANES": 4 if few else 1}
-    settings["GW_VECTOR"] = vector
-    programs = elements // block + (math.ceil(problem.out_channels / block) if with_bias else 0)
+    settings = {
+        "BK": tile.rows, "BC": tile.columns, "TAPS": tile.taps, "BLOCK": block, "LANES": 4 if few else 1,
+        "GW_VECTOR": vector, "ALL_TAPS": all_taps,
+    }  # fmt: skip
+    programs = taken + (math.ceil(problem.out_channels / block) if with_bias else 0)
     dtypes = (torch.float32, dtype, dtype if with_bias else None)
     return Launch(sum_tiles, programs, dtypes, scalars, settings, Tile(0, 0, 0, warps=4, stages=3))
 

@@ -38,7 +38,14 @@ def laid_out(
     return problem, operands._replace(tf32=dtype is torch.float32)
 
 
+# Direction, problem, rows and columns of a tile, and what is done at its end. "shared": rows for taps below each other.
 SMALL: dict[str, tuple[Direction, ConvProblem, tuple[int, int], Epilogue]] = {
+    "shared": ("forward", ConvProblem.of((5, 72, 7, 9), (136, 72, 3, 3), padding=1), (192, 128), EVERYTHING),
+    "shared, left": ("forward", ConvProblem.of((3, 72, 9, 5), (64, 72, 2, 3), padding=1), (256, 64), EVERYTHING),
+    "shared, three axes": ("forward", ConvProblem.of((2, 64, 3, 6, 7), (64, 64, 2, 3, 2)), (192, 64), NOTHING),
+    "shared, back": (
+        "grad_input", ConvProblem.of((3, 72, 12, 10), (136, 72, 3, 5), padding=2, dilation=(2, 1)), (192, 64), NOTHING,
+    ),
     "three groups": ("forward", ConvProblem.of((5, 72, 7, 9), (136, 72, 3, 3), padding=1), (192, 128), EVERYTHING),
     "filters left": ("forward", ConvProblem.of((5, 64, 7, 9), (64, 64, 3, 3), padding=1), (384, 64), EVERYTHING),
     "strides": (
@@ -54,7 +61,7 @@ SMALL: dict[str, tuple[Direction, ConvProblem, tuple[int, int], Epilogue]] = {
     ),
     "back, groups": ("grad_input", ConvProblem.of((3, 256, 9, 7), (128, 128, 3, 3), groups=2), (128, 128), NOTHING),
 }  # fmt: skip
-_BY_DEFAULT = ("three groups", "filters left", "back")
+_BY_DEFAULT = ("shared", "filters left", "back", "shared, back")
 
 
 @emulated
@@ -66,7 +73,8 @@ def test_it_is_right_under_every_schedule(name: str) -> None:
     problem, operands = laid_out(plain, direction)
     assert hopper.refuses(problem, direction, H100, operands) is None
     offered = hopper.tiles(problem, direction, H100, operands)
-    (tile,) = (tile for tile in offered if (tile.rows, tile.columns) == sizes)
+    of_size = (tile for tile in offered if (tile.rows, tile.columns) == sizes)
+    (tile,) = (tile for tile in of_size if (tile.halo > 0) == name.startswith("shared"))
     tile = dataclasses.replace(tile, persistent=2)  # so that each program takes several
     case = Case("triton", "H100", direction, "bfloat16", "channels_last", name, plain, tile, epilogue)
     assert complaint(case, SCHEDULES) is None
@@ -99,37 +107,45 @@ def loops(code: MachineCode, name: str) -> list[list[str]]:
         pytest.param("forward", torch.float32, marks=pytest.mark.full),
     ],
 )
-def test_its_loops_multiply_or_fetch_and_do_little_else(direction: Direction, dtype: torch.dtype) -> None:
+def test_its_loops_multiply_or_fetch_and_do_little_else(
+    direction: Direction, dtype: torch.dtype, pytestconfig: pytest.Config
+) -> None:
+    full = pytestconfig.getoption("--full")
     problem, operands = laid_out(LARGE, direction, dtype)
     offered = hopper.tiles(problem, direction, H100, operands)
     assert len(offered) >= 4
-    for tile in offered if dtype is torch.float32 else offered[:3]:
+    assert any(tile.halo for tile in offered)
+    for tile in offered if full else (offered[2], next(tile for tile in offered if tile.halo)):
         (launch,) = hopper.launches(problem, direction, operands, tile)
-        code, groups = machine_code(launch, 90), tile.warps // 4
+        code, groups, taps = machine_code(launch, 90), tile.warps // 4, 3 if tile.halo else 1
         assert not code.spills and not code.warnings and code.shared <= H100.shared_memory
         multiply, fetch = loops(code, "HGMMA"), loops(code, "UTMALDG")
         assert len(multiply) >= groups and len(fetch) >= 1
         for loop in multiply[:groups]:
-            assert len(loop) <= 60 and loop.count("BAR") <= 2
+            assert len(loop) <= 60 * taps and loop.count("BAR") <= 3 * taps
             assert not {"LDS", "STS", "LDSM", "LDG", "STG", "UTMALDG"} & {*loop}
         for loop in fetch:
-            assert loop.count("UTMALDG") >= 1 + groups and "HGMMA" not in loop
-        assert len(fetch[0]) <= 35 + 7 * groups
+            assert "HGMMA" not in loop
+        if not tile.halo:
+            assert fetch[0].count("UTMALDG") >= 1 + groups and len(fetch[0]) <= 35 + 7 * groups
         # A step's own product is under way while it waits for the one before.
         waits = re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x([0-9a-f]+)", code.sass)
-        assert [int(n, 16) for n in waits].count(1) == groups
+        assert [int(n, 16) for n in waits].count(1) == groups * taps
 
 
 @emulated
 def test_it_fetches_what_the_formula_says() -> None:
-    problem, operands = laid_out(ConvProblem.of((4, 64, 8, 8), (128, 64, 3, 3), padding=1), "forward")
-    (tile,) = (t for t in hopper.tiles(problem, "forward", H100, operands) if (t.rows, t.columns) == (128, 128))
-    (kernel,) = inspect_kernels(problem, "forward", "triton", H100, run=True, tile=tile)
-    assert kernel.threads == 32 * (4 + 4 + 4)
-    assert kernel.counters is not None and kernel.prediction is not None
-    fetched = 2 * 9 * (128 + 128) * 64 * 2  # two tiles, nine taps, windows and filters
-    assert kernel.prediction.bytes == fetched
-    assert kernel.counters.tma_bytes == fetched + 2 * 128 * 128 * 2
+    problem, operands = laid_out(ConvProblem.of((8, 64, 8, 8), (128, 64, 3, 3), padding=1), "forward")
+    offered = hopper.tiles(problem, "forward", H100, operands)
+    alone, shared = (tile for tile in offered if (tile.rows, tile.columns) == (128, 128))
+    # Four tiles, nine taps: windows of 128 pixels; or, for each of three columns, the four rows of 64 that they have.
+    for tile, pixels in ((alone, 9 * 128), (shared, 3 * 4 * 64)):
+        (kernel,) = inspect_kernels(problem, "forward", "triton", H100, run=True, tile=tile)
+        assert kernel.threads == 32 * (4 + 4 + 4)
+        assert kernel.counters is not None and kernel.prediction is not None
+        fetched = 4 * (pixels + 9 * 128) * 64 * 2
+        assert kernel.prediction.bytes == pytest.approx(fetched)
+        assert kernel.counters.tma_bytes == fetched + 4 * 128 * 128 * 2
 
 
 def test_it_says_what_it_refuses() -> None:

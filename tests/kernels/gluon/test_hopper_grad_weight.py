@@ -143,6 +143,22 @@ def test_each_wait_arrival_and_fence_of_its_protocol_is_needed() -> None:
     assert len(waits) == 6 and len(protocol) == 6 + 3 + 3 + 8 + 2 + 1
 
 
+@emulated
+def test_a_large_contiguous_result_is_written_in_whole_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hopper_grad_weight, "_FEW", 0)  # large, as if
+    problem = dataclasses.replace(ConvProblem.of((3, 64, 6, 7), (64, 64, 3, 3), padding=1), dtype=torch.bfloat16)
+    tile = tile_of(problem, 64, 64, 32, 6, 2, 3)
+    case = Case("triton", "H100", "grad_weight", "bfloat16", "channels_last", "contiguous", problem, tile)
+    assert complaint(case, SCHEDULES[:1]) is None
+    operands = contiguous_operands(problem, "grad_weight", torch.channels_last)
+    gy, x = (torch.ones(shape, dtype=torch.bfloat16) for shape in problem.operand_shapes("grad_weight"))
+    gy, x = (t.contiguous(memory_format=torch.channels_last) for t in (gy, x))
+    with emulator.on("h100") as gpu:
+        backends.get("triton").bind(problem, "grad_weight", gy.device, Activation("none"), operands, tile)(gy, x, False)
+    _, add = gpu.counters()
+    assert add.global_sectors <= 1.1 * add.global_sectors_least
+
+
 def _asked(problem: ConvProblem, **changed: object) -> tuple[object, ...]:
     problem, operands = laid_out(dataclasses.replace(problem, **changed))  # type: ignore[arg-type]  # of its fields
     return problem, "grad_weight", H100, operands
