@@ -166,4 +166,8 @@ def cells_product(
     y_row = wide(y_row, WIDE) * Y_VECTOR
     o_row = ((b_n * (PLANES * D) + at.d) * H + at.h) * y_row + b_i.w * RUN  # [BM]
     o_column = ((plane * D + a.d) * H + a.h) * y_row + o_run  # [BN]
-    tl.store(scattered(p_y, o_row, o_column), rounded(b_y, p_y.dtype.element_ty, EMULATE_BF16), mask=m)
+    b_out = rounded(b_y, p_y.dtype.element_ty, EMULATE_BF16)
+    if EVEN and Y_VECTOR > 1:  # whose runs the compiler finds
+        tl.store(p_y + (o_row[:, None] + o_column[None, :]), b_out, mask=m)
+    else:
+        tl.store(scattered(p_y, o_row, o_column), b_out, mask=m)

@@ -160,12 +160,13 @@ def test_what_the_layers_do_not_use_compiles_too(
 @pytest.mark.full
 @pytest.mark.parametrize("numbers", NUMBERS)
 @pytest.mark.parametrize("capability", GPUS, ids="sm_{}".format)
-@pytest.mark.parametrize("family", ["stem", "planes"])
+@pytest.mark.parametrize("family", ["cells", "stem", "planes"])
 def test_every_tile_that_could_be_chosen_compiles_well(family: str, capability: int, numbers: str) -> None:
     dtype, tf32 = NUMBERS[numbers]
     wrong = []
     for filters, memory_format, direction in itertools.product((16, 256), FORMATS, DIRECTIONS):
         shapes = {
+            "cells": ((32, 3, 64, 64), (filters, 3, 7, 7), 2, 3),
             "stem": ((32, 3, 64, 64), (filters, 3, 7, 7), 2, 3),
             "planes": ((32, 64, 28, 28), (filters, 64, 1, 1)),
         }
@@ -174,7 +175,7 @@ def test_every_tile_that_could_be_chosen_compiles_well(family: str, capability: 
         operands = operands._replace(tf32=tf32, bias=direction == "forward")
         tiles = backend.FAMILIES[family].tiles(problem, direction, KNOWN[GPUS[capability]], operands)
         for tile in {dataclasses.replace(tile, splits=1) for tile in tiles}:
-            (launch,) = launches(problem, direction, operands, tile, with_bias=True)
+            *_, launch = launches(problem, direction, operands, tile, with_bias=True)
             wrong += complaints(machine_code(launch, capability), launch, capability, numbers)
     assert not wrong, "\n".join(wrong)
 
