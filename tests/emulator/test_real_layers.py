@@ -94,8 +94,9 @@ class Stored(NamedTuple):
 
 STORED = {
     "weight of few channels": Stored("a row of 3 × 7 × 7 terms begins anywhere; all fits the L2 cache", 3.6),
-    "taps": Stored("they are innermost in a contiguous weight: small ones are stored so, in the L2 cache", 9.1),
-    "single sums": Stored("one for each filter and tap", 2.1),
+    "taps": Stored("they are innermost in a contiguous weight: small ones are stored so, in the L2 cache", 10),
+    "tiles": Stored("sums lie in tiles of 16 × 8, and a row of 8 channels is half a sector", 2.1),
+    "depthwise weight": Stored("few kilobytes, of which each channel's programs have single elements", 9.1),
     "cells": Stored("a pixel has three channels, its row in a cell twice as many: the next cell has the rest", 2.1),
     "odd planes": Stored("planes of 7 × 7 pixels begin anywhere", 1.6),
     "windows": Stored("parts of rows begin anywhere: the next store of a warp has the rest of a sector", 1.9),
@@ -109,10 +110,12 @@ def stored(case: Case, kernel: str) -> Stored:
     tile, planes = case.tile, case.layout == "contiguous"
     if case.direction == "grad_weight":
         if case.plain.groups > 1:
-            return STORED["single sums"]
+            return STORED["depthwise weight"]
         if case.plain.in_channels <= 4:
             return STORED["weight of few channels"]
-        return STORED["taps"] if planes and case.plain.taps > 1 else Stored("")
+        if planes and case.plain.taps > 1:
+            return STORED["taps"]
+        return STORED["tiles"] if kernel == "sum_tiles" else Stored("")
     if kernel.startswith("pack"):
         return Stored("")
     if tile.kernel == "cells":
