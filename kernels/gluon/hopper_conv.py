@@ -20,6 +20,17 @@ and read after the j-th phase of full[s] has. So no copy overwrites what is read
 and since copies only wait for products of slots that were filled before, all get on. A group hands a slot back one
 step later than it multiplies with it: when the next product is on its way, so that the tensor cores never wait.
 
+HALO. A window that is moved by a row shares all rows but one with what it was. So where filters have several taps below
+each other, a slot may hold rows: a tile is a row of pixels for each warp group (of several images, so that it has
+enough), a slot has those and the rows that taps reach beyond them, and a tap takes its row out of it:
+
+    slot    row 0  row 1  row 2  row 3  row 4         three warp groups, three taps: 5 rows are fetched, not 9
+    tap 0   [ 0 ]  [ 1 ]  [ 2 ]                       of warp group 0, 1, 2
+    tap 1          [ 0 ]  [ 1 ]  [ 2 ]
+    tap 2                 [ 0 ]  [ 1 ]  [ 2 ]
+
+Filters then have a ring and barriers of their own, with the same protocol, since they are read for one tap each.
+
 Pixels are on the left of the product, or filters where there are 64: an instruction multiplies 64 rows of the left
 operand with all of the right, and reads both from shared memory; it is quick enough only where the right one is wide.
 """

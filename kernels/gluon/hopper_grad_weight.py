@@ -26,6 +26,16 @@ arrival, from which on the slot may be written. Both sides count phases: a slot'
 `empty` (the wait for phase −1 passes at once) and completes phase n of `full`. Item i hands back item i − TAPS: so the
 fetching warp gets ahead by STAGES − TAPS items, and no wait is for ever if STAGES > TAPS.
 
+Why nothing is read too early or written too soon: a product reads a slot after `full` of its item, on which both copies
+count. When an item hands back a slot, the wait before that has left under way but the item's own products, which read
+its slot and the TAPS − 1 before; at the end of a strip, none. A test takes away each wait, arrival and fence in turn,
+and finds it missed.
+
+    gpuconv inspect --layer resnet50.conv3_3x3 --batch 4 --direction grad_weight --gpu h100 --dtype bfloat16 --run
+
+counts on the virtual GPU what this moves and executes: sectors of global memory the least, no pass over shared memory
+in the loop.
+
 A window that reaches beyond gy reads zeros there, and multiplies them with what x has: where that is not finite, the
 sum of the window's tap becomes NaN even if no output pixel meets it.
 """

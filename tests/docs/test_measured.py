@@ -59,4 +59,7 @@ def test_a_new_record_renews_the_pages(tmp_path: Path, monkeypatch: pytest.Monke
     before, now = old.bench.name[:10], record.newest().bench.name[:10]
     assert now == before.replace("2026-", "2027-")
     for page, text in pages.items():
-        assert (tmp_path / page).read_text(encoding="utf-8") == text.replace(before, now)
+        start, _, rest = text.partition(record.BEGIN)
+        said, _, end = rest.partition(record.END)
+        renewed = start + record.BEGIN + said.replace(before, now) + record.END + end
+        assert (tmp_path / page).read_text(encoding="utf-8") == renewed

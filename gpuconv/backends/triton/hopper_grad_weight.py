@@ -16,7 +16,7 @@ import torch
 from gpuconv.activations import IDENTITY, Activation
 from gpuconv.backends import constants
 from gpuconv.backends.base import Operands, Tile
-from gpuconv.backends.derived import axes, overflows, tiles_of_weight, with_splits
+from gpuconv.backends.derived import WORKSPACE, axes, overflows, tiles_of_weight, with_splits
 from gpuconv.backends.family import Family
 from gpuconv.backends.last_program import Workspace
 from gpuconv.backends.roofline import SECTOR, Prediction, Work, added_apart, predicted, results_of
@@ -89,11 +89,10 @@ def refuses(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Oper
         reason = _not_described(name, shape, strides, unit)
         if reason is not None:
             return reason
-    for size, taps, u, (low, _), d in zip(
-        problem.input_size, problem.filter_size, problem.stride, problem.padding, problem.dilation, strict=True
-    ):
-        if len({math.ceil((size - (r * d - low) % u) / u) for r in range(taps)}) > 1:
-            return "the stride leaves its taps unequal numbers of pixels"
+    for size, u, used in zip(problem.input_size, problem.stride, _remainders(problem), strict=True):
+        counts = {math.ceil((size - a) / u) for a in used}
+        if len(counts) > 1 or counts == {0}:
+            return "the stride leaves its taps unequal numbers of pixels, or none"
     _, x = _images(problem, operands)
     if _apart(problem, x) > _MOST_PIXELS:
         return "rows that the stride joins are too long to count in 32 bits"
@@ -161,20 +160,29 @@ def _window(image: Image, depth: int, taps: int) -> Window:
     return min(found)[-1]
 
 
-def _described(image: Image, window: Window, channels: int, block: int, strides: tuple[int, ...]) -> Described:
-    """The descriptor of an image of which every so-manieth pixel is summed; those between lie behind the channels."""
-    sizes = tuple(math.ceil(size / u) for size, u in zip(image.sizes, (1, *strides), strict=True))
+def _remainders(problem: ConvProblem) -> list[set[int]]:
+    """For each axis, which of the pixels that the stride joins the taps meet."""
+    settings = zip(problem.filter_size, problem.stride, problem.padding, problem.dilation, strict=True)
+    return [{(r * d - low) % u for r in range(taps)} for taps, u, (low, _), d in settings]
+
+
+def _described(
+    image: Image, window: Window, channels: int, block: int, strides: tuple[int, ...], last: tuple[int, ...]
+) -> Described:
+    """The descriptor of an image of which every so-manieth pixel is summed; those between lie behind the channels, up
+    to the last that a tap meets: beyond it memory may end."""
+    joined = zip(image.sizes[1:], strides, last, strict=True)
+    sizes = (image.sizes[0], *(math.ceil((size - a) / u) for size, u, a in joined))
     apart = tuple(u * stride for stride, u in zip(image.strides, (1, *strides), strict=True))
-    behind = sum((u - 1) * stride for stride, u in zip(image.strides[1:], strides, strict=True))
+    behind = sum(a * stride for stride, a in zip(image.strides[1:], last, strict=True))
     box = (window.images, 1, window.rows, window.columns, block)
     return Described((*sizes, behind + channels), (*apart, 1), box)
 
 
 def _apart(problem: ConvProblem, x: Image) -> int:
     """Elements of a row of x's descriptor."""
-    return problem.in_channels + sum(
-        (u - 1) * stride for stride, u in zip(x.strides[1:], axes(problem.stride, 1), strict=True)
-    )
+    last = axes(tuple(map(max, _remainders(problem))), 0)
+    return problem.in_channels + sum(a * stride for stride, a in zip(x.strides[1:], last, strict=True))
 
 
 # ---- which tiles there are -------------------------------------------------------------------------------------------
@@ -198,7 +206,8 @@ def tiles(problem: ConvProblem, direction: Direction, gpu: Gpu, operands: Operan
             stages = min(_MOST_STAGES, (gpu.shared_memory - _KEPT) // _bytes(rows, columns, depth))
             number = _window(gy, depth, count).number
             tile = Tile(rows, columns, depth, _WARPS, stages, 1, "hopper_grad_weight", number, taps=count)
-            programs, most = _programs(problem, tile), number // _FEWEST_STEPS
+            programs = _programs(problem, tile)
+            most = min(number // _FEWEST_STEPS, WORKSPACE // (4 * _partials(problem, tile)))
             found += with_splits(tile, problem, gpu, programs, most, (1,))
     return found
 
@@ -240,7 +249,7 @@ def launches(
     splits, dtype = splits_of(problem, tile), problem.dtype
     gy, x = _images(problem, operands)
     window = _window(gy, tile.depth, tile.taps)
-    stride = axes(problem.stride, 1)
+    stride, last = axes(problem.stride, 1), axes(tuple(map(max, _remainders(problem))), 0)
     _, planes, rows, columns = window.blocks
     vector, gw = vectors_of_sums(problem, apart=False)
     scalars = (
@@ -253,8 +262,8 @@ def launches(
         "STRIDED": max(stride) > 1, "GW_VECTOR": vector, **dict(zip("TRS", axes(problem.filter_size, 1), strict=True)),
     }  # fmt: skip
     described = {
-        0: _described(gy, window, problem.out_channels, tile.rows, (1, 1, 1)),
-        1: _described(x, window, problem.in_channels, tile.columns, stride),
+        0: _described(gy, window, problem.out_channels, tile.rows, (1, 1, 1), (0, 0, 0)),
+        1: _described(x, window, problem.in_channels, tile.columns, stride, last),
     }
     workspace = Workspace(splits * _partials(problem, tile) if splits > 1 else 0)
     written = torch.float32 if splits > 1 else dtype

@@ -216,9 +216,8 @@ _TENSOR_CORES = {
     ),
 }  # fmt: skip
 # As TF32 wgmma multiplies only what has the pixels innermost, and x has not: two warps multiply by mma.sync instead,
-# which takes either, and keep all the sums of one tile in registers. (By whether filters of gy lie side by side: planes
-# of it leave no registers for a third stage.)
-_TWO_WARPS = {True: ((64, 128, 32, 2, 3), (64, 64, 32, 2, 4)), False: ((64, 128, 32, 2, 2), (64, 64, 32, 2, 4))}
+# which takes either, and keep all the sums of one tile in registers. (There are none left for a third stage.)
+_TWO_WARPS = ((64, 128, 32, 2, 2), (64, 64, 32, 2, 4))
 _INTERPRETED = {
     "forward": ((1024, 64, 64, 4, 2), (128, 16, 64, 4, 2)),
     "grad_weight": ((64, 64, 1024, 4, 2), (64, 64, 128, 4, 2)),
@@ -232,8 +231,7 @@ def _tiles(
     interpreted = gpu.capability == (0, 0)
     shapes: tuple[tuple[int, int, int, int, int], ...] = (_INTERPRETED if interpreted else _TENSOR_CORES)[direction]
     if not forward and operands.tf32 and gpu.capability[0] in (9, 10):
-        gy, _ = layouts(problem, direction, operands)
-        shapes = (*_TWO_WARPS[gy.channels_fast], *(shape for shape in shapes if shape[0] < 64))
+        shapes = (*_TWO_WARPS, *(shape for shape in shapes if shape[0] < 64))
     chosen = []
     for rows, columns, depth, warps, stages in shapes:
         filters = columns if forward else rows

@@ -1,7 +1,10 @@
 """Hopper's forward and grad_input in Gluon: right under every schedule, their machine code, bytes, what they refuse."""
 
 import dataclasses
+import importlib.util
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from gpuconv.emulator import device as emulator
 from gpuconv.gpu import KNOWN
 from gpuconv.inspection.kernels import inspect_kernels
 from gpuconv.inspection.machine_code import MachineCode, machine_code
+from gpuconv.kernels.gluon import hopper_conv
 from gpuconv.problem import CHANNELS_LAST, ConvProblem, Direction
 
 pytestmark = pytest.mark.skipif(INTERPRETING, reason="what is interpreted is not compiled")
@@ -124,9 +128,8 @@ def test_its_loops_multiply_or_fetch_and_do_little_else(
         for loop in multiply[:groups]:
             assert len(loop) <= 60 * taps and loop.count("BAR") <= 3 * taps
             assert not {"LDS", "STS", "LDSM", "LDG", "STG", "UTMALDG"} & {*loop}
-        for loop in fetch:
-            assert "HGMMA" not in loop
-        if not tile.halo:
+        if not tile.halo:  # (of those with several loops inside, the compiler lays out others' code between)
+            assert "HGMMA" not in fetch[0]
             assert fetch[0].count("UTMALDG") >= 1 + groups and len(fetch[0]) <= 35 + 7 * groups
         # A step's own product is under way while it waits for the one before.
         waits = re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x([0-9a-f]+)", code.sass)
@@ -163,3 +166,62 @@ def test_it_says_what_it_refuses() -> None:
     assert "sm_90" in (hopper.refuses(problem, "forward", KNOWN["A100"], operands) or "")
     contiguous = contiguous_operands(problem, "forward")
     assert "channels last" in (hopper.refuses(problem, "forward", H100, contiguous) or "")
+
+
+# What orders accesses, in the kernel's text; what stands in its place; and whether it is for shared rows, or else, too.
+ORDERING = {
+    "a free slot": ("mbarrier.wait(x_empty.index(slot), phase)", "pass", "both"),
+    "free filters": ("mbarrier.wait(w_empty.index(w_slot), w_phase)", "pass", "shared"),
+    "a full slot": ("mbarrier.wait(x_full.index(slot), phase)", "pass", "both"),
+    "full filters": ("mbarrier.wait(w_full.index(w_slot), w_phase)", "pass", "shared"),
+    "a slot handed back": ("mbarrier.arrive(x_empty.index(slot_before(slot, STAGES)), pred=i > 0)", "pass", "both"),
+    "filters handed back": (
+        "mbarrier.arrive(w_empty.index(slot_before(w_slot, W_STAGES)), pred=i > 0)", "pass", "shared",
+    ),
+    "the product before": ("warpgroup_mma_wait(1, deps=(product,))", "warpgroup_mma_wait(2, deps=(product,))", "both"),
+    "the last product": ("warpgroup_mma_wait(0, deps=(acc,))", "warpgroup_mma_wait(1, deps=(acc,))", "both"),
+    "the residual": ("mbarrier.wait(came.index(ME), round)", "pass", "both"),
+    "the residual's phase": ("round ^= 1", "pass", "both"),
+    "a place for the residual": ("tma.store_wait(0)\n            mbarrier.expect", "mbarrier.expect", "both"),
+    "the result before": ("tma.store_wait(0)  # the result before has left", "pass", "alone"),
+    "the last result": ("    tma.store_wait(0)\n\n", "\n", "both"),
+}  # fmt: skip
+
+
+@emulated
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("what", "shared"),
+    [
+        (what, shared)
+        for what, (_, _, where) in ORDERING.items()
+        for shared in (False, True)
+        if shared or where != "shared"
+    ],
+)
+def test_without_what_orders_accesses_a_fault_is_found(
+    what: str, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new, where = ORDERING[what]
+    text = Path(hopper_conv.__file__).read_text()
+    assert old in text
+    monkeypatch.setattr(hopper, "hopper_conv", _kernel_of(text.replace(old, new), tmp_path))
+    epilogue = NOTHING if where == "alone" else Epilogue(residual=True)
+    plain = ConvProblem.of((5, 72, 7, 9), (64, 72, 3, 3), padding=1)
+    problem, operands = laid_out(plain, "forward")
+    offered = hopper.tiles(problem, "forward", H100, operands)
+    (tile,) = (t for t in offered if (t.rows, t.columns, t.halo > 0) == (192, 64, shared))
+    tile = dataclasses.replace(tile, persistent=2, stages=4 if shared else 3)  # with which neither ring waits for both
+    case = Case("triton", "H100", "forward", "bfloat16", "channels_last", what, plain, tile, epilogue)
+    assert complaint(case, SCHEDULES) is not None
+
+
+def _kernel_of(text: str, folder: Path) -> Any:
+    """The kernel of this text, beside the modules that it imports from."""
+    file = folder / "altered.py"
+    file.write_text(text)
+    spec = importlib.util.spec_from_file_location("gpuconv.kernels.gluon.altered", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.hopper_conv

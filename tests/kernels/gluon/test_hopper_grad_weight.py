@@ -49,11 +49,12 @@ SMALL = {
     "three taps": (ConvProblem.of((5, 64, 7, 9), (64, 64, 3, 3), padding=1), (64, 64, 32, 4, 3, 3)),
     "five taps": (ConvProblem.of((3, 192, 6, 5), (96, 96, 5, 2), padding=(2, 0), groups=2), (64, 64, 16, 6, 2, 3)),
     "strides": (ConvProblem.of((5, 64, 8, 12), (72, 64, 3, 3), padding=1, stride=2), (64, 64, 32, 4, 2)),
+    "where memory ends": (ConvProblem.of((2, 16, 8, 8), (72, 16, 1, 2), padding=(1, 0), stride=3), (64, 64, 16, 4, 2)),
     "three axes": (ConvProblem.of((2, 64, 4, 6, 7), (64, 64, 2, 3, 3), padding=1), (64, 64, 32, 6, 2, 3)),
     "1×1": (ConvProblem.of((5, 136, 7, 9), (264, 136, 1, 1)), (256, 128, 64, 3, 2)),
     "1×1, not split": (ConvProblem.of((5, 136, 7, 9), (136, 136, 1, 1)), (128, 64, 64, 3, 1)),
 }  # fmt: skip
-_BY_DEFAULT = ("three taps", "strides", "1×1, not split")
+_BY_DEFAULT = ("three taps", "strides", "where memory ends", "1×1, not split")
 
 
 @emulated
