@@ -34,9 +34,10 @@ def sum_bias(
     size,  # Z, P, Q
     FILTERS_FAST: tl.constexpr,  # filters lie closer than pixels
     WIDE: tl.constexpr, ACCUMULATE: tl.constexpr, EMULATE_BF16: tl.constexpr, OUT_BF16: tl.constexpr,
+    SHARE: tl.constexpr = 1,  # of the pixels of a step, 1 of so many: where a program may have but two warps
 ):  # fmt: skip
     """gb[split, k] = Σ_m gy[m, k] over the pixels of a split, for the filters of a program."""
-    STEP: tl.constexpr = 4096 // ACCUMULATE.primitive_bitwidth  # in no more registers than a product takes
+    STEP: tl.constexpr = 4096 // ACCUMULATE.primitive_bitwidth // SHARE  # in no more registers than a product takes
     blocks = tl.cdiv(filters, FILTERS)
     split = wide(program // blocks, WIDE)
     o_filter, o_filter_safe = block_indices(program % blocks, FILTERS, filters, WIDE)  # [FILTERS]

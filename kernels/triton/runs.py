@@ -172,7 +172,7 @@ def runs_grad_weight(
             sum_bias(
                 gy, p_gb, gb_split, p_workspace, p_arrived, tiles, BM * BJ,
                 program - tiles * splits, splits, pixels, K, out,
-                not GY_PIXELS_FAST, WIDE, ACCUMULATE, EMULATE_BF16, OUT_BF16,
+                not GY_PIXELS_FAST, WIDE, ACCUMULATE, EMULATE_BF16, OUT_BF16, 2,
             )  # fmt: skip
             return
     tile = program % tiles

@@ -46,7 +46,7 @@ KERNELS = {
         {"stages": 3, "persistent": 1}, least=30,
     ),
     "window grad_weight": Planned(
-        "triton", "H100", "grad_weight", "window", (2, 40, 9, 7), (40, 40, 3, 1), {"padding": (1, 0)}, {"stages": 3},
+        "triton", "H100", "grad_weight", "window", (2, 40, 17, 13), (40, 40, 3, 1), {"padding": (1, 0), "stride": 2}, {"stages": 3},
         least=40,
     ),
     "tensor forward": Planned(
