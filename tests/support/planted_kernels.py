@@ -46,8 +46,8 @@ KERNELS = {
         {"stages": 3, "persistent": 1}, least=30,
     ),
     "window grad_weight": Planned(
-        "triton", "H100", "grad_weight", "window", (2, 40, 17, 13), (40, 40, 3, 1), {"padding": (1, 0), "stride": 2}, {"stages": 3},
-        least=40,
+        "triton", "H100", "grad_weight", "window", (2, 40, 17, 13), (40, 40, 3, 1), {"padding": (1, 0), "stride": 2},
+        {"stages": 3}, least=40,
     ),
     "tensor forward": Planned(
         "cuda", "A100", "forward", "tensor", (1, 72, 3, 5, 5), (24, 72, 3, 1, 3), {"padding": (1, 0, 1)}, least=10
