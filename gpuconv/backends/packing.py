@@ -23,7 +23,7 @@ from gpuconv.backends.derived import axes
 from gpuconv.backends.roofline import SECTOR, Prediction, copying
 from gpuconv.backends.tile import Tile
 from gpuconv.gpu import Gpu
-from gpuconv.problem import CHANNELS_LAST, ConvProblem, Direction
+from gpuconv.problem import CHANNELS_LAST, ConvProblem, Direction, allocate
 
 NAMES: dict[Direction, tuple[str, str]] = {
     "forward": ("input", "weight"), "grad_input": ("grad_output", "weight"), "grad_weight": ("grad_output", "input"),
@@ -261,3 +261,18 @@ def memory_for(of: Sources) -> Copies:
         return None if first is None else a.new_empty(first), None if second is None else b.new_empty(second)
 
     return allocate
+
+
+def result_copied(
+    problem: ConvProblem, run: Callable[..., torch.Tensor], copy: Callable[[torch.Tensor, torch.Tensor], None]
+) -> Callable[..., torch.Tensor]:
+    """`run`, which computes a grad_input channels last, and a copy of that as the problem says: copy(computed, gx)."""
+    shape, memory_format = problem.input_shape, problem.memory_format
+
+    def copied(*operands: torch.Tensor) -> torch.Tensor:
+        computed = run(*operands)
+        gx = allocate(shape, computed, memory_format)
+        copy(computed, gx)
+        return gx
+
+    return copied

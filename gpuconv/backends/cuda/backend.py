@@ -186,15 +186,7 @@ def _pack_first(
 def _copy_result(problem: ConvProblem, run: Callable[..., Any], call: _Call) -> Callable[..., Any]:
     """`run`, which computes a grad_input channels last, and a copy of that as the problem says."""
     launch = pack.launch((packing.source_of_result(problem), None), problem.dtype)
-    shape, memory_format = problem.input_shape, problem.memory_format
-
-    def copied(*operands: torch.Tensor) -> torch.Tensor:
-        computed = run(*operands)
-        gx = allocate(shape, computed, memory_format)
-        call(launch, computed, None, gx, None)
-        return gx
-
-    return copied
+    return packing.result_copied(problem, run, lambda computed, gx: call(launch, computed, None, gx, None))
 
 
 def _bind_forward(
